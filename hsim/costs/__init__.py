@@ -1,0 +1,1 @@
+"""What work costs: from a step's shape to seconds and joules. Pure functions and frozen models; no clock."""

@@ -1,0 +1,41 @@
+"""What fits in an accelerator's memory: weights, and tokens of KV cache."""
+
+from __future__ import annotations
+
+from hsim.costs.composed import KV_BYTES, WEIGHT_BYTES, Placement
+from hsim.description.system import Figures
+from hsim.errors import DescriptionError
+from hsim.units import GB
+
+
+def kv_capacity_tokens(placement: Placement, gpu_memory_utilization: float, figures: Figures, where: str) -> int:
+    """Tokens of context that one replica holds. Raises DescriptionError where the weights alone do not fit."""
+    model, ways = placement.model, placement.tensor_parallel
+    memory_bytes = figures.value(placement.chip, "memory_bytes")
+    reserved_bytes = figures.value(placement.engine, "reserved_bytes")
+    weight_bytes = _weight_bytes(placement)
+    free_bytes = ways * (memory_bytes * gpu_memory_utilization - reserved_bytes) - weight_bytes
+    kv_bytes = KV_BYTES * model.kv_elements_per_token * max(1.0, ways / model.kv_heads)
+    tokens = int(free_bytes // kv_bytes)
+    if tokens < 1:
+        usable = memory_bytes * gpu_memory_utilization - reserved_bytes
+        needed = -(-weight_bytes // usable) if usable > 0 else 0
+        what = (
+            f"{model.name} in {placement.precision} has {weight_bytes / GB:.1f} GB of weights; {ways} x "
+            f"{placement.chip.name} leave {max(0.0, ways * usable) / GB:.1f} GB for weights and KV cache"
+        )
+        raise DescriptionError(where, what, f"use tensor_parallel {_next_power_of_two(needed)} or more, or a lower precision")
+    return tokens
+
+
+def _weight_bytes(placement: Placement) -> float:
+    model = placement.model
+    embeddings = model.parameters - model.layer_parameters  # stay bf16: quantisation leaves them alone
+    return model.layer_parameters * WEIGHT_BYTES[placement.precision] + embeddings * WEIGHT_BYTES["bf16"]
+
+
+def _next_power_of_two(needed: float) -> int:
+    ways = 1
+    while ways < needed:
+        ways *= 2
+    return ways

@@ -1,0 +1,82 @@
+"""The words in which everything about cost is said: the shape of a step, and a segment of equal steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(slots=True)
+class StepShape:
+    """All that a cost model may know of one forward pass of a batch.
+
+    A batch holds `decodes` sequences that each add one token and read `context_tokens` between them, and prompt
+    chunks of `chunks` sequences that add `chunk_tokens` between them, read `chunk_context_tokens` (their own
+    included) and attend `pairs` (query, key) pairs. From one such step to the next, context grows by `decodes`, the
+    chunks' by `chunk_tokens`, and pairs by `pairs_growth`.
+    """
+
+    decodes: int
+    context_tokens: int
+    chunks: int = 0
+    chunk_tokens: int = 0
+    chunk_context_tokens: int = 0
+    pairs: int = 0
+    pairs_growth: int = 0
+
+    @property
+    def sequences(self) -> int:
+        return self.decodes + self.chunks
+
+    @property
+    def new_tokens(self) -> int:
+        return self.decodes + self.chunk_tokens
+
+
+@dataclass(slots=True)
+class Segment:
+    """Equal steps: step k (from 0) takes seconds + k * seconds_growth, and joules + k * joules_growth above idle.
+
+    `context_joules` of that go with each context token read; `valid_steps` says how many steps the form holds
+    (math.inf: until the batch changes). The closed forms below are tested against naive accumulation.
+    """
+
+    seconds: float
+    seconds_growth: float
+    joules: float
+    joules_growth: float
+    context_joules: float
+    valid_steps: float = math.inf
+
+    def seconds_of(self, steps: int) -> float:
+        """Seconds of the first `steps` steps."""
+        return steps * (self.seconds + 0.5 * (steps - 1) * self.seconds_growth)
+
+    def joules_of(self, steps: int) -> float:
+        """Joules above idle of the first `steps` steps."""
+        return steps * (self.joules + 0.5 * (steps - 1) * self.joules_growth)
+
+    def steps_by(self, start_s: float, now_s: float) -> int:
+        """How many whole steps of a segment begun at start_s have ended at now_s, boundaries on now_s included.
+
+        The inverse of start_s + seconds_of(k), exact to the last bit: rounding must not decide at a boundary.
+        """
+        half = 0.5 * self.seconds_growth
+        linear, elapsed_s = self.seconds - half, now_s - start_s
+        # The stable root of half k^2 + linear k = elapsed, then corrected against the very expression of a boundary.
+        root = math.sqrt(max(0.0, linear * linear + 4.0 * half * elapsed_s))
+        steps = max(0, int(2.0 * elapsed_s / (linear + root)))
+        while start_s + self.seconds_of(steps + 1) <= now_s:
+            steps += 1
+        while steps and start_s + self.seconds_of(steps) > now_s:
+            steps -= 1
+        return steps
+
+
+class StepCosts(Protocol):
+    """Seconds and joules of a replica's steps."""
+
+    def segment(self, shape: StepShape) -> Segment:
+        """The segment that begins with a step of this shape, its batch unchanged."""
+        ...

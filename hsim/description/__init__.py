@@ -1,0 +1,1 @@
+"""What is asked: scenarios, hardware, models. Frozen data read from strict YAML; no clock, no arithmetic."""

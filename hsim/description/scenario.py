@@ -1,0 +1,243 @@
+"""The scenario: what to run. A scenario file is these classes, name for name; there is no other schema."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag, model_validator
+
+from hsim.description.catalogue import scenario_file
+from hsim.description.hardware import Precision, Tool
+from hsim.description.quantities import Distribution
+from hsim.description.yamlfile import Document, Strict, did_you_mean, read_document, validated, with_settings
+from hsim.errors import DescriptionError
+
+
+class PoissonArrivals(Strict):
+    """Independent arrivals at a constant mean rate."""
+
+    kind: Literal["poisson"]
+    rate_per_s: PositiveFloat
+
+
+class TraceArrivals(Strict):
+    """Arrivals, and lengths where a class declares none, from a trace file.
+
+    Reads the Azure 2023 CSV as published, and CSV with arrival_s,input_tokens,output_tokens; .gz of either. The
+    path is relative to the scenario, else to the working directory. `rate_scale` 2 makes the same requests arrive
+    twice as fast.
+    """
+
+    kind: Literal["trace"]
+    file: str
+    rate_scale: PositiveFloat = 1.0
+
+
+Arrivals = Annotated[PoissonArrivals | TraceArrivals, Field(discriminator="kind")]
+
+
+class Understand(Strict):
+    """The understanding stage of a class: a CPU operation over the tokens of the request."""
+
+    op: str
+    tokens: Distribution
+
+
+class TaskClass(Strict):
+    """One class of tasks: perhaps understanding, then rounds of a tool call and a visit to the language model.
+
+    Each round's visit declares its own input tokens. `first_round_tool` false lets the first round go straight to
+    the model. `tools` gives relative weights. Lengths left out come from the trace.
+    """
+
+    share: PositiveFloat = 1.0
+    understand: Understand | None = None
+    rounds: Distribution = Field(default={"kind": "constant", "value": 1}, validate_default=True)
+    tools: dict[str, PositiveFloat] = {}
+    first_round_tool: bool = True
+    input_tokens: Distribution | None = None
+    output_tokens: Distribution | None = None
+    max_output_tokens: PositiveInt = 4096
+
+
+class Workload(Strict):
+    """Who asks for what, and when. `tasks` limits a trace; left out, the whole trace is replayed."""
+
+    arrivals: Arrivals
+    tasks: PositiveInt | None = None
+    classes: dict[str, TaskClass] = Field(
+        default={"request": {}}, validate_default=True, min_length=1
+    )
+
+    @model_validator(mode="after")
+    def _lengths_come_from_somewhere(self) -> Workload:
+        if self.arrivals.kind == "trace":
+            return self
+        if self.tasks is None:
+            raise ValueError("tasks is missing; say how many tasks arrive")
+        for name, kind in self.classes.items():
+            for key in ("input_tokens", "output_tokens"):
+                if getattr(kind, key) is None:
+                    raise ValueError(f"classes.{name}.{key} is missing; only a trace brings its own lengths")
+        return self
+
+
+class FleetTier(Strict):
+    """So many servers of one kind."""
+
+    server: str
+    count: PositiveInt
+
+
+class CorePool(Strict):
+    """A pool on the cores of a tier's servers. `cores` per server; all that engines leave free when left out."""
+
+    runs_on: str
+    cores: PositiveInt | None = None
+    router: str = "least-outstanding"
+
+
+class EnginePool(Strict):
+    """A pool of model replicas on the accelerators of a tier.
+
+    `replicas` over the whole tier; as many as fit when left out. Numbers left out are the engine's defaults.
+    """
+
+    runs_on: str
+    engine: str = "vllm"
+    precision: Precision = "bf16"
+    tensor_parallel: PositiveInt = 1
+    replicas: PositiveInt | None = None
+    max_num_seqs: PositiveInt | None = None
+    max_num_batched_tokens: PositiveInt | None = None
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    router: str = "least-outstanding-tokens"
+
+
+def _pool_kind(value: Any) -> str:
+    runs_on = value.get("runs_on", "") if isinstance(value, dict) else getattr(value, "runs_on", "")
+    return "EnginePool" if str(runs_on).endswith(".gpu") else "CorePool"
+
+
+Pool = Annotated[
+    Annotated[CorePool, Tag("CorePool")] | Annotated[EnginePool, Tag("EnginePool")], Discriminator(_pool_kind)
+]
+
+
+class Stages(Strict):
+    """Which pool serves which stage. A stage that no class needs may be left out."""
+
+    understand: str | None = None
+    tool: str | None = None
+    generate: str
+
+
+class Slo(Strict):
+    """At least the fraction `p` of tasks (or of visits, for ttft and tpot) must take at most max_s."""
+
+    max_s: PositiveFloat
+    p: float = Field(gt=0, lt=1)
+
+
+class Slos(Strict):
+    """Service level objectives. ttft and tpot per generate visit; answer_ttft and e2e per task."""
+
+    ttft: Slo | None = None
+    tpot: Slo | None = None
+    answer_ttft: Slo | None = None
+    e2e: Slo | None = None
+
+
+class Cost(Strict):
+    """What the servers cost: rented by the hour (electricity included), or owned (capex and electricity)."""
+
+    basis: Literal["rent", "own"] = "rent"
+    lifetime_years: PositiveFloat = 4.0
+
+
+class Site(Strict):
+    """Where the fleet stands."""
+
+    pue: float = Field(default=1.25, ge=1)
+    usd_per_kwh: NonNegativeFloat = 0.12
+    gco2_per_kwh: NonNegativeFloat = 350.0
+    cost: Cost = Cost()
+
+
+class Payload(Strict):
+    """What a token weighs on a link. Token ids as int32 unless said otherwise."""
+
+    bytes_per_token: PositiveFloat = 4.0
+    bytes_per_message: NonNegativeFloat = 512.0
+
+
+def _flattened(value: Any, prefix: str = "") -> Any:
+    if not isinstance(value, dict):
+        return value
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            flat |= _flattened(inner, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = inner
+    return flat
+
+
+# Figures of profiles that this run takes on the user's word: {profile: {figure: value}}, flattened to dotted names.
+Assumptions = Annotated[dict[str, float], BeforeValidator(_flattened)]
+
+
+class Scenario(Strict):
+    """Everything that one run depends on, the seed included."""
+
+    model: str
+    workload: Workload
+    fleet: dict[str, FleetTier] = Field(min_length=1)
+    pools: dict[str, Pool] = Field(min_length=1)
+    stages: Stages
+    links: dict[str, str] = {}
+    payload: Payload = Payload()
+    tools: dict[str, Tool] = {}
+    slo: Slos = Slos()
+    site: Site = Site()
+    assume: Assumptions = {}
+    seed: int = Field(default=0, ge=0)
+
+
+def load(name_or_path: str | Path, settings: Sequence[str] = ()) -> tuple[Scenario, Document]:
+    """A scenario from its file or shipped name, with `path=value` settings applied.
+
+    Raises DescriptionError for anything that is not right in the file itself.
+    """
+    document = with_settings(read_document(scenario_file(str(name_or_path))), settings)
+    scenario = validated(document, Scenario)
+    _check_references(scenario, document)
+    return scenario, document
+
+
+def _check_references(scenario: Scenario, document: Document) -> None:
+    for name, pool in scenario.pools.items():
+        tier, _, part = pool.runs_on.rpartition(".")
+        at = document.where(("pools", name, "runs_on"))
+        if part not in ("cpu", "gpu"):
+            raise DescriptionError(at, f"is {pool.runs_on!r}", "write tier.cpu or tier.gpu, such as gpu-tier.gpu")
+        if tier not in scenario.fleet:
+            raise DescriptionError(at, f"the fleet has no tier {tier!r}", did_you_mean(tier, list(scenario.fleet)))
+    for stage, kind in (("understand", CorePool), ("tool", CorePool), ("generate", EnginePool)):
+        name = getattr(scenario.stages, stage)
+        at = document.where(("stages", stage))
+        if name is None:
+            _check_not_needed(scenario, stage, at)
+        elif name not in scenario.pools:
+            raise DescriptionError(at, f"there is no pool {name!r}", did_you_mean(name, list(scenario.pools)))
+        elif not isinstance(scenario.pools[name], kind):
+            part = "cpu" if kind is CorePool else "gpu"
+            raise DescriptionError(at, f"pool {name!r} runs on {scenario.pools[name].runs_on}", f"{stage} needs a pool that runs on a tier's .{part}")
+
+
+def _check_not_needed(scenario: Scenario, stage: str, at: str) -> None:
+    for name, kind in scenario.workload.classes.items():
+        if (kind.understand if stage == "understand" else kind.tools):
+            raise DescriptionError(at, f"class {name!r} needs the stage {stage!r}, which no pool serves", f"add {stage}: <pool>")

@@ -1,0 +1,230 @@
+"""A scenario with everything that it names found and checked: the one input of the drivers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hsim.description.catalogue import load_model, load_profile, load_tools
+from hsim.description.hardware import (
+    AcceleratorProfile,
+    CpuProfile,
+    EngineProfile,
+    LinkProfile,
+    Profile,
+    ServerProfile,
+    Tool,
+)
+from hsim.description.model import ModelArchitecture
+from hsim.description.quantities import Figure
+from hsim.description.scenario import CorePool, EnginePool, Scenario
+from hsim.description.yamlfile import Document, did_you_mean
+from hsim.errors import DescriptionError
+
+
+@dataclass(frozen=True)
+class FigureUse:
+    """A figure that the run stood on."""
+
+    name: str
+    value: float
+    tier: str
+    source: str
+    low: float | None
+    high: float | None
+
+
+@dataclass
+class Figures:
+    """Reads figures out of profiles, puts the scenario's assumptions in their place, and remembers which were used."""
+
+    assume: Mapping[str, float]
+    used: dict[str, FigureUse] = field(default_factory=dict)
+    documents: dict[str, Document] = field(default_factory=dict)
+
+    def value(self, profile: Profile, path: str) -> float:
+        """The figure at `path` (dotted) of a profile. Raises DescriptionError where it is unknown and not assumed."""
+        name, figure = f"{profile.name}.{path}", _walk(profile, path)
+        if name in self.assume:
+            use = FigureUse(name, self.assume[name], "assumed", "the scenario's `assume`", None, None)
+        elif figure.value is None:
+            where = self.documents[profile.name].where(tuple(path.split(".")))
+            nested = ": {".join(name.split("."))
+            remedy = f"put your own in the scenario: assume: {{{nested}: <value>" + "}" * (name.count(".") + 1)
+            raise DescriptionError(where, f"is unknown ({figure.source}) and this run needs it", remedy)
+        else:
+            use = FigureUse(name, figure.value, figure.tier, figure.source, figure.low, figure.high)
+        self.used[name] = use
+        return use.value
+
+    def known(self, profile: Profile, path: str) -> bool:
+        """Whether the figure has a value, its own or an assumed one."""
+        return f"{profile.name}.{path}" in self.assume or _walk(profile, path).value is not None
+
+    def check_all_assumptions_used(self, scenario: Document) -> None:
+        """Raises DescriptionError for an assumption about a figure that this run does not use."""
+        for name in self.assume:
+            if name not in self.used:
+                where = scenario.where(("assume", *name.split(".")))
+                raise DescriptionError(where, "is not a figure that this run uses", did_you_mean(name, sorted(self.used)))
+
+
+def _walk(profile: Profile, path: str) -> Figure:
+    at: Any = profile
+    for part in path.split("."):
+        at = at[part] if isinstance(at, dict) else getattr(at, part)
+    assert isinstance(at, Figure), f"{profile.name}.{path} is not a figure"
+    return at
+
+
+@dataclass(frozen=True)
+class Tier:
+    """Servers of one kind, with the profiles of what is in them."""
+
+    name: str
+    count: int
+    server: ServerProfile
+    cpu: CpuProfile
+    chip: AcceleratorProfile | None
+
+    @property
+    def cores_per_server(self) -> int:
+        return self.cpu.cores * self.server.sockets
+
+    @property
+    def accelerators_per_server(self) -> int:
+        return self.server.accelerators.count if self.server.accelerators else 0
+
+
+@dataclass(frozen=True)
+class System:
+    """A scenario and all that it refers to."""
+
+    scenario: Scenario
+    document: Document
+    model: ModelArchitecture
+    tiers: Mapping[str, Tier]
+    engines: Mapping[str, EngineProfile]
+    links: Mapping[frozenset[str], LinkProfile]
+    tools: Mapping[str, Tool]
+    figures: Figures
+
+    def tier_of(self, pool: str) -> Tier:
+        """The tier on which a pool runs."""
+        return self.tiers[self.scenario.pools[pool].runs_on.rpartition(".")[0]]
+
+    def core_pools(self) -> dict[str, CorePool]:
+        """Pools on cores, by name."""
+        return {n: p for n, p in self.scenario.pools.items() if isinstance(p, CorePool)}
+
+    def engine_pools(self) -> dict[str, EnginePool]:
+        """Pools on accelerators by name, every number filled in from the scenario or from its engine."""
+        return {n: self._filled(n, p) for n, p in self.scenario.pools.items() if isinstance(p, EnginePool)}
+
+    def _filled(self, name: str, pool: EnginePool) -> EnginePool:
+        engine, tier = self.engines[name], self.tier_of(name)
+        fitting = tier.count * (tier.accelerators_per_server // pool.tensor_parallel)
+        defaults = {
+            "max_num_seqs": engine.max_num_seqs,
+            "max_num_batched_tokens": engine.max_num_batched_tokens,
+            "gpu_memory_utilization": engine.gpu_memory_utilization,
+            "replicas": fitting,
+        }
+        return pool.model_copy(update={k: v for k, v in defaults.items() if getattr(pool, k) is None})
+
+
+def resolve(scenario: Scenario, document: Document) -> System:
+    """Find everything that the scenario names. Raises DescriptionError naming the line of what is not there."""
+    figures = Figures(scenario.assume)
+
+    def find(name: str, kind: Any, path: tuple[str | int, ...], source: Document = document) -> Any:
+        profile, found = load_profile(name, kind, source.where(path))
+        figures.documents[profile.name] = found
+        return profile
+
+    tiers = {}
+    for name, tier in scenario.fleet.items():
+        server: ServerProfile = find(tier.server, ServerProfile, ("fleet", name, "server"))
+        own = figures.documents[server.name]
+        cpu = find(server.cpu, CpuProfile, ("cpu",), own)
+        chip = None
+        if server.accelerators:
+            chip = find(server.accelerators.chip, AcceleratorProfile, ("accelerators", "chip"), own)
+        tiers[name] = Tier(name, tier.count, server, cpu, chip)
+    engines = {
+        name: find(pool.engine, EngineProfile, ("pools", name, "engine"))
+        for name, pool in scenario.pools.items()
+        if isinstance(pool, EnginePool)
+    }
+    links = {_ends(name, scenario, document): find(link, LinkProfile, ("links", name)) for name, link in scenario.links.items()}
+    model = load_model(scenario.model, document.where(("model",)), Path(document.file).parent)
+    tools = {**load_tools(document.file).tools, **scenario.tools}
+    system = System(scenario, document, model, tiers, engines, links, tools, figures)
+    _check_tools(system)
+    _check_fit_on_servers(system)
+    _check_links(system)
+    return system
+
+
+def _ends(name: str, scenario: Scenario, document: Document) -> frozenset[str]:
+    """The two pools that a link's name, `one-other`, joins."""
+    pools = list(scenario.pools)
+    for a in pools:
+        for b in pools:
+            if a != b and name == f"{a}-{b}":
+                return frozenset((a, b))
+    remedy = did_you_mean(name, [f"{a}-{b}" for a in pools for b in pools if a != b])
+    raise DescriptionError(document.where(("links", name)), f"{name!r} does not name two pools", remedy)
+
+
+def _check_tools(system: System) -> None:
+    classes, where = system.scenario.workload.classes, system.document.where
+    stages = system.scenario.stages
+    for name, kind in classes.items():
+        if kind.understand and stages.understand:
+            _check_operation(system, kind.understand.op, stages.understand, where(("workload", "classes", name, "understand", "op")))
+        for tool in kind.tools:
+            at = where(("workload", "classes", name, "tools", tool))
+            if tool not in system.tools:
+                raise DescriptionError(at, f"there is no tool {tool!r}", did_you_mean(tool, sorted(system.tools)))
+            assert stages.tool is not None
+            _check_operation(system, system.tools[tool].operation, stages.tool, at)
+
+
+def _check_operation(system: System, operation: str, pool: str, where: str) -> None:
+    cpu = system.tier_of(pool).cpu
+    if operation not in cpu.operations:
+        remedy = did_you_mean(operation, sorted(cpu.operations))
+        raise DescriptionError(where, f"the profile {cpu.name!r} has no operation {operation!r}", remedy)
+
+
+def _check_fit_on_servers(system: System) -> None:
+    taken: dict[str, int] = {}
+    for name, pool in system.engine_pools().items():
+        tier, at = system.tier_of(name), system.document.where(("pools", name, "tensor_parallel"))
+        if tier.chip is None:
+            at = system.document.where(("pools", name, "runs_on"))
+            raise DescriptionError(at, f"the server {tier.server.name!r} has no accelerator", "run it on a tier that has")
+        if pool.tensor_parallel > tier.accelerators_per_server:
+            what = f"{pool.tensor_parallel} accelerators do not fit in a {tier.server.name} with {tier.accelerators_per_server}"
+            raise DescriptionError(at, what, f"use at most {tier.accelerators_per_server}")
+        if system.model.kv_heads % pool.tensor_parallel and pool.tensor_parallel % system.model.kv_heads:
+            raise DescriptionError(at, f"{pool.tensor_parallel} does not divide the model's {system.model.kv_heads} KV heads", "use 1, 2, 4 or 8")
+        assert pool.replicas is not None
+        taken[tier.name] = taken.get(tier.name, 0) + pool.replicas
+        fits = tier.count * (tier.accelerators_per_server // pool.tensor_parallel)
+        if taken[tier.name] > fits or pool.replicas < 1:
+            at = system.document.where(("pools", name, "replicas"))
+            raise DescriptionError(at, f"{pool.replicas} replicas of {pool.tensor_parallel} accelerators do not fit on tier {tier.name!r}", f"at most {fits} fit in all")
+
+
+def _check_links(system: System) -> None:
+    stages = system.scenario.stages
+    used = [p for p in (stages.understand, stages.tool, stages.generate) if p]
+    for a in used:
+        for b in used:
+            if system.tier_of(a).name != system.tier_of(b).name and frozenset((a, b)) not in system.links:
+                at = system.document.where(("links",))
+                raise DescriptionError(at, f"pools {a!r} and {b!r} stand on different servers, and no link joins them", f"add {a}-{b}: ethernet-100g")

@@ -1,0 +1,1 @@
+"""What makes time pass: the simulated clock, and (later) the wall clock."""

@@ -1,0 +1,96 @@
+"""The append-only record of a run, live and simulated alike. The engine writes it; every metric is a function of it."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Stage(IntEnum):
+    """The kinds of visit that a task makes."""
+
+    UNDERSTAND = 0
+    TOOL = 1
+    GENERATE = 2
+
+
+class Table:
+    """Rows of numbers in one flat array of doubles: 8 bytes a cell, quick to append and to hand to numpy."""
+
+    def __init__(self, *columns: str) -> None:
+        self.columns = columns
+        self._cells = array("d")
+        self.append = self._cells.extend  # takes one row, a value for each column
+
+    def __len__(self) -> int:
+        return len(self._cells) // len(self.columns)
+
+    def arrays(self) -> dict[str, NDArray[np.float64]]:
+        """Each column by name. Shape (rows,)."""
+        cells = np.frombuffer(self._cells, dtype=np.float64) if self._cells else np.empty(0)
+        grid = cells.reshape(-1, len(self.columns)).copy()
+        return {name: grid[:, i] for i, name in enumerate(self.columns)}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Something that draws power: an accelerator group, or the CPU packages of a server.
+
+    `idle_w` is what it draws while it does nothing; `capacity` is how many it can serve at once.
+    """
+
+    name: str
+    tier: str
+    idle_w: float
+    capacity: int = 1
+
+
+@dataclass(frozen=True)
+class PoolRecord:
+    """A pool of the run: what it is made of, and how many visits it can serve at once (cores, or replicas)."""
+
+    what: str
+    engine: bool
+    devices: tuple[int, ...]
+    capacity: int
+
+
+def _visits() -> Table:
+    # ready: asked for; queued: its input is at the pool; served: the device is done; ended: a wait outside too.
+    # Joules: above idle, idle while serving it, and the same two of the host cores that run an engine.
+    return Table(
+        "task", "round", "stage", "device", "ready_s", "queued_s", "started_s", "first_token_s",
+        "served_s", "ended_s", "input_tokens", "output_tokens", "dynamic_j", "idle_j", "host_dynamic_j", "host_idle_j",
+    )  # fmt: skip
+
+
+def _steps() -> Table:
+    # One row for each run of equal steps: step k takes seconds + k * growth, and joules + k * growth above idle.
+    return Table(
+        "device", "start_s", "end_s", "steps", "decodes", "context_tokens", "chunk_tokens", "pairs",
+        "seconds", "seconds_growth", "joules", "joules_growth",
+    )  # fmt: skip
+
+
+@dataclass
+class Log:
+    """What happened. Times in seconds from the start of the run, energies in joules."""
+
+    accelerators: list[Device] = field(default_factory=list)
+    hosts: list[Device] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    pools: dict[str, PoolRecord] = field(default_factory=dict)
+    tasks: Table = field(default_factory=lambda: Table("task", "arrival_s", "ended_s"))
+    visits: Table = field(default_factory=_visits)
+    steps: Table = field(default_factory=_steps)
+    cores: Table = field(default_factory=lambda: Table("host", "time_s", "busy"))
+    transfers: Table = field(default_factory=lambda: Table("task", "link", "start_s", "end_s", "bytes", "joules"))
+
+    def arrays(self) -> dict[str, Any]:
+        """All tables as columns, by table name."""
+        return {name: getattr(self, name).arrays() for name in ("tasks", "visits", "steps", "cores", "transfers")}

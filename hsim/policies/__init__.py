@@ -1,0 +1,1 @@
+"""Who goes next, and where: pure choices on views. A policy is a function and an entry in the dict below it."""

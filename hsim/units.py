@@ -1,0 +1,33 @@
+"""Conversions between SI and what people read: the only file that knows 1e9, 2**30 and 3600."""
+
+from __future__ import annotations
+
+GB = 1e9
+GIB = 2**30
+HOUR_S = 3600.0
+YEAR_S = 365.25 * 24 * 3600.0
+KWH_J = 3.6e6
+
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
+
+
+def readable(value: float, unit: str, digits: int = 3) -> str:
+    """`value` with an SI prefix, such as `12.3 kJ`; zero and unknown (nan) have no prefix."""
+    if value != value:
+        return "–"
+    if value == 0:
+        return f"0 {unit}"
+    size = abs(value)
+    scale, prefix = next(((s, p) for s, p in _PREFIXES if size >= s * 0.9995), _PREFIXES[-1])
+    scaled = value / scale
+    decimals = max(0, digits - len(str(int(abs(scaled)))))
+    return f"{scaled:.{decimals}f} {prefix}{unit}"
+
+
+def readable_seconds(value: float) -> str:
+    """A duration as `250 ms`, `14.2 s` or `58.3 min`."""
+    if value != value or abs(value) < 120:
+        return readable(value, "s")
+    if abs(value) < 2 * HOUR_S:
+        return f"{value / 60:.1f} min"
+    return f"{value / HOUR_S:.1f} h"

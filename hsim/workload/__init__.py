@@ -1,0 +1,1 @@
+"""Tasks drawn before the run: arrivals, lengths, rounds, trace readers."""

@@ -1,0 +1,164 @@
+"""Tasks: what each asks for, drawn before the run and the same for every fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hsim.description.hardware import Tool
+from hsim.description.scenario import TaskClass, TraceArrivals, Workload
+from hsim.errors import DescriptionError
+from hsim.workload.streams import Floats, quantiles, uniforms, whole
+from hsim.workload.traces import Trace, read_trace
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a tool: its CPU part is the tool's own, its wait outside was drawn."""
+
+    tool: str
+    outside_wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Perhaps a tool call, then a visit to the language model."""
+
+    call: ToolCall | None
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task's demand, fixed before it arrives. `understand_tokens` 0 means no understanding stage."""
+
+    id: int
+    arrival_s: float
+    class_name: str
+    understand_tokens: int
+    max_output_tokens: int
+    rounds: tuple[Round, ...]
+
+    @property
+    def output_tokens(self) -> int:
+        return sum(r.output_tokens for r in self.rounds)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The tasks of a run, in order of arrival, and how many answers were cut at max_output_tokens."""
+
+    tasks: list[Task]
+    truncated: int
+
+
+def draw_tasks(workload: Workload, tools: Mapping[str, Tool], seed: int, beside: Path) -> Drawn:
+    """Draw the tasks of a workload. Raises DescriptionError for a trace that cannot be used."""
+    arrivals = workload.arrivals
+    trace = None
+    if isinstance(arrivals, TraceArrivals):
+        trace = read_trace(_trace_file(arrivals.file, beside))
+        count = min(len(trace.arrival_s), workload.tasks or len(trace.arrival_s))
+        arrival_s = trace.arrival_s[:count] / arrivals.rate_scale
+    else:
+        assert workload.tasks is not None
+        count = workload.tasks
+        arrival_s = np.cumsum(-np.log1p(-uniforms(seed, "arrivals", count)) / arrivals.rate_per_s)
+    names = list(workload.classes)
+    shares = np.cumsum([c.share for c in workload.classes.values()])
+    chosen = np.searchsorted(shares / shares[-1], uniforms(seed, "class", count), side="right")
+    tasks: list[Task | None] = [None] * count
+    truncated = 0
+    for index, name in enumerate(names):
+        members = np.flatnonzero(chosen == index)
+        draw = _ClassDraw(name, workload.classes[name], tools, seed, count, trace)
+        for task in draw.tasks(members, arrival_s):
+            tasks[task.id] = task
+        truncated += draw.truncated
+    return Drawn([task for task in tasks if task is not None], truncated)
+
+
+def _trace_file(name: str, beside: Path) -> Path:
+    near = beside / name
+    return near if near.is_file() else Path(name)
+
+
+class _ClassDraw:
+    """Draws the tasks of one class. Streams are drawn whole, for all tasks, so that no class moves another's."""
+
+    def __init__(self, name: str, kind: TaskClass, tools: Mapping[str, Tool], seed: int, count: int, trace: Trace | None):
+        self.name, self.kind, self.tools, self.seed, self.count, self.trace = name, kind, tools, seed, count, trace
+        self.truncated = 0
+
+    def tasks(self, members: NDArray[np.int64], arrival_s: Floats) -> list[Task]:
+        """The tasks with these ids."""
+        if not len(members):
+            return []
+        kind = self.kind
+        understand = np.zeros(len(members), dtype=np.int64)
+        if kind.understand:
+            understand = whole(quantiles(kind.understand.tokens, self._uniforms("understand")[members]), 1)
+        rounds = whole(quantiles(kind.rounds, self._uniforms("rounds")[members]), 1)
+        drawn: list[list[Round]] = [[] for _ in members]
+        for number in range(int(rounds.max())):
+            here = np.flatnonzero(rounds > number)
+            self._draw_round(number, members[here], [drawn[i] for i in here])
+        return [
+            Task(int(i), float(arrival_s[i]), self.name, int(tokens), kind.max_output_tokens, tuple(its_rounds))
+            for i, tokens, its_rounds in zip(members, understand, drawn, strict=True)
+        ]
+
+    def _uniforms(self, purpose: str, *indices: int) -> Floats:
+        return uniforms(self.seed, purpose, self.count, *indices)
+
+    def _draw_round(self, number: int, ids: NDArray[np.int64], rounds: list[list[Round]]) -> None:
+        inputs = self._lengths("input_tokens", number, ids)
+        outputs = self._lengths("output_tokens", number, ids)
+        self.truncated += int((outputs > self.kind.max_output_tokens).sum())
+        outputs = np.minimum(outputs, self.kind.max_output_tokens)
+        calls = self._calls(number, ids)
+        for its_rounds, call, n_in, n_out in zip(rounds, calls, inputs.tolist(), outputs.tolist(), strict=True):
+            its_rounds.append(Round(call, n_in, n_out))
+
+    def _lengths(self, key: str, number: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        distribution = getattr(self.kind, key)
+        if distribution is not None:
+            return whole(quantiles(distribution, self._uniforms(key, number)[ids]), 1)
+        assert self.trace is not None  # the schema refuses other workloads without lengths
+        return np.asarray(getattr(self.trace, key))[ids]
+
+    def _calls(self, number: int, ids: NDArray[np.int64]) -> list[ToolCall | None]:
+        if not self.kind.tools or (number == 0 and not self.kind.first_round_tool):
+            return [None] * len(ids)
+        names = list(self.kind.tools)
+        weights = np.cumsum(list(self.kind.tools.values()))
+        chosen = np.searchsorted(weights / weights[-1], self._uniforms("tool", number)[ids], side="right")
+        u = self._uniforms("outside-wait", number)[ids]
+        calls: list[ToolCall | None] = [None] * len(ids)
+        for index, name in enumerate(names):
+            mine = np.flatnonzero(chosen == index)
+            wait = self.tools[name].outside_wait_s
+            waits = quantiles(wait, u[mine]).tolist() if wait else [0.0] * len(mine)
+            for i, wait_s in zip(mine, waits, strict=True):
+                calls[i] = ToolCall(name, wait_s)
+        return calls
+
+
+def check_tasks_fit(tasks: list[Task], capacity_tokens: int, max_context_tokens: int, where: str) -> None:
+    """Raises DescriptionError if a visit could never be served: its prompt and answer exceed KV cache or model."""
+    limit = min(capacity_tokens, max_context_tokens)
+    for task in tasks:
+        for number, visit in enumerate(task.rounds):
+            needed = visit.input_tokens + task.max_output_tokens
+            if needed > limit:
+                what = (
+                    f"task {task.id}, round {number + 1} needs {needed} tokens of context ({visit.input_tokens} of prompt and "
+                    f"max_output_tokens {task.max_output_tokens}), more than {limit} "
+                    f"({'KV cache of one replica' if capacity_tokens < max_context_tokens else 'the model allows'})"
+                )
+                raise DescriptionError(where, what, "lower max_output_tokens, filter the workload, or use more memory per replica")
