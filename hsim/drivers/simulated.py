@@ -7,6 +7,7 @@ import gc
 from hsim.drivers.prepared import Prepared, replicas_per_server
 from hsim.engine.cores import Cores, Host
 from hsim.engine.environment import EngineEnvironment
+from hsim.engine.executor import Executor, ModelledTime
 from hsim.engine.life import Pipeline, run_tasks
 from hsim.engine.link import Link
 from hsim.engine.pool import Pool
@@ -18,7 +19,7 @@ from hsim.log import Device, Log, PoolRecord, Stage
 def run(prepared: Prepared, stepwise: bool = False) -> Log:
     """Run every task to its end. `stepwise` takes each step as an event of its own: the slow reference."""
     env, log = EngineEnvironment(), Log()
-    pipeline = build(env, log, prepared, stepwise)
+    pipeline = build(env, log, prepared, ModelledTime(env, stepwise))
     # Nothing here makes cycles that must be collected during a run; the collector would walk over every live task.
     gc.disable()
     try:
@@ -28,15 +29,15 @@ def run(prepared: Prepared, stepwise: bool = False) -> Log:
     return log
 
 
-def build(env: EngineEnvironment, log: Log, prepared: Prepared, stepwise: bool = False) -> Pipeline:
+def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Executor) -> Pipeline:
     """The engine's devices, pools and links for a prepared system, registered in the log."""
     hosts = _hosts(env, log, prepared)
     pools: dict[str, Pool[Job] | Pool[Prompt]] = {}
     for name in prepared.system.engine_pools():
-        pools[name] = _engine_pool(env, log, prepared, name, hosts, stepwise)
+        pools[name] = _engine_pool(env, log, prepared, name, hosts[prepared.system.tier_of(name).name], executor)
     for name, cores in prepared.cores.items():
         tier = prepared.system.tier_of(name)
-        devices = [Cores(env, host, cores) for host in hosts[tier.name]]
+        devices = [Cores(env, host, cores, executor) for host in hosts[tier.name]]
         pools[name] = Pool[Job](name, devices, prepared.routers[name])
         what = f"{cores} cores on each of {tier.count} x {tier.server.name}"
         log.pools[name] = PoolRecord(what, False, tuple(d.index for d in devices), cores * tier.count)
@@ -69,15 +70,15 @@ def _hosts(env: EngineEnvironment, log: Log, prepared: Prepared) -> dict[str, li
 
 
 def _engine_pool(
-    env: EngineEnvironment, log: Log, prepared: Prepared, name: str, hosts: dict[str, list[Host]], stepwise: bool
+    env: EngineEnvironment, log: Log, prepared: Prepared, name: str, hosts: list[Host], executor: Executor
 ) -> Pool[Prompt]:
     spec, tier = prepared.replicas[name], prepared.system.tier_of(name)
     per_server = replicas_per_server(spec.pool, tier)
     assert spec.pool.replicas is not None
     replicas = []
     for number in range(spec.pool.replicas):
-        host = hosts[tier.name][number // per_server]
-        replicas.append(Replica(env, log, len(log.accelerators), spec, host, stepwise))
+        host = hosts[number // per_server]
+        replicas.append(Replica(env, log, len(log.accelerators), spec, host, executor))
         log.accelerators.append(Device(f"{name}/{number}", tier.name, spec.idle_w))
     assert tier.chip is not None
     what = f"{len(replicas)} x {spec.pool.tensor_parallel} {tier.chip.name}"

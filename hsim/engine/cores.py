@@ -8,7 +8,8 @@ from functools import partial
 from simpy.events import Event
 
 from hsim.costs.cpu import HostPower
-from hsim.engine.environment import TASK_GOES_ON, WORK_ENDS, EngineEnvironment
+from hsim.engine.environment import TASK_GOES_ON, EngineEnvironment
+from hsim.engine.executor import Executor
 from hsim.engine.visits import Job
 from hsim.log import Log
 from hsim.policies.views import DeviceView
@@ -40,8 +41,8 @@ class Host:
 class Cores:
     """So many cores of a host that serve one pool's jobs, first come first served."""
 
-    def __init__(self, env: EngineEnvironment, host: Host, cores: int) -> None:
-        self.env, self.host, self.cores = env, host, cores
+    def __init__(self, env: EngineEnvironment, host: Host, cores: int, executor: Executor) -> None:
+        self.env, self.host, self.cores, self.executor = env, host, cores, executor
         self.index = host.index
         self.waiting: deque[Job] = deque()
         self.running = 0
@@ -62,7 +63,7 @@ class Cores:
 
     def _start(self, job: Job) -> None:
         job.started_s, job.joules_mark = self.env.now, self.host.joules_per_core()
-        self.env.call_at(job.started_s + job.seconds, WORK_ENDS, partial(self._end, job))
+        self.executor.job(job, partial(self._end, job))
 
     def _end(self, job: Job, event: Event) -> None:
         now = job.served_s = self.env.now

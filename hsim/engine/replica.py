@@ -12,7 +12,8 @@ from simpy.events import Event
 from hsim.costs.shapes import Segment, StepCosts, StepShape
 from hsim.description.scenario import EnginePool
 from hsim.engine.cores import Host
-from hsim.engine.environment import DEVICE_STARTS, TASK_GOES_ON, WORK_ENDS, EngineEnvironment
+from hsim.engine.environment import DEVICE_STARTS, TASK_GOES_ON, EngineEnvironment
+from hsim.engine.executor import Executor
 from hsim.engine.visits import Prompt
 from hsim.log import Log
 from hsim.policies.batching import Batcher
@@ -51,15 +52,16 @@ class _Shares:
 
 
 class Replica:
-    """Serves prompts in steps. Takes all steps up to the next change of its batch as one event, unless `stepwise`.
+    """Serves prompts in steps. Takes all steps up to the next change of its batch as one event, unless its executor
+    goes step by step.
 
     A change is an arrival that can join, a sequence that finishes, the end of a prompt or of the cost's segment. The
     end of step k is one expression, `start + segment.seconds_of(k)`, in both modes; an arrival at that very instant
     joins at the next boundary.
     """
 
-    def __init__(self, env: EngineEnvironment, log: Log, index: int, spec: ReplicaSpec, host: Host, stepwise: bool = False):
-        self.env, self.log, self.index, self.spec, self.host, self.stepwise = env, log, index, spec, host, stepwise
+    def __init__(self, env: EngineEnvironment, log: Log, index: int, spec: ReplicaSpec, host: Host, executor: Executor):
+        self.env, self.log, self.index, self.spec, self.host, self.executor = env, log, index, spec, host, executor
         self.waiting: deque[Prompt] = deque()
         self.prefilling: deque[Prompt] = deque()
         self.decoding: list[tuple[int, int, Prompt]] = []  # heap: step after which it finishes, task, prompt
@@ -165,9 +167,9 @@ class Replica:
     def _await_boundary(self) -> None:
         assert self._segment is not None
         self._version += 1
-        steps = self._taken + 1 if self.stepwise else self._steps
+        steps = self._taken + 1 if self.executor.stepwise else self._steps
         end_s = self._start_s + self._segment.seconds_of(steps)
-        self.env.call_at(end_s, WORK_ENDS, partial(self._on_boundary, self._version, steps))
+        self.executor.steps(self, end_s, partial(self._on_boundary, self._version, steps))
 
     def _cut(self) -> None:
         """End the segment at the first boundary after now."""
@@ -175,7 +177,7 @@ class Replica:
         steps = self._segment.steps_by(self._start_s, self.env.now) + 1
         if steps < self._steps:
             self._steps = steps
-            if not self.stepwise:
+            if not self.executor.stepwise:
                 self._await_boundary()
 
     def _on_boundary(self, version: int, steps: int, event: Event) -> None:
