@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +27,17 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Perhaps a tool call, then a visit to the language model."""
+    """Perhaps a tool call, then a visit to the language model.
+
+    Its prompt's first `shared_tokens` repeat the context that the task has built up; or `prefix` names the pieces of
+    the prompt that other tasks may have in common, with the tokens of each.
+    """
 
     call: ToolCall | None
     input_tokens: int
     output_tokens: int
+    shared_tokens: int = 0
+    prefix: tuple[tuple[Hashable, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,7 @@ class Task:
     understand_tokens: int
     max_output_tokens: int
     rounds: tuple[Round, ...]
+    timeout_s: float = math.inf
 
     @property
     def output_tokens(self) -> int:
@@ -111,7 +119,15 @@ class _ClassDraw:
             here = np.flatnonzero(rounds > number)
             self._draw_round(number, members[here], [drawn[i] for i in here])
         return [
-            Task(int(i), float(arrival_s[i]), self.name, int(tokens), kind.max_output_tokens, tuple(its_rounds))
+            Task(
+                int(i),
+                float(arrival_s[i]),
+                self.name,
+                int(tokens),
+                kind.max_output_tokens,
+                tuple(its_rounds),
+                kind.timeout_s or math.inf,
+            )
             for i, tokens, its_rounds in zip(members, understand, drawn, strict=True)
         ]
 
