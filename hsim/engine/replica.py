@@ -8,21 +8,24 @@ from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
-from math import isnan
+from math import inf, isnan
 
 from simpy.events import Event
 
-from hsim.costs.shapes import Segment, StepCosts, StepShape
+from hsim.costs.shapes import StepCosts, StepShape
 from hsim.description.system import FilledPool
 from hsim.engine.cores import Host
 from hsim.engine.environment import DEVICE_STARTS, TASK_GOES_ON, EngineEnvironment
 from hsim.engine.executor import Executor
 from hsim.engine.kv import KvCache
-from hsim.engine.shares import Shares, Taken
+from hsim.engine.shares import Run, Shares
 from hsim.engine.visits import Prompt
 from hsim.log import Log, Outcome
 from hsim.policies.batching import Batcher, BatchPlan
 from hsim.policies.views import BatchView, DeviceView, VisitView
+
+DECODE_ON = BatchPlan(0, (), inf)
+"""The plan where nobody waits and nobody is being prefilled."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +67,18 @@ class Replica:
         self._context_tokens = 0  # read by the decoding sequences in their next step
         self._outstanding_tokens = 0
         self._step = 0
-        self._shares = Shares()
-        self._segment_marks = self._shares.marks()
-        self._segment: Segment | None = None
-        self._shape = StepShape(0, 0)
-        self._chunks: tuple[int, ...] = ()
-        self._start_s, self._host_mark_j = 0.0, 0.0
-        self._steps = self._taken = 0
+        self._shares = self._no_shares()
+        self._host_mark_j = 0.0
+        self._run: Run | None = None
         self._version, self._starting = 0, False
 
     # ---- what others see and do
 
     def view(self, visit: VisitView) -> DeviceView:
         """What a router may see: this replica as of its last step boundary, the same in both modes."""
-        tokens = self._outstanding_tokens - self._passed() * self._shape.new_tokens
-        cached = 0
+        tokens, cached = self._outstanding_tokens, 0
+        if run := self._run:
+            tokens -= (run.passed(self.env.now) - run.taken) * (run.shape.decodes + run.shape.chunk_tokens)
         if visit.prefix and self.kv.prefix_caching:
             self._take_due_blocks()
             cached = self.kv.cached_tokens(visit.prefix)
@@ -118,18 +118,12 @@ class Replica:
 
     def _attend(self, joined: bool) -> None:
         """Somebody may be able to join: start if idle, else plan anew at the next boundary if that could change it."""
-        if self._segment is None:
+        if self._run is None:
             if self.waiting and not self._starting:
                 self._starting = True  # at the end of this instant, so that all who arrive in it start together
                 self.env.call_at(self.env.now, DEVICE_STARTS, self._start)
-        elif joined and not self._shape.chunk_tokens and len(self.running) < self.spec.pool.max_num_seqs:
+        elif joined and not self._run.shape.chunks and len(self.running) < self.spec.pool.max_num_seqs:
             self._cut()  # during a prefill the budget is taken, or the batch changes at the next boundary anyway
-
-    def _passed(self) -> int:
-        """Steps of the segment whose boundary has passed, and which are not booked yet."""
-        if self._segment is None:
-            return 0
-        return min(self._segment.steps_by(self._start_s, self.env.now), self._steps) - self._taken
 
     # ---- planning a batch
 
@@ -147,29 +141,33 @@ class Replica:
         now = self.env.now
         for _ in range(plan.admitted):
             self._admit(self.waiting.popleft(), now)
-        self._chunks = plan.chunks
-        if not all(prompt.prompt_left for prompt in self.prefilling):
-            self._begin_elsewhere_prefilled()
-        self._shape = shape = self._shape_of(self._chunks)
+        chunks = plan.chunks
+        if chunks and not all(prompt.prompt_left for prompt in self.prefilling):
+            chunks = self._begin_elsewhere_prefilled(chunks)
+        shape = self._shape_of(chunks)
         if not shape.decodes and not shape.chunks:
             self._go_idle()
             return
-        self._segment = segment = self.spec.costs.segment(shape)
+        segment = self.spec.costs.segment(shape)
         steps = min(plan.steps, segment.valid_steps)
         if self._decodes:
             steps = min(steps, self._first_finish() - self._step)
-        self._steps, self._taken, self._start_s = self._affordable(int(steps)), 0, now
-        for prompt, chunk in zip(self.prefilling, self._chunks, strict=True):
-            if chunk:
-                self.kv.grow(prompt, prompt.prefill_tokens - prompt.prompt_left + chunk * self._steps)
-        self._segment_marks = self._shares.marks()
-        self._await_boundary()
+        self._run = run = Run(segment, shape, now, int(steps), chunks)
+        run.steps = self._affordable(run)
+        if chunks:
+            run.marks = self._shares.marks()
+            for prompt, chunk in zip(self.prefilling, chunks, strict=True):
+                if chunk:
+                    self.kv.grow(prompt, prompt.prefill_tokens - prompt.prompt_left + chunk * run.steps)
+        self._await_boundary(run)
 
     def _choose(self) -> BatchPlan:
         """Ask the batcher; while the running sequences lack blocks for it, preempt the newest and ask again."""
         pool, kv = self.spec.pool, self.kv
         while True:
             due = self._due[self._step % kv.block_tokens] if self._decodes else 0
+            if not self.waiting and not self.prefilling and due <= kv.free_blocks:
+                return DECODE_ON
             left, size = kv.free_blocks - due, kv.block_tokens
             limits = (pool.max_num_seqs, pool.max_num_batched_tokens)
             plan = self.spec.batcher(BatchView(self._decodes, self.prefilling, self._heads(), left, size, *limits))
@@ -199,16 +197,16 @@ class Replica:
         self.running[prompt] = None
         self.prefilling.append(prompt)
 
-    def _begin_elsewhere_prefilled(self) -> None:
-        """Prompts whose KV cache came over a link decode from this step on."""
-        still = [(p, chunk) for p, chunk in zip(self.prefilling, self._chunks, strict=True) if p.prompt_left]
+    def _begin_elsewhere_prefilled(self, chunks: tuple[int, ...]) -> tuple[int, ...]:
+        """Prompts whose KV cache came over a link decode from this step on; returns the chunks of the others."""
+        still = [(p, chunk) for p, chunk in zip(self.prefilling, chunks, strict=True) if p.prompt_left]
         for prompt in self.prefilling:
             if not prompt.prompt_left:
                 self.kv.grow(prompt, prompt.prefill_tokens)
                 self._outstanding_tokens -= prompt.prefill_tokens
                 self._begin_decoding(prompt)
         self.prefilling = [p for p, _ in still]
-        self._chunks = tuple(chunk for _, chunk in still)
+        return tuple(chunk for _, chunk in still)
 
     def _shape_of(self, chunks: tuple[int, ...]) -> StepShape:
         if not chunks:
@@ -224,12 +222,12 @@ class Replica:
                 growth += chunk * chunk
         return StepShape(self._decodes, self._context_tokens, count, tokens, context, pairs, growth)
 
-    def _affordable(self, steps: int) -> int:
+    def _affordable(self, run: Run) -> int:
         """How many of the planned steps the free blocks allow, at least one."""
-        kv, size = self.kv, self.kv.block_tokens
+        kv, size, steps = self.kv, self.kv.block_tokens, run.steps
         free = kv.free_blocks
-        if self._shape.chunks:
-            for prompt, chunk in zip(self.prefilling, self._chunks, strict=True):
+        if run.chunks:
+            for prompt, chunk in zip(self.prefilling, run.chunks, strict=True):
                 tokens = prompt.prefill_tokens - prompt.prompt_left + chunk * steps
                 free -= max(0, kv.blocks(tokens) - prompt.held_blocks)
             return steps if free >= (steps // size + 1) * self._decodes else 1
@@ -245,57 +243,55 @@ class Replica:
 
     def _go_idle(self) -> None:
         assert not self.waiting, f"replica {self.index} has {len(self.waiting)} waiting and nothing to do"
-        self._segment = None
-        self._shares, self._step = Shares(), 0  # nobody holds a mark: start afresh, so that rounding does not grow
+        self._run = None
+        self._shares, self._step = self._no_shares(), 0  # nobody holds a mark: start afresh, lest rounding grow
         self._due_step = 0
         self._finishing.clear()
         self.host.change(-self.spec.host_cores)
 
     # ---- boundaries
 
-    def _await_boundary(self) -> None:
-        assert self._segment is not None
+    def _no_shares(self) -> Shares:
+        return Shares(self.spec.idle_w, self.spec.host_cores * self.host.core_idle_w)
+
+    def _await_boundary(self, run: Run) -> None:
         self._version += 1
-        steps = self._taken + 1 if self.executor.stepwise else self._steps
-        end_s = self._start_s + self._segment.seconds_of(steps)
-        self.executor.steps(self, end_s, partial(self._on_boundary, self._version, steps))
+        steps = run.taken + 1 if self.executor.stepwise else run.steps
+        self.executor.steps(self, run.end_s(steps), partial(self._on_boundary, self._version, run, steps))
 
     def _cut(self) -> None:
         """End the segment at the first boundary after now."""
-        if self._segment is None:
+        run = self._run
+        if run is None:
             return
-        steps = self._segment.steps_by(self._start_s, self.env.now) + 1
-        if steps < self._steps:
-            self._steps = steps
+        steps = run.passed(self.env.now) + 1
+        if steps < run.steps:
+            run.steps = steps
             if not self.executor.stepwise:
-                self._await_boundary()
+                self._await_boundary(run)
 
-    def _on_boundary(self, version: int, steps: int, event: Event) -> None:
+    def _on_boundary(self, version: int, run: Run, steps: int, event: Event) -> None:
         if version != self._version:
-            return  # the segment was cut short
-        self._book(steps)
-        if steps < self._steps:
-            self._await_boundary()
+            return  # the run was cut short
+        self._book(run, steps)
+        if steps < run.steps:
+            self._await_boundary(run)
             return
-        if self._chunks:
-            self._end_chunks()
+        if run.chunks:
+            self._end_chunks(run)
         self._end_answers()
         if self._leaving:
             self._end_given_up()
         self._plan()
 
-    def _book(self, upto: int) -> None:
-        """Book steps taken..upto of the segment: everybody's shares, the log's row, tokens, blocks."""
-        assert self._segment is not None
-        segment, shape, first, now = self._segment, self._shape, self._taken, self.env.now
+    def _book(self, run: Run, upto: int) -> None:
+        """Book the run's steps up to `upto`: everybody's shares, the log's row, tokens, blocks."""
+        segment, shape, first, now = run.segment, run.shape, run.taken, self.env.now
         steps = upto - first
-        start_s = self._start_s + segment.seconds_of(first) if first else self._start_s
+        start_s = run.end_s(first) if first else run.start_s
         host_j, cores = self.host.joules_per_core(), self.spec.host_cores
         host_dynamic_j, self._host_mark_j = cores * (host_j - self._host_mark_j), host_j
-        self._shares.add(Taken(
-            segment, shape, first, steps, self._step, self._context_tokens, now - start_s,
-            self.spec.idle_w, host_dynamic_j, cores * self.host.core_idle_w,
-        ))  # fmt: skip
+        self._shares.add(run, upto, now - start_s, (self._step, self._context_tokens), host_dynamic_j)
         self.log.steps.append((
             self.index, start_s, now, steps, shape.decodes, self._context_tokens,
             shape.chunk_tokens, shape.chunk_context_tokens + first * shape.chunk_tokens,
@@ -305,14 +301,14 @@ class Replica:
         self._context_tokens += steps * shape.decodes
         self._outstanding_tokens -= steps * (shape.decodes + shape.chunk_tokens)
         self._step += steps
-        self._taken = upto
+        run.taken = upto
         if self._decodes:
             self._take_blocks_before(self._step)
 
     def _take_due_blocks(self) -> None:
         """Bring the KV cache up to the last boundary, where a view needs it between bookings."""
-        if self._decodes:
-            self._take_blocks_before(self._step + self._passed())
+        if self._decodes and self._run:
+            self._take_blocks_before(self._step + self._run.passed(self.env.now) - self._run.taken)
 
     def _take_blocks_before(self, step: int) -> None:
         """Take the blocks that the decoding sequences needed in their steps before this one."""
@@ -325,13 +321,13 @@ class Replica:
         if needed:
             self.kv.take(needed)
 
-    def _end_chunks(self) -> None:
-        """Book the segment's chunks; prompts that are complete have their next token and begin to decode."""
+    def _end_chunks(self, run: Run) -> None:
+        """Book the run's chunks; prompts that are complete have their next token and begin to decode."""
         unfinished = []
-        for prompt, chunk in zip(self.prefilling, self._chunks, strict=True):
+        for prompt, chunk in zip(self.prefilling, run.chunks, strict=True):
             if chunk:
-                prompt.prompt_left -= chunk * self._steps
-                self._shares.charge_chunk(prompt, chunk, self._segment_marks)
+                prompt.prompt_left -= chunk * run.steps
+                self._shares.charge_chunk(prompt, chunk, run.marks)
             if prompt.prompt_left:
                 unfinished.append(prompt)
                 continue

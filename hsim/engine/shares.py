@@ -1,27 +1,31 @@
-"""Who pays for shared steps: running sums from which each sequence's joules are differences."""
+"""Steps under way, and who pays for them: running sums from which each sequence's joules are differences."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from hsim.costs.shapes import Segment, StepShape
 from hsim.engine.visits import Prompt
 
 
-@dataclass(slots=True)
-class Taken:
-    """Steps of a segment that have been taken: from `first` (counted in the segment) on, at the replica's step `step`."""
+class Run:
+    """Steps of one unchanging batch: `steps` of them from start_s on, of which `taken` are booked.
 
-    segment: Segment
-    shape: StepShape
-    first: int
-    steps: int
-    step: int
-    context_tokens: int
-    seconds: float
-    idle_w: float
-    host_dynamic_j: float
-    host_idle_w: float
+    `chunks` is what each prompt being prefilled gets in every step; `marks` are the sums of shares when it began.
+    """
+
+    __slots__ = ("chunks", "marks", "segment", "shape", "start_s", "steps", "taken")
+
+    def __init__(self, segment: Segment, shape: StepShape, start_s: float, steps: int, chunks: tuple[int, ...]) -> None:
+        self.segment, self.shape, self.start_s, self.steps, self.chunks = segment, shape, start_s, steps, chunks
+        self.taken = 0
+        self.marks: tuple[float, ...] = ()
+
+    def end_s(self, steps: int) -> float:
+        """The boundary after so many steps: one expression, from one anchor, whatever asks for it."""
+        return self.start_s + self.segment.seconds_of(steps)
+
+    def passed(self, now_s: float) -> int:
+        """Steps whose boundary has come, those booked included."""
+        return min(self.segment.steps_by(self.start_s, now_s), self.steps)
 
 
 class Shares:
@@ -31,9 +35,19 @@ class Shares:
     step); idle and host joules equally by sequence.
     """
 
-    __slots__ = ("context_j", "context_step_j", "host_dynamic_j", "host_idle_j", "idle_j", "token_j")
+    __slots__ = (
+        "context_j",
+        "context_step_j",
+        "host_dynamic_j",
+        "host_idle_j",
+        "host_idle_w",
+        "idle_j",
+        "idle_w",
+        "token_j",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, idle_w: float, host_idle_w: float) -> None:
+        self.idle_w, self.host_idle_w = idle_w, host_idle_w
         self.token_j = 0.0  # of one new token in each step
         self.context_j = 0.0  # of one token of context in each step
         self.context_step_j = 0.0  # the same times the step's number
@@ -43,22 +57,26 @@ class Shares:
         """The sums now."""
         return (self.token_j, self.context_j, self.context_step_j, self.idle_j, self.host_dynamic_j, self.host_idle_j)
 
-    def add(self, taken: Taken) -> None:
-        """Add taken steps, in closed form."""
-        segment, shape, steps = taken.segment, taken.shape, taken.steps
-        upto = taken.first + steps
-        joules = segment.joules_of(upto) - segment.joules_of(taken.first)
-        sequences = shape.decodes + shape.chunks
-        if shape.decodes:
+    def add(self, run: Run, upto: int, seconds: float, first: tuple[int, int], host_dynamic_j: float) -> None:
+        """Add the steps run.taken..upto, in closed form.
+
+        They took `seconds` in all; `first` is the replica's number of the first of them, and the context that it read.
+        """
+        segment, shape, steps = run.segment, run.shape, upto - run.taken
+        decodes = shape.decodes
+        joules = segment.joules_of(upto) - segment.joules_of(run.taken)
+        if decodes:
+            number, context_tokens = first
             triangle = steps * (steps - 1) / 2
             context_j = segment.context_joules
-            joules -= context_j * (steps * taken.context_tokens + shape.decodes * triangle)
+            joules -= context_j * (steps * context_tokens + decodes * triangle)
             self.context_j += context_j * steps
-            self.context_step_j += context_j * (steps * taken.step + triangle)
-        self.token_j += joules / (shape.decodes + shape.chunk_tokens)
-        self.idle_j += taken.idle_w * taken.seconds / sequences
-        self.host_dynamic_j += taken.host_dynamic_j / sequences
-        self.host_idle_j += taken.host_idle_w * taken.seconds / sequences
+            self.context_step_j += context_j * (steps * number + triangle)
+        self.token_j += joules / (decodes + shape.chunk_tokens)
+        each_s = seconds / (decodes + shape.chunks)
+        self.idle_j += self.idle_w * each_s
+        self.host_dynamic_j += host_dynamic_j / (decodes + shape.chunks)
+        self.host_idle_j += self.host_idle_w * each_s
 
     def charge_chunk(self, prompt: Prompt, chunk: int, since: tuple[float, ...]) -> None:
         """Charge a prompt for steps that each took the same chunk of it, since the sums were `since`."""
