@@ -44,7 +44,15 @@ class TraceArrivals(Strict):
     rate_scale: PositiveFloat = 1.0
 
 
-Arrivals = Annotated[PoissonArrivals | TraceArrivals, Field(discriminator="kind")]
+class ClosedArrivals(Strict):
+    """So many users, each with one task at a time: think, ask, wait for the answer, think again."""
+
+    kind: Literal["closed"]
+    users: PositiveInt
+    think_s: Distribution = Field(default={"kind": "constant", "value": 0}, validate_default=True)
+
+
+Arrivals = Annotated[PoissonArrivals | TraceArrivals | ClosedArrivals, Field(discriminator="kind")]
 
 
 class Understand(Strict):

@@ -29,12 +29,12 @@ class EngineEnvironment(simpy.Environment):
         event = Event(self)
         event.callbacks.append(callback)
         event._ok, event._value = True, None
-        heappush(self._queue, (time_s, order, next(self._eid), event))  # type: ignore[arg-type]
+        heappush(self._queue, (time_s, order, next(self._eid), event))  # type: ignore[misc]
 
     def trigger_at(self, event: Event, time_s: float, order: int) -> None:
         """Let a waiting event happen at time_s."""
         event._ok, event._value = True, None
-        heappush(self._queue, (time_s, order, next(self._eid), event))  # type: ignore[arg-type]
+        heappush(self._queue, (time_s, order, next(self._eid), event))  # type: ignore[misc]
 
     def at(self, time_s: float, task: int) -> Event:
         """An event that happens to a task at time_s."""

@@ -49,6 +49,27 @@ class Pipeline:
 
 def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> None:
     """Let every task live, and return when the last has ended."""
+    by_user: dict[int, list[Task]] = {}
+    for task in tasks:
+        if task.user is not None:
+            by_user.setdefault(task.user, []).append(task)
+    if by_user:
+        for own in by_user.values():
+            env.process(use(env, log, pipeline, own))
+    else:
+        _arrive_in_time(env, log, pipeline, tasks)
+    env.run()
+
+
+def use(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> Generator[Event, None, None]:
+    """A user of a closed loop: think, ask, wait for the answer, think again."""
+    for task in tasks:
+        yield env.at(env.now + task.think_s, task.id)
+        yield from live(env, log, pipeline, task)
+
+
+def _arrive_in_time(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> None:
+    """Each task begins at its arrival; only the next one stands in the agenda."""
     waiting = iter(tasks)
 
     def arrive(task: Task) -> None:
@@ -59,13 +80,12 @@ def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[
 
     first = next(waiting)
     env.call_at(first.arrival_s, TASK_ARRIVES + first.id, lambda _: arrive(first))
-    env.run()
 
 
 def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Generator[Event, None, None]:
     """A task's life: for each visit, move there, queue and be served, perhaps wait for something outside."""
-    place, outcome = "", Outcome.SERVED
-    deadline_s = task.arrival_s + task.timeout_s
+    place, outcome, arrival_s = "", Outcome.SERVED, env.now
+    deadline_s = arrival_s + task.timeout_s
     for visit in visits_of(env, pipeline, task):
         pool = pipeline.pools[visit.stage]
         visit.ready_s = env.now
@@ -87,7 +107,7 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
         if outcome or env.now >= deadline_s:
             outcome = outcome or Outcome.TIMED_OUT
             break
-    log.tasks.append((task.id, task.arrival_s, env.now, outcome))
+    log.tasks.append((task.id, arrival_s, env.now, outcome))
 
 
 def _give_up(visit: Job | Prompt, pool: Pool[Any], event: Event) -> None:

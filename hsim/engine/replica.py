@@ -191,7 +191,7 @@ class Replica:
         if isnan(prompt.started_s):  # else it was preempted, and has been served before
             prompt.started_s = now
         prompt.held_blocks = 0
-        if self.kv.prefix_caching and prompt.prompt_left < prompt.prefill_tokens:
+        if 0 < prompt.prompt_left < prompt.prefill_tokens:  # it found part of its prompt in the cache
             self._outstanding_tokens -= prompt.prefill_tokens - prompt.prompt_left
             self.kv.admit(prompt)
         self.running[prompt] = None
