@@ -98,7 +98,8 @@ def _engine_pool(
     for number in range(spec.pool.replicas):
         host = hosts[number // per_server]
         replicas.append(Replica(env, log, len(log.accelerators), spec, host, executor))
-        log.accelerators.append(Device(f"{name}/{number}", tier.name, spec.idle_w))
+        device = Device(f"{name}/{number}", tier.name, spec.idle_w, host=host.index, host_cores=spec.host_cores)
+        log.accelerators.append(device)
     assert tier.chip is not None
     what = f"{len(replicas)} x {spec.pool.tensor_parallel} {tier.chip.name}"
     log.pools[name] = PoolRecord(
