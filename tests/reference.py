@@ -59,17 +59,24 @@ class Serving:
         return self.request.input_tokens + self.request.output_tokens - self.answer_left
 
 
+@dataclass
+class Reference:
+    """What came of it: the requests served, by id; when each step ended; and how often which state was reached."""
+
+    served: list[Serving]
+    ends_s: list[float]
+    reached: Counter[str]
+
+
 # Seconds, joules above idle, and how many of those go with each context token that a decode reads.
 StepCost = Callable[[StepShape], tuple[float, float, float]]
 
 
-def serve(
-    requests: Sequence[Request], cost: StepCost, limits: Limits, watts: Watts
-) -> tuple[list[Serving], Counter[str]]:
-    """Serve requests on one replica, and count the states reached. Who arrives at a boundary joins at the next one."""
+def serve(requests: Sequence[Request], cost: StepCost, limits: Limits, watts: Watts) -> Reference:
+    """Serve requests on one replica. Who arrives at the end of a step joins at the end of the next one."""
     todo = deque(sorted(requests, key=lambda r: (r.arrival_s, r.id)))
     waiting, batch, served = deque[Request](), list[Serving](), list[Serving]()
-    reached, now = Counter[str](), 0.0
+    reached, ends_s, now = Counter[str](), list[float](), 0.0
     while todo or waiting or batch:
         if not batch and not waiting:
             now = todo[0].arrival_s
@@ -83,6 +90,7 @@ def serve(
             for i, watt in enumerate((watts.idle_w, watts.host_dynamic_w, watts.host_idle_w)):
                 sequence.joules[1 + i] += watt * seconds / shape.sequences
         now += seconds
+        ends_s.append(now)
         for sequence in decodes:
             sequence.joules[0] += token_j + context_j * sequence.context_tokens
             sequence.answer_left -= 1
@@ -100,7 +108,7 @@ def serve(
         reached["arrival on a boundary of a busy replica"] += bool(batch and todo and todo[0].arrival_s == now)
         reached["went idle"] += not batch and not waiting
         reached["steps"] += 1
-    return sorted(served, key=lambda s: s.request.id), reached
+    return Reference(sorted(served, key=lambda s: s.request.id), ends_s, reached)
 
 
 def _plan(
