@@ -174,37 +174,38 @@ def _task_class(draw: Any, tools: bool, understands: bool) -> dict[str, Any]:
     return kind
 
 
+ROUTERS = ("round-robin", "least-outstanding", "least-outstanding-tokens")
+
+
 @st.composite
-def scenarios(draw: Any) -> dict[str, Any]:
-    """Small random scenarios that are made to queue: agentic rounds, tools, split and GPU-only, scarce everything."""
+def scenarios(draw: Any, crowded: bool = False, routers: Sequence[str] = ROUTERS) -> dict[str, Any]:
+    """Small random scenarios with agentic rounds, tools, split and GPU-only. Crowded ones have queues everywhere."""
     split = draw(st.booleans())
     ways, gpu_servers = draw(st.sampled_from([(1, 1), (1, 1), (2, 1), (4, 1), (4, 2)]))
     data = agents(
         split,
-        cores=draw(st.integers(1, 3)),
+        cores=draw(st.integers(1, 2 if crowded else 3)),
         tensor_parallel=ways,
-        replicas=draw(st.integers(1, 3 if ways < 4 else 2 * gpu_servers)),
-        max_num_seqs=draw(st.sampled_from([1, 2, 3, 6, 64])),
+        replicas=draw(st.integers(2 if crowded else 1, 3 if ways < 4 else 2 * gpu_servers)),
+        max_num_seqs=draw(st.sampled_from([2, 3, 5, 64] if crowded else [1, 2, 6, 64])),
         max_num_batched_tokens=draw(st.sampled_from([8, 64, 300, 2048])),
-        router=draw(st.sampled_from(["round-robin", "least-outstanding", "least-outstanding-tokens"])),
+        router=draw(st.sampled_from(routers)),
     )
     data["seed"] = draw(st.integers(0, 10_000))
     data["fleet"]["gpu-tier"]["count"] = gpu_servers
     if split:
         data["fleet"]["cpu-tier"]["count"] = draw(st.integers(1, 2))
         data["pools"]["agents"]["router"] = draw(st.sampled_from(["round-robin", "least-outstanding"]))
-    two_pools = draw(st.booleans())
-    if two_pools:
+    if draw(st.booleans()):
         data["pools"]["front"] = {"runs_on": data["pools"]["agents"]["runs_on"], "cores": draw(st.integers(1, 2))}
         data["stages"]["understand"] = "front"
         if split:
             data["links"]["front-decode"] = "ethernet-100g"
     workload = data["workload"]
-    workload["tasks"] = draw(st.integers(2, 24))
-    workload["arrivals"]["rate_per_s"] = draw(st.sampled_from([5, 50, 500]))
-    several = draw(st.booleans())
-    workload["classes"] = {"a": _task_class(draw, tools=True, understands=True)}
-    if several:
+    workload["tasks"] = draw(st.integers(12, 24) if crowded else st.integers(2, 24))
+    workload["arrivals"]["rate_per_s"] = draw(st.sampled_from([100, 1000] if crowded else [5, 50, 500]))
+    workload["classes"] = {"a": _task_class(draw, tools=True, understands=not crowded)}
+    if draw(st.booleans()):
         workload["classes"]["b"] = _task_class(draw, tools=draw(st.booleans()), understands=draw(st.booleans()))
     return with_kv(data, draw(st.sampled_from([1, 1.3, 2.5, 50])))
 
