@@ -263,9 +263,9 @@ CASES: dict[str, tuple[Edit, str, str]] = {
         "pools.agents.cores: epyc-9654-2s has 192 cores for pools (192 less 0 that engines keep); ask for 192 or fewer in all",
     ),
     "too many cores beside an engine": (
-        ("cpu-tier.cpu\n    cores: 4", "gpu-tier.cpu\n    cores: 89"),
+        ("cpu-tier.cpu\n    cores: 4", "gpu-tier.cpu\n    cores: 110"),
         "cores:",
-        "pools.agents.cores: hgx-h100-8 has 88 cores for pools (112 less 24 that engines keep); ask for 88 or fewer in all",
+        "pools.agents.cores: hgx-h100-8 has 109 cores for pools (112 less 3 that engines keep); ask for 109 or fewer in all",
     ),
     "two pools on cores that nobody divided": (
         (
@@ -487,6 +487,36 @@ def test_a_profile_beside_the_user_comes_before_a_shipped_one(tmp_path: Path, mo
     prepared(tmp_path)
     system = prepared(tmp_path).system
     assert system.figures.used["hgx-h100-8.base_w"].value == 1234
+
+
+def test_engines_that_need_more_cores_than_a_server_has_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before time zero, and not by an assertion at the first step."""
+    monkeypatch.chdir(tmp_path)
+    profile(tmp_path, "mine", "hgx-h100-8", ("cpu: xeon-8480c", "cpu: small"))
+    profile(tmp_path, "small", "xeon-8480c", ("cores: 56", "cores: 11"))
+    mine = ("server: hgx-h100-8", "server: mine")
+    message = refused(tmp_path, [mine, ("    replicas: 1\n", "")])
+    assert message.startswith(
+        "bad.yaml:31: pools.decode: engines keep 24 cores of a mine, which has 22; use fewer replicas"
+    )
+    assert prepared(tmp_path, [mine, ("replicas: 1", "replicas: 7")]).replicas["decode"].host_cores == 3
+
+
+def test_accelerators_are_not_given_to_two_pools(tmp_path: Path) -> None:
+    """Eight in one replica and seven alone are fifteen, on a server that has eight; four and four alone fit."""
+    other = "  other:\n    runs_on: gpu-tier.gpu\n    tensor_parallel: {}\n    replicas: {}\nstages:"
+    edits = [
+        ("tensor_parallel: 1\n    replicas: 1", "tensor_parallel: 8\n    replicas: 1"),
+        ("stages:", other.format(1, 7)),
+    ]
+    message = refused(tmp_path, edits)
+    line = line_of(tmp_path, "replicas: 7")
+    assert message.startswith(
+        f"bad.yaml:{line}: pools.other.replicas: pools up to this one ask for 15 of the 8 accelerators of tier 'gpu-tier'"
+    )
+    assert prepared(tmp_path, [("replicas: 1", "replicas: 4"), ("stages:", other.format(4, 1))]).system.engine_pools()
 
 
 # ---- traces

@@ -213,11 +213,14 @@ def _check_fit_on_servers(system: System) -> None:
         if system.model.kv_heads % pool.tensor_parallel and pool.tensor_parallel % system.model.kv_heads:
             raise DescriptionError(at, f"{pool.tensor_parallel} does not divide the model's {system.model.kv_heads} KV heads", "use 1, 2, 4 or 8")
         assert pool.replicas is not None
-        taken[tier.name] = taken.get(tier.name, 0) + pool.replicas
+        total = tier.count * tier.accelerators_per_server
+        taken[tier.name] = taken.get(tier.name, 0) + pool.replicas * pool.tensor_parallel
         fits = tier.count * (tier.accelerators_per_server // pool.tensor_parallel)
-        if taken[tier.name] > fits or pool.replicas < 1:
-            at = system.document.where(("pools", name, "replicas"))
+        at = system.document.where(("pools", name, "replicas"))
+        if pool.replicas > fits or pool.replicas < 1:
             raise DescriptionError(at, f"{pool.replicas} replicas of {pool.tensor_parallel} accelerators do not fit on tier {tier.name!r}", f"at most {fits} fit in all")
+        if taken[tier.name] > total:
+            raise DescriptionError(at, f"pools up to this one ask for {taken[tier.name]} of the {total} accelerators of tier {tier.name!r}", "say how many replicas each pool has")
 
 
 def _check_links(system: System) -> None:

@@ -49,6 +49,7 @@ def prepare(system: System) -> Prepared:
     """Work out all costs and draw all tasks. Raises DescriptionError for what cannot run."""
     figures, scenario = system.figures, system.scenario
     replicas = {name: _replica(system, name, pool) for name, pool in system.engine_pools().items()}
+    _check_engine_cores(system, replicas)
     drawn = draw_tasks(scenario.workload, system.tools, scenario.seed, Path(system.document.file).parent)
     generate = scenario.stages.generate
     check_tasks_fit(
@@ -105,7 +106,17 @@ def replicas_per_server(pool: EnginePool, tier: Tier) -> int:
 def _engine_cores(tier: Tier, system: System, replicas: dict[str, ReplicaSpec]) -> int:
     """Cores of a server that engines keep for themselves, at most."""
     mine = [spec for name, spec in replicas.items() if system.tier_of(name) is tier]
-    return sum(replicas_per_server(spec.pool, tier) * spec.host_cores for spec in mine)
+    return sum(min(replicas_per_server(spec.pool, tier), spec.pool.replicas or 0) * spec.host_cores for spec in mine)
+
+
+def _check_engine_cores(system: System, replicas: dict[str, ReplicaSpec]) -> None:
+    for name, spec in replicas.items():
+        tier = system.tier_of(name)
+        reserved = _engine_cores(tier, system, replicas)
+        if reserved > tier.cores_per_server:
+            at = system.document.where(("pools", name))
+            what = f"engines keep {reserved} cores of a {tier.server.name}, which has {tier.cores_per_server}"
+            raise DescriptionError(at, what, "use fewer replicas, or a server with more cores")
 
 
 def _cores(system: System, name: str, replicas: dict[str, ReplicaSpec]) -> int:
