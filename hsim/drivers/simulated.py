@@ -6,7 +6,7 @@ import gc
 from functools import partial
 from typing import Any
 
-from hsim.drivers.prepared import Prepared, replicas_per_server
+from hsim.drivers.prepared import Prepared
 from hsim.engine.cores import Cores, Host
 from hsim.engine.environment import EngineEnvironment
 from hsim.engine.executor import Executor, ModelledTime
@@ -93,11 +93,9 @@ def _engine_pool(
     env: EngineEnvironment, log: Log, prepared: Prepared, name: str, hosts: list[Host], executor: Executor
 ) -> Pool[Prompt]:
     spec, tier = prepared.replicas[name], prepared.system.tier_of(name)
-    per_server = replicas_per_server(spec.pool, tier)
     replicas = []
-    for number in range(spec.pool.replicas):
-        host = hosts[number // per_server]
-        replicas.append(Replica(env, log, len(log.accelerators), spec, host, executor))
+    for number, server in enumerate(prepared.system.placements()[name]):
+        replicas.append(Replica(env, log, len(log.accelerators), spec, hosts[server], executor))
         log.accelerators.append(Device(f"{name}/{number}", tier.name, spec.idle_w))
     assert tier.chip is not None
     what = f"{len(replicas)} x {spec.pool.tensor_parallel} {tier.chip.name}"
