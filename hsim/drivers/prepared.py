@@ -42,6 +42,7 @@ def prepare(system: System) -> Prepared:
     """Work out all costs and draw all tasks. Raises DescriptionError for what cannot run."""
     figures, scenario = system.figures, system.scenario
     replicas = {name: _replica(system, name, pool) for name, pool in system.engine_pools().items()}
+    _check_engine_cores(system, replicas)
     drawn = draw_tasks(scenario.workload, system.tools, scenario.seed, Path(system.document.file).parent)
     for pool in filter(None, (scenario.stages.generate, scenario.stages.prefill)):
         capacity = replicas[pool].kv_blocks * replicas[pool].pool.block_tokens
@@ -97,15 +98,24 @@ def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
     )
 
 
-def replicas_per_server(pool: FilledPool, tier: Tier) -> int:
-    """How many replicas of a pool a server of its tier holds; the first servers are filled first."""
-    return tier.accelerators_per_server // pool.tensor_parallel
-
-
 def _engine_cores(tier: Tier, system: System, replicas: dict[str, ReplicaSpec]) -> int:
-    """Cores of a server that engines keep for themselves, at most."""
-    mine = [spec for name, spec in replicas.items() if system.tier_of(name) is tier]
-    return sum(replicas_per_server(spec.pool, tier) * spec.host_cores for spec in mine)
+    """Cores that engines keep for themselves on the server of a tier on which they keep most."""
+    kept = [0] * tier.count
+    for name, servers in system.placements().items():
+        if system.tier_of(name) is tier:
+            for server in servers:
+                kept[server] += replicas[name].host_cores
+    return max(kept)
+
+
+def _check_engine_cores(system: System, replicas: dict[str, ReplicaSpec]) -> None:
+    for name in replicas:
+        tier = system.tier_of(name)
+        reserved = _engine_cores(tier, system, replicas)
+        if reserved > tier.cores_per_server:
+            at = system.document.where(("pools", name))
+            what = f"engines keep {reserved} cores of a {tier.server.name}, which has {tier.cores_per_server}"
+            raise DescriptionError(at, what, "use fewer replicas, or a server with more cores")
 
 
 def _cores(system: System, name: str, replicas: dict[str, ReplicaSpec]) -> int:

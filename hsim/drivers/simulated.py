@@ -8,7 +8,7 @@ from typing import Any
 
 from simpy.events import Event
 
-from hsim.drivers.prepared import Prepared, replicas_per_server
+from hsim.drivers.prepared import Prepared
 from hsim.engine.cores import Cores, Host
 from hsim.engine.environment import TASK_ARRIVES, EngineEnvironment
 from hsim.engine.executor import Executor, ModelledTime
@@ -121,10 +121,9 @@ def _engine_pool(
     env: EngineEnvironment, log: Log, prepared: Prepared, name: str, hosts: list[Host], executor: Executor
 ) -> Pool[Prompt]:
     spec, tier = prepared.replicas[name], prepared.system.tier_of(name)
-    per_server = replicas_per_server(spec.pool, tier)
     replicas = []
-    for number in range(spec.pool.replicas):
-        host = hosts[number // per_server]
+    for number, server in enumerate(prepared.system.placements()[name]):
+        host = hosts[server]
         replicas.append(Replica(env, log, len(log.accelerators), spec, host, executor))
         device = Device(f"{name}/{number}", tier.name, spec.idle_w, host=host.index, host_cores=spec.host_cores)
         log.accelerators.append(device)
