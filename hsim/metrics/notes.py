@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hsim.description.system import System
 from hsim.metrics.ledger import Window
-from hsim.metrics.result import Assumption, PoolUse, StageAnatomy
+from hsim.metrics.result import Assumption, PoolUse, Stability, StageAnatomy, WarmUp
 from hsim.units import readable_seconds
 from hsim.workload.tasks import Drawn
 
@@ -56,6 +56,20 @@ def warnings_of(
         )
     if drawn.truncated:
         warnings.append(f"{drawn.truncated} of the drawn answers were longer than max_output_tokens and were cut there")
+    return tuple(warnings)
+
+
+def study_warnings(stability: Stability | None, warm_up: WarmUp | None, truncated: int) -> tuple[str, ...]:
+    """What a reader must know before trusting the intervals."""
+    warnings = []
+    if stability is not None and stability.verdict == "undecided":
+        warnings.append(stability.reason)
+    if warm_up is not None and warm_up.asked_tasks > warm_up.tasks:
+        warnings.append(
+            f"the warm-up was {warm_up.tasks:,} tasks, and the replications ask for {warm_up.asked_tasks:,}: simulate more"
+        )
+    if truncated:
+        warnings.append(f"{truncated:,} of the drawn answers were longer than max_output_tokens and were cut there")
     return tuple(warnings)
 
 

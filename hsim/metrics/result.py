@@ -194,9 +194,15 @@ class Stability:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """How many tasks of each replication came before its cohort, and what asked for how many."""
+    """How many tasks of each replication came before its cohort.
+
+    `asked_tasks` is what the finished replications ask for: no more than `tasks` where the warm-up was long enough.
+    MSER-5 alone would cut `mser_tasks`; `passage_tasks` arrive in three mean passages through the system; the floor is
+    a part of the cohort.
+    """
 
     tasks: int
+    asked_tasks: int
     mser_tasks: int
     passage_tasks: int
     floor_tasks: int

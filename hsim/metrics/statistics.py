@@ -20,7 +20,7 @@ MSER_BATCH = 5
 class Estimate:
     """A point estimate, and how far each replication's own value pulls it: all that an interval needs.
 
-    `pulls` are centred on zero; the variance of the point is sum(pulls^2) / (R (R - 1)). Shape (replications,).
+    The variance of the point is sum(pulls^2) / (R (R - 1)). Shape (replications,).
     """
 
     value: float
@@ -66,25 +66,18 @@ def quantile(samples: Sequence[Floats], p: float) -> Estimate | None:
     return Estimate(value, np.array([np.quantile(sample, p) for sample in samples]) - value)
 
 
-def proportion_interval(within: Sequence[int], counts: Sequence[int], confidence: float = CONFIDENCE) -> Interval:
-    """A fraction over replications with an interval that is never narrower than if all points were independent.
+def proportion(
+    within: Sequence[int], counts: Sequence[int], confidence: float = CONFIDENCE
+) -> tuple[float, float, float]:
+    """A fraction over replications, and an interval that is no narrower than if all points were independent.
 
-    The t interval of the ratio takes the dependence within a replication into account; where hardly any point is
-    outside, it sees no variance at all, and Clopper and Pearson's exact binomial interval takes over.
+    The t interval of the ratio heeds the dependence of points within a replication. Where hardly any point is
+    outside it sees no variance at all, and Clopper and Pearson's exact binomial interval takes over.
     """
     attained = ratio(within, counts)
     half = attained.half_width(confidence)
     low, high = binomial_interval(sum(within), sum(counts), confidence)
-    return Interval(attained.value, min(low, attained.value - half), min(1.0, max(high, attained.value + half)))
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value and the interval around it; low and high are nan where there is none."""
-
-    value: float
-    low: float
-    high: float
+    return attained.value, max(0.0, min(low, attained.value - half)), min(1.0, max(high, attained.value + half))
 
 
 def binomial_interval(successes: int, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
