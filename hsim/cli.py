@@ -67,16 +67,55 @@ def simulate(
 ) -> None:
     """Predict latency, throughput, joules per task (TST), tokens per watt (TPW), cost and CO2 of a scenario."""
     from hsim.report import result_tables
-    from hsim.runs import result_json, write_atomically
+    from hsim.runs import as_json, write_atomically
     from hsim.runs import simulate as run
 
     result = run(scenario, settings, stepwise)
     if out:
-        write_atomically(out / "result.json", result_json(result))
+        write_atomically(out / "result.json", as_json(result))
     if json:
-        print(result_json(result), end="")
+        print(as_json(result), end="")
     else:
         _print(result_tables(result, explain))
+
+
+Device = Annotated[str, typer.Option(help="Where the decoder runs: cpu or cuda:0.")]
+
+
+@app.command()
+def validate(
+    scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped scenario.")],
+    settings: Settings = [],  # noqa: B006
+    device: Device = "cpu",
+    json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write validation.json into this folder.")] = None,
+) -> None:
+    """Simulate a scenario, run the same tasks live on this machine, and show how far the prediction was off."""
+    from hsim.report import validation_tables
+    from hsim.runs import as_json, write_atomically
+    from hsim.validate import validate as run
+
+    validation = run(scenario, settings, device)
+    if out:
+        write_atomically(out / "validation.json", as_json(validation))
+    if json:
+        print(as_json(validation), end="")
+    else:
+        _print(validation_tables(validation))
+
+
+@app.command()
+def live(
+    scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped scenario.")],
+    settings: Settings = [],  # noqa: B006
+    device: Device = "cpu",
+    sleep: Annotated[bool, typer.Option(help="Sleep for the modelled times instead of doing the work.")] = False,
+) -> None:
+    """Run a scenario's tasks for real on this machine: its own decoder, encoder and tools, on the wall clock."""
+    from hsim.report import live_tables
+    from hsim.validate import live as run
+
+    _print(live_tables(run(scenario, settings, device, sleep)))
 
 
 @app.command()
