@@ -3,6 +3,7 @@
 HsimError
     DescriptionError   a scenario, profile, model or trace that cannot be used; raised before time zero
     ResultError        results that cannot be written or read
+    CalibrationError   a calibration that cannot begin, go on or be written
 """
 
 from __future__ import annotations
@@ -25,3 +26,10 @@ class DescriptionError(HsimError):
 
 class ResultError(HsimError):
     """Results that cannot be written or read back."""
+
+
+class CalibrationError(HsimError):
+    """A calibration cannot begin, go on or be written. Reads `where: what is wrong; what would be right`."""
+
+    def __init__(self, where: str, problem: str, remedy: str = "") -> None:
+        super().__init__(f"{where}: {problem}" + (f"; {remedy}" if remedy else ""))

@@ -1,0 +1,99 @@
+"""Timing a call honestly: warm-up, samples long enough for the clock, median and spread."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hsim.calibrate.work import Reading
+
+Call = Callable[[int], Any]
+"""Does the work once; the argument counts the calls, so that each can take other data than the one before."""
+
+WARM_UP_FRACTION = 0.2  # of the time for a unit
+SHORTEST_SAMPLE_S = 100e-6  # a sample is this long at least: reading the clock twice takes 0.1 us
+FEWEST_SAMPLES = 5
+MOST_SAMPLES = 200
+GRAPH_CALLS = 10  # calls in one CUDA graph: enough that launching the graph is hidden
+
+
+def sample(call: Call, seconds: float, threads: int = 1) -> Reading:
+    """Time calls on the CPU for about so many seconds; never fewer than five samples."""
+    calls, each_s = _warm_up(call, seconds * WARM_UP_FRACTION, lambda: None)
+    inner = max(1, math.ceil(SHORTEST_SAMPLE_S / each_s))
+    times = []
+    began_s, began_cpu_s = time.perf_counter(), time.process_time()
+    until_s = began_s + seconds * (1 - WARM_UP_FRACTION)
+    while len(times) < FEWEST_SAMPLES or (time.perf_counter() < until_s and len(times) < MOST_SAMPLES):
+        start_s = time.perf_counter()
+        for _ in range(inner):
+            call(calls)
+            calls += 1
+        times.append((time.perf_counter() - start_s) / inner)
+    wall_s, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
+    return reading_of(times, cpu_s / wall_s if threads == 1 else None)
+
+
+def _warm_up(call: Call, seconds: float, synchronise: Callable[[], object]) -> tuple[int, float]:
+    """Call at least twice and for so many seconds; how often, and seconds of the quickest call."""
+    calls, best_s = 0, math.inf
+    until_s = time.perf_counter() + seconds
+    while calls < 2 or time.perf_counter() < until_s:
+        start_s = time.perf_counter()
+        call(calls)
+        synchronise()
+        best_s = min(best_s, time.perf_counter() - start_s)
+        calls += 1
+    return calls, max(best_s, 1e-9)
+
+
+def reading_of(times: list[float], cpu_fraction: float | None = None, marks: tuple[str, ...] = ()) -> Reading:
+    """Median and interquartile range of samples in seconds."""
+    low, median, high = np.quantile(times, (0.25, 0.5, 0.75))
+    return Reading(float(median), float(high - low), len(times), cpu_fraction, marks=marks)
+
+
+def sample_cuda(call: Call, seconds: float, device: str) -> Reading:
+    """Time calls on a GPU by its own events, as a graph so that launching does not count; events alone where not."""
+    import torch
+
+    with torch.cuda.device(device):
+        _warm_up(call, seconds * WARM_UP_FRACTION, torch.cuda.synchronize)
+        try:
+            replay, inner, marks = _graph(call), GRAPH_CALLS, ()
+        except RuntimeError:  # some operations cannot be captured; capture leaves the stream in order
+            replay, inner, marks = _plainly(call), GRAPH_CALLS, ("timed without a CUDA graph",)
+        replay()
+        torch.cuda.synchronize()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        times: list[float] = []
+        until_s = time.perf_counter() + seconds * (1 - WARM_UP_FRACTION)
+        while len(times) < FEWEST_SAMPLES or (time.perf_counter() < until_s and len(times) < MOST_SAMPLES):
+            start.record()
+            replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) / 1000 / inner)
+    return reading_of(times, marks=marks)
+
+
+def _graph(call: Call) -> Callable[[], None]:
+    import torch
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(GRAPH_CALLS):
+            call(i)
+    return graph.replay
+
+
+def _plainly(call: Call) -> Callable[[], None]:
+    def run() -> None:
+        for i in range(GRAPH_CALLS):
+            call(i)
+
+    return run
