@@ -58,6 +58,7 @@ class PoolRecord:
     engine: bool
     devices: tuple[int, ...]
     capacity: int
+    kv_capacity_tokens: int = 0
 
 
 def _visits() -> Table:
@@ -65,7 +66,7 @@ def _visits() -> Table:
     # Joules: above idle, idle while serving it, and the same two of the host cores that run an engine.
     return Table(
         "task", "round", "stage", "device", "ready_s", "queued_s", "started_s", "first_token_s",
-        "served_s", "ended_s", "input_tokens", "output_tokens", "dynamic_j", "idle_j", "host_dynamic_j", "host_idle_j",
+        "served_s", "ended_s", "input_tokens", "output_tokens", "reserved_tokens", "dynamic_j", "idle_j", "host_dynamic_j", "host_idle_j",
     )  # fmt: skip
 
 

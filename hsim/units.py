@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 GB = 1e9
 GIB = 2**30
 HOUR_S = 3600.0
@@ -13,7 +15,7 @@ _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, 
 
 def readable(value: float, unit: str, digits: int = 3) -> str:
     """`value` with an SI prefix, such as `12.3 kJ`; zero and unknown (nan) have no prefix."""
-    if value != value:
+    if math.isnan(value):
         return "–"
     if value == 0:
         return f"0 {unit}"
@@ -26,7 +28,7 @@ def readable(value: float, unit: str, digits: int = 3) -> str:
 
 def readable_seconds(value: float) -> str:
     """A duration as `250 ms`, `14.2 s` or `58.3 min`."""
-    if value != value or abs(value) < 120:
+    if math.isnan(value) or abs(value) < 120:
         return readable(value, "s")
     if abs(value) < 2 * HOUR_S:
         return f"{value / 60:.1f} min"

@@ -59,7 +59,10 @@ class ComposedCosts:
         self._gemm_launch_s = of(f"{law}.launch_s")
         self._gemm_bytes_per_s = self._bandwidth * of(f"{law}.bandwidth_fraction")
         self._gemm_flops_per_s = self._peak * of(f"{law}.flops_fraction")
-        self._gemms = [(math.ceil(n / ways), k) if i in (0, 2) else (n, math.ceil(k / ways)) for i, (n, k) in enumerate(model.gemms)]
+        self._gemms = [
+            (math.ceil(n / ways), k) if i in (0, 2) else (n, math.ceil(k / ways))
+            for i, (n, k) in enumerate(model.gemms)
+        ]
         self._head = (math.ceil(model.vocabulary / ways), model.hidden_size)
 
         heads_width = model.attention_heads * model.head_dim / ways
@@ -78,11 +81,10 @@ class ComposedCosts:
 
         self._host_step_s = figures.value(engine, "host_s_per_layer") * model.layers
         self._host_sequence_s = figures.value(engine, "host_s_per_sequence")
-        self._floor_w = ways * of("power.floor_w")
-        self._cap_w = ways * of("power.cap_w")
-        self._loaded_idle_w = ways * of("power.loaded_idle_w")
-        self._byte_j, self._flop_j = of("power.joules_per_byte"), of("power.joules_per_flop")
-        self._output_j = of("power.joules_per_output_token")
+        watts = {name: ways * figures.if_known(chip, f"power.{name}") for name in ("floor_w", "cap_w", "loaded_idle_w")}
+        self._floor_w, self._cap_w, self._loaded_idle_w = watts.values()
+        joules = ("joules_per_byte", "joules_per_flop", "joules_per_output_token")
+        self._byte_j, self._flop_j, self._output_j = (figures.if_known(chip, f"power.{name}") for name in joules)
         self._context_j = model.layers * ways * self._kv_bytes_per_token * self._byte_j
         self._pair_j = model.layers * ways * self._pair_flops * self._flop_j
         self._by_tokens: dict[int, _Tokens] = {}
@@ -108,7 +110,9 @@ class ComposedCosts:
                 layer_s += 2 * (launch_s + peer_s * (self._ways - 1) + moved / bytes_per_s)
             all_devices = self._layers * self._ways
             found = _Tokens(
-                self._layers * layer_s, all_devices * sum(p.bytes for p in parts), all_devices * sum(p.flops for p in parts)
+                self._layers * layer_s,
+                all_devices * sum(p.bytes for p in parts),
+                all_devices * sum(p.flops for p in parts),
             )
             self._by_tokens[m] = found
         return found
@@ -175,6 +179,8 @@ class ComposedCosts:
         floor_w, headroom_w = self._floor_w - self._loaded_idle_w, self._cap_w - self._floor_w
         over = work.joules - headroom_w * work.seconds
         over_growth = work.joules_growth - headroom_w * work.seconds_growth
+        if math.isnan(over):
+            return work  # watts are unknown, and so are the joules: nan throughout
         capped = over >= 0
         side = (over, over_growth) if capped else (-over, -over_growth)
         work.valid_steps = min(work.valid_steps, steps_until_negative(*side))

@@ -46,9 +46,9 @@ class HostPower:
 
 
 def host_power(tier: Tier, figures: Figures) -> HostPower:
-    """The power of one server's CPU packages."""
-    idle_w = figures.value(tier.cpu, "idle_w")
-    span_w = figures.value(tier.cpu, "max_w") - idle_w
+    """The power of one server's CPU packages; nan where it is unknown."""
+    idle_w = figures.if_known(tier.cpu, "idle_w")
+    span_w = figures.if_known(tier.cpu, "max_w") - idle_w
     sockets = tier.server.sockets
-    exponent = figures.value(tier.cpu, "load_power_exponent")
+    exponent = figures.if_known(tier.cpu, "load_power_exponent")
     return HostPower(tier.cores_per_server, sockets * idle_w, sockets * span_w, exponent)

@@ -24,7 +24,9 @@ def kv_capacity_tokens(placement: Placement, gpu_memory_utilization: float, figu
             f"{model.name} in {placement.precision} has {weight_bytes / GB:.1f} GB of weights; {ways} x "
             f"{placement.chip.name} leave {max(0.0, ways * usable) / GB:.1f} GB for weights and KV cache"
         )
-        raise DescriptionError(where, what, f"use tensor_parallel {_next_power_of_two(needed)} or more, or a lower precision")
+        raise DescriptionError(
+            where, what, f"use tensor_parallel {_next_power_of_two(needed)} or more, or a lower precision"
+        )
     return tokens
 
 

@@ -46,7 +46,9 @@ def load_profile(name: str, kind: type[P], where: str) -> tuple[P, Document]:
     profile, document = _read_profile(file)
     if not isinstance(profile, kind):
         needed = next(k for k, v in PROFILE_KINDS.items() if v is kind)
-        raise DescriptionError(where, f"{name!r} is a profile of kind {document.data['kind']!r}", f"it must be of kind {needed!r}")
+        raise DescriptionError(
+            where, f"{name!r} is a profile of kind {document.data['kind']!r}", f"it must be of kind {needed!r}"
+        )
     return profile, document
 
 
@@ -54,10 +56,14 @@ def _read_profile(file: Path) -> tuple[Profile, Document]:
     document = read_document(file)
     kind = document.data.get("kind") if isinstance(document.data, dict) else None
     if kind not in PROFILE_KINDS:
-        raise DescriptionError(document.where(("kind",)), f"kind is {kind!r}", did_you_mean(str(kind), sorted(PROFILE_KINDS)))
+        raise DescriptionError(
+            document.where(("kind",)), f"kind is {kind!r}", did_you_mean(str(kind), sorted(PROFILE_KINDS))
+        )
     profile = validated(document, PROFILE_KINDS[kind])
     if profile.name != file.stem:
-        raise DescriptionError(document.where(("name",)), f"is {profile.name!r}", f"a profile has the name of its file, {file.stem!r}")
+        raise DescriptionError(
+            document.where(("name",)), f"is {profile.name!r}", f"a profile has the name of its file, {file.stem!r}"
+        )
     return profile, document
 
 

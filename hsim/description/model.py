@@ -95,7 +95,9 @@ def _architecture(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
     needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     missing = [key for key in needed if not isinstance(config.get(key), int)]
     if missing:
-        raise DescriptionError(str(file), f"has no whole number for {', '.join(missing)}", "use the model's own config.json")
+        raise DescriptionError(
+            str(file), f"has no whole number for {', '.join(missing)}", "use the model's own config.json"
+        )
     heads = config["num_attention_heads"]
     return {
         "name": config.get("_name_or_path") or file.parent.name or file.stem,

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from hsim.description.catalogue import scenario_file
 from hsim.description.hardware import Precision, Tool
@@ -67,9 +76,7 @@ class Workload(Strict):
 
     arrivals: Arrivals
     tasks: PositiveInt | None = None
-    classes: dict[str, TaskClass] = Field(
-        default={"request": {}}, validate_default=True, min_length=1
-    )
+    classes: dict[str, TaskClass] = Field(default={"request": {}}, validate_default=True, min_length=1)
 
     @model_validator(mode="after")
     def _lengths_come_from_somewhere(self) -> Workload:
@@ -234,10 +241,16 @@ def _check_references(scenario: Scenario, document: Document) -> None:
             raise DescriptionError(at, f"there is no pool {name!r}", did_you_mean(name, list(scenario.pools)))
         elif not isinstance(scenario.pools[name], kind):
             part = "cpu" if kind is CorePool else "gpu"
-            raise DescriptionError(at, f"pool {name!r} runs on {scenario.pools[name].runs_on}", f"{stage} needs a pool that runs on a tier's .{part}")
+            raise DescriptionError(
+                at,
+                f"pool {name!r} runs on {scenario.pools[name].runs_on}",
+                f"{stage} needs a pool that runs on a tier's .{part}",
+            )
 
 
 def _check_not_needed(scenario: Scenario, stage: str, at: str) -> None:
     for name, kind in scenario.workload.classes.items():
-        if (kind.understand if stage == "understand" else kind.tools):
-            raise DescriptionError(at, f"class {name!r} needs the stage {stage!r}, which no pool serves", f"add {stage}: <pool>")
+        if kind.understand if stage == "understand" else kind.tools:
+            raise DescriptionError(
+                at, f"class {name!r} needs the stage {stage!r}, which no pool serves", f"add {stage}: <pool>"
+            )

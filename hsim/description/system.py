@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import PositiveInt
 
 from hsim.description.catalogue import load_model, load_profile, load_tools
 from hsim.description.hardware import (
@@ -42,6 +45,7 @@ class Figures:
 
     assume: Mapping[str, float]
     used: dict[str, FigureUse] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
     documents: dict[str, Document] = field(default_factory=dict)
 
     def value(self, profile: Profile, path: str) -> float:
@@ -51,24 +55,32 @@ class Figures:
             use = FigureUse(name, self.assume[name], "assumed", "the scenario's `assume`", None, None)
         elif figure.value is None:
             where = self.documents[profile.name].where(tuple(path.split(".")))
-            nested = ": {".join(name.split("."))
-            remedy = f"put your own in the scenario: assume: {{{nested}: <value>" + "}" * (name.count(".") + 1)
-            raise DescriptionError(where, f"is unknown ({figure.source}) and this run needs it", remedy)
+            remedy = f"give your own: --set assume.{name}=<value>"
+            raise DescriptionError(where, f"is unknown ({figure.source})", remedy)
         else:
             use = FigureUse(name, figure.value, figure.tier, figure.source, figure.low, figure.high)
         self.used[name] = use
         return use.value
 
-    def known(self, profile: Profile, path: str) -> bool:
-        """Whether the figure has a value, its own or an assumed one."""
-        return f"{profile.name}.{path}" in self.assume or _walk(profile, path).value is not None
+    def if_known(self, profile: Profile, path: str) -> float:
+        """The figure, or nan where it is unknown: what follows from it is then unavailable, and the result says why.
+
+        For figures without which a run still has a meaning: watts and prices.
+        """
+        try:
+            return self.value(profile, path)
+        except DescriptionError as error:
+            self.unknown[f"{profile.name}.{path}"] = str(error)
+            return math.nan
 
     def check_all_assumptions_used(self, scenario: Document) -> None:
         """Raises DescriptionError for an assumption about a figure that this run does not use."""
         for name in self.assume:
             if name not in self.used:
                 where = scenario.where(("assume", *name.split(".")))
-                raise DescriptionError(where, "is not a figure that this run uses", did_you_mean(name, sorted(self.used)))
+                raise DescriptionError(
+                    where, "is not a figure that this run uses", did_you_mean(name, sorted(self.used))
+                )
 
 
 def _walk(profile: Profile, path: str) -> Figure:
@@ -98,6 +110,15 @@ class Tier:
         return self.server.accelerators.count if self.server.accelerators else 0
 
 
+class FilledPool(EnginePool):
+    """An engine pool with every number filled in, from the scenario or from its engine's defaults."""
+
+    replicas: PositiveInt
+    max_num_seqs: PositiveInt
+    max_num_batched_tokens: PositiveInt
+    gpu_memory_utilization: float
+
+
 @dataclass(frozen=True)
 class System:
     """A scenario and all that it refers to."""
@@ -119,11 +140,11 @@ class System:
         """Pools on cores, by name."""
         return {n: p for n, p in self.scenario.pools.items() if isinstance(p, CorePool)}
 
-    def engine_pools(self) -> dict[str, EnginePool]:
-        """Pools on accelerators by name, every number filled in from the scenario or from its engine."""
+    def engine_pools(self) -> dict[str, FilledPool]:
+        """Pools on accelerators, by name."""
         return {n: self._filled(n, p) for n, p in self.scenario.pools.items() if isinstance(p, EnginePool)}
 
-    def _filled(self, name: str, pool: EnginePool) -> EnginePool:
+    def _filled(self, name: str, pool: EnginePool) -> FilledPool:
         engine, tier = self.engines[name], self.tier_of(name)
         fitting = tier.count * (tier.accelerators_per_server // pool.tensor_parallel)
         defaults = {
@@ -132,7 +153,8 @@ class System:
             "gpu_memory_utilization": engine.gpu_memory_utilization,
             "replicas": fitting,
         }
-        return pool.model_copy(update={k: v for k, v in defaults.items() if getattr(pool, k) is None})
+        given = {key: value for key, value in pool.model_dump().items() if value is not None}
+        return FilledPool.model_construct(**(defaults | given))
 
 
 def resolve(scenario: Scenario, document: Document) -> System:
@@ -158,7 +180,10 @@ def resolve(scenario: Scenario, document: Document) -> System:
         for name, pool in scenario.pools.items()
         if isinstance(pool, EnginePool)
     }
-    links = {_ends(name, scenario, document): find(link, LinkProfile, ("links", name)) for name, link in scenario.links.items()}
+    links = {
+        _ends(name, scenario, document): find(link, LinkProfile, ("links", name))
+        for name, link in scenario.links.items()
+    }
     model = load_model(scenario.model, document.where(("model",)), Path(document.file).parent)
     tools = {**load_tools(document.file).tools, **scenario.tools}
     system = System(scenario, document, model, tiers, engines, links, tools, figures)
@@ -184,7 +209,9 @@ def _check_tools(system: System) -> None:
     stages = system.scenario.stages
     for name, kind in classes.items():
         if kind.understand and stages.understand:
-            _check_operation(system, kind.understand.op, stages.understand, where(("workload", "classes", name, "understand", "op")))
+            _check_operation(
+                system, kind.understand.op, stages.understand, where(("workload", "classes", name, "understand", "op"))
+            )
         for tool in kind.tools:
             at = where(("workload", "classes", name, "tools", tool))
             if tool not in system.tools:
@@ -206,18 +233,27 @@ def _check_fit_on_servers(system: System) -> None:
         tier, at = system.tier_of(name), system.document.where(("pools", name, "tensor_parallel"))
         if tier.chip is None:
             at = system.document.where(("pools", name, "runs_on"))
-            raise DescriptionError(at, f"the server {tier.server.name!r} has no accelerator", "run it on a tier that has")
+            raise DescriptionError(
+                at, f"the server {tier.server.name!r} has no accelerator", "run it on a tier that has"
+            )
         if pool.tensor_parallel > tier.accelerators_per_server:
             what = f"{pool.tensor_parallel} accelerators do not fit in a {tier.server.name} with {tier.accelerators_per_server}"
             raise DescriptionError(at, what, f"use at most {tier.accelerators_per_server}")
         if system.model.kv_heads % pool.tensor_parallel and pool.tensor_parallel % system.model.kv_heads:
-            raise DescriptionError(at, f"{pool.tensor_parallel} does not divide the model's {system.model.kv_heads} KV heads", "use 1, 2, 4 or 8")
-        assert pool.replicas is not None
+            raise DescriptionError(
+                at,
+                f"{pool.tensor_parallel} does not divide the model's {system.model.kv_heads} KV heads",
+                "use 1, 2, 4 or 8",
+            )
         taken[tier.name] = taken.get(tier.name, 0) + pool.replicas
         fits = tier.count * (tier.accelerators_per_server // pool.tensor_parallel)
         if taken[tier.name] > fits or pool.replicas < 1:
             at = system.document.where(("pools", name, "replicas"))
-            raise DescriptionError(at, f"{pool.replicas} replicas of {pool.tensor_parallel} accelerators do not fit on tier {tier.name!r}", f"at most {fits} fit in all")
+            raise DescriptionError(
+                at,
+                f"{pool.replicas} replicas of {pool.tensor_parallel} accelerators do not fit on tier {tier.name!r}",
+                f"at most {fits} fit in all",
+            )
 
 
 def _check_links(system: System) -> None:
@@ -227,4 +263,8 @@ def _check_links(system: System) -> None:
         for b in used:
             if system.tier_of(a).name != system.tier_of(b).name and frozenset((a, b)) not in system.links:
                 at = system.document.where(("links",))
-                raise DescriptionError(at, f"pools {a!r} and {b!r} stand on different servers, and no link joins them", f"add {a}-{b}: ethernet-100g")
+                raise DescriptionError(
+                    at,
+                    f"pools {a!r} and {b!r} stand on different servers, and no link joins them",
+                    f"add {a}-{b}: ethernet-100g",
+                )

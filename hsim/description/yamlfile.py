@@ -28,7 +28,7 @@ M = TypeVar("M", bound=Strict)
 # YAML 1.2 core schema. PyYAML's own resolver is YAML 1.1, where `on` is true, `1e3` a string and `12:30` is 750.
 _INT = re.compile(r"[-+]?[0-9]+\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
-_WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
+_WORDS: dict[str, bool | None] = dict.fromkeys(("", "~", "null", "Null", "NULL"))
 _WORDS |= dict.fromkeys(("true", "True", "TRUE"), True) | dict.fromkeys(("false", "False", "FALSE"), False)
 
 
@@ -85,8 +85,8 @@ def parse_document(text: str, file: str) -> Document:
         _refuse_aliases(text, file)
         node = yaml.compose(text, _LOADER)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{file}:{mark.line + 1}" if mark else file
+        mark: Any = error.problem_mark or error.context_mark
+        place = file if mark is None else f"{file}:{mark.line + 1}"
         raise DescriptionError(place, f"is not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise DescriptionError(file, f"is not valid YAML: {error}") from None
@@ -98,7 +98,7 @@ def parse_document(text: str, file: str) -> Document:
 def _refuse_aliases(text: str, file: str) -> None:
     # A description does not need them, and a few lines of nested aliases can fill any memory.
     for event in yaml.parse(text, _LOADER):
-        if isinstance(event, yaml.AliasEvent):
+        if isinstance(event, yaml.AliasEvent) and event.start_mark is not None:
             place = f"{file}:{event.start_mark.line + 1}"
             raise DescriptionError(place, "has an alias (*name), which hsim does not read", "write the value out")
 
@@ -106,7 +106,7 @@ def _refuse_aliases(text: str, file: str) -> None:
 def _build(node: yaml.Node, path: KeyPath, document: Document) -> Any:
     document.places.setdefault(path, f"{document.file}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.ScalarNode):
-        return node.value if node.style in ("'", "\"", "|", ">") else parse_scalar(node.value)
+        return node.value if node.style in ("'", '"', "|", ">") else parse_scalar(node.value)
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*path, i), document) for i, item in enumerate(node.value)]
     assert isinstance(node, yaml.MappingNode)
@@ -157,7 +157,9 @@ def _set(data: Any, path: list[str | int], value: Any, place: str) -> None:
         elif isinstance(at, list) and isinstance(key, int) and key < len(at):
             at = at[key]
         else:
-            raise DescriptionError(place, f"{'.'.join(map(str, path[: i + 1]))} is not a mapping, so no key can be set in it")
+            raise DescriptionError(
+                place, f"{'.'.join(map(str, path[: i + 1]))} is not a mapping, so no key can be set in it"
+            )
         if at is None:
             raise DescriptionError(place, f"{'.'.join(map(str, path[: i + 1]))} is null, so no key can be set in it")
     if isinstance(at, dict) or (isinstance(at, list) and isinstance(last, int) and last < len(at)):

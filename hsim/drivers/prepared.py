@@ -9,8 +9,7 @@ from pathlib import Path
 from hsim.costs.composed import ComposedCosts, Placement
 from hsim.costs.cpu import HostPower, OperationCost, host_power, operation_cost
 from hsim.costs.memory import kv_capacity_tokens
-from hsim.description.scenario import EnginePool
-from hsim.description.system import System, Tier
+from hsim.description.system import FilledPool, System, Tier
 from hsim.description.yamlfile import did_you_mean
 from hsim.engine.replica import ReplicaSpec
 from hsim.errors import DescriptionError
@@ -52,10 +51,17 @@ def prepare(system: System) -> Prepared:
     drawn = draw_tasks(scenario.workload, system.tools, scenario.seed, Path(system.document.file).parent)
     generate = scenario.stages.generate
     check_tasks_fit(
-        drawn.tasks, replicas[generate].kv_capacity_tokens, system.model.max_context_tokens, system.document.where(("workload",))
+        drawn.tasks,
+        replicas[generate].kv_capacity_tokens,
+        system.model.max_context_tokens,
+        system.document.where(("workload",)),
     )
     links = {
-        ends: LinkCosts(*(figures.value(link, name) for name in ("latency_s", "bytes_per_s", "joules_per_byte")))
+        ends: LinkCosts(
+            figures.value(link, "latency_s"),
+            figures.value(link, "bytes_per_s"),
+            figures.if_known(link, "joules_per_byte"),
+        )
         for ends, link in system.links.items()
     }
     prepared = Prepared(
@@ -74,12 +80,14 @@ def prepare(system: System) -> Prepared:
     return prepared
 
 
-def _replica(system: System, name: str, pool: EnginePool) -> ReplicaSpec:
+def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
     tier, engine, figures = system.tier_of(name), system.engines[name], system.figures
-    assert tier.chip is not None and pool.gpu_memory_utilization is not None
+    assert tier.chip is not None
     if pool.precision not in tier.chip.peak_flops_per_s or pool.precision not in tier.chip.kernels.gemm:
         at = system.document.where(("pools", name, "precision"))
-        raise DescriptionError(at, f"{tier.chip.name} has no figures for {pool.precision}", f"it has {', '.join(tier.chip.kernels.gemm)}")
+        raise DescriptionError(
+            at, f"{tier.chip.name} has no figures for {pool.precision}", f"it has {', '.join(tier.chip.kernels.gemm)}"
+        )
     if pool.tensor_parallel > 1 and tier.chip.kernels.all_reduce is None:
         at = system.document.where(("pools", name, "tensor_parallel"))
         raise DescriptionError(at, f"{tier.chip.name} has no all-reduce figures", "use tensor_parallel 1")
@@ -92,12 +100,12 @@ def _replica(system: System, name: str, pool: EnginePool) -> ReplicaSpec:
         costs=ComposedCosts(placement, figures),
         batcher=decode_first,
         kv_capacity_tokens=kv_capacity_tokens(placement, pool.gpu_memory_utilization, figures, at),
-        idle_w=pool.tensor_parallel * figures.value(tier.chip, "power.loaded_idle_w"),
+        idle_w=pool.tensor_parallel * figures.if_known(tier.chip, "power.loaded_idle_w"),
         host_cores=ceil(host_cores),
     )
 
 
-def replicas_per_server(pool: EnginePool, tier: Tier) -> int:
+def replicas_per_server(pool: FilledPool, tier: Tier) -> int:
     """How many replicas of a pool a server of its tier holds; the first servers are filled first."""
     return tier.accelerators_per_server // pool.tensor_parallel
 
@@ -117,9 +125,13 @@ def _cores(system: System, name: str, replicas: dict[str, ReplicaSpec]) -> int:
     at = system.document.where(("pools", name, "cores"))
     claimed = sum(system.core_pools()[n].cores or 0 for n in sharing)
     if len(sharing) > 1 and any(system.core_pools()[n].cores is None for n in sharing):
-        raise DescriptionError(at, f"pools {', '.join(sharing)} share tier {tier.name!r}", "say how many cores each has")
+        raise DescriptionError(
+            at, f"pools {', '.join(sharing)} share tier {tier.name!r}", "say how many cores each has"
+        )
     if (pool.cores or 1) > free or claimed > free:
-        what = f"{tier.server.name} has {free} cores for pools ({tier.cores_per_server} less {reserved} that engines keep)"
+        what = (
+            f"{tier.server.name} has {free} cores for pools ({tier.cores_per_server} less {reserved} that engines keep)"
+        )
         raise DescriptionError(at, what, f"ask for {free} or fewer in all" if free > 0 else "use another tier")
     return pool.cores or free
 

@@ -74,7 +74,6 @@ def _engine_pool(
 ) -> Pool[Prompt]:
     spec, tier = prepared.replicas[name], prepared.system.tier_of(name)
     per_server = replicas_per_server(spec.pool, tier)
-    assert spec.pool.replicas is not None
     replicas = []
     for number in range(spec.pool.replicas):
         host = hosts[number // per_server]
@@ -82,5 +81,5 @@ def _engine_pool(
         log.accelerators.append(Device(f"{name}/{number}", tier.name, spec.idle_w))
     assert tier.chip is not None
     what = f"{len(replicas)} x {spec.pool.tensor_parallel} {tier.chip.name}"
-    log.pools[name] = PoolRecord(what, True, tuple(r.index for r in replicas), len(replicas))
+    log.pools[name] = PoolRecord(what, True, tuple(r.index for r in replicas), len(replicas), spec.kv_capacity_tokens)
     return Pool[Prompt](name, replicas, prepared.routers[name])

@@ -27,7 +27,7 @@ class EngineEnvironment(simpy.Environment):
     def call_at(self, time_s: float, order: int, callback: Callable[[Event], Any]) -> None:
         """Call callback at time_s, among the events of that instant in the given order."""
         event = Event(self)
-        event.callbacks.append(callback)  # type: ignore[union-attr]
+        event.callbacks.append(callback)
         self.trigger_at(event, time_s, order)
 
     def trigger_at(self, event: Event, time_s: float, order: int) -> None:

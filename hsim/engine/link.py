@@ -15,7 +15,9 @@ from hsim.log import Log
 class Link:
     """Processor sharing by a virtual clock: how many bytes a transfer present throughout would have got."""
 
-    def __init__(self, env: EngineEnvironment, log: Log, index: int, latency_s: float, bytes_per_s: float, byte_j: float):
+    def __init__(
+        self, env: EngineEnvironment, log: Log, index: int, latency_s: float, bytes_per_s: float, byte_j: float
+    ):
         self.env, self.log, self.index = env, log, index
         self.latency_s, self.bytes_per_s, self.byte_j = latency_s, bytes_per_s, byte_j
         self._shared_bytes, self._since_s = 0.0, 0.0
@@ -52,13 +54,15 @@ class Link:
         self._advance()
         moving = heappop(self._ends)[2]
         now = self.env.now
-        self.log.transfers.append((moving.task, self.index, moving.start_s, now, moving.n_bytes, moving.n_bytes * self.byte_j))
+        self.log.transfers.append(
+            (moving.task, self.index, moving.start_s, now, moving.n_bytes, moving.n_bytes * self.byte_j)
+        )
         self.env.trigger_at(moving.done, now, TASK_GOES_ON + moving.task)
         self._rearm()
 
 
 class _Transfer:
-    __slots__ = ("task", "n_bytes", "start_s", "done")
+    __slots__ = ("done", "n_bytes", "start_s", "task")
 
     def __init__(self, task: int, n_bytes: float, start_s: float, done: Event) -> None:
         self.task, self.n_bytes, self.start_s, self.done = task, n_bytes, start_s, done

@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 from simpy.events import Event
 
 from hsim.costs.shapes import Segment, StepCosts, StepShape
-from hsim.description.scenario import EnginePool
+from hsim.description.system import FilledPool
 from hsim.engine.cores import Host
 from hsim.engine.environment import DEVICE_STARTS, TASK_GOES_ON, EngineEnvironment
 from hsim.engine.executor import Executor
@@ -24,7 +24,7 @@ from hsim.policies.views import BatchView, DeviceView
 class ReplicaSpec:
     """What a replica is: its pool's settings, what it holds and draws, and the host cores that it keeps busy."""
 
-    pool: EnginePool
+    pool: FilledPool
     costs: StepCosts
     batcher: Batcher
     kv_capacity_tokens: int
@@ -104,7 +104,6 @@ class Replica:
     def _could_join(self, prompt: Prompt) -> bool:
         sequences = len(self.decoding) + len(self.prefilling)
         pool = self.spec.pool
-        assert pool.max_num_seqs is not None and pool.max_num_batched_tokens is not None
         return (
             not self._shape.chunk_tokens  # else the budget is taken, or the batch changes at the next boundary anyway
             and sequences < pool.max_num_seqs
@@ -123,11 +122,15 @@ class Replica:
     def _plan(self) -> None:
         """At a boundary: choose the next batch and begin its segment, or go idle."""
         pool = self.spec.pool
-        assert pool.max_num_seqs is not None and pool.max_num_batched_tokens is not None
         decodes = len(self.decoding)
         plan = self.spec.batcher(
             BatchView(
-                decodes, self.prefilling, self.waiting, self.free_kv_tokens, pool.max_num_seqs, pool.max_num_batched_tokens
+                decodes,
+                self.prefilling,
+                self.waiting,
+                self.free_kv_tokens,
+                pool.max_num_seqs,
+                pool.max_num_batched_tokens,
             )
         )
         now = self.env.now

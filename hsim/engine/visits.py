@@ -14,16 +14,32 @@ class Visit:
     """One task at one stage; times in seconds, energies in joules, filled in as they come to pass."""
 
     __slots__ = (
-        "task", "round", "stage", "input_tokens", "output_tokens", "max_output_tokens", "done", "device",
-        "ready_s", "queued_s", "started_s", "first_token_s", "served_s", "ended_s",
-        "dynamic_j", "idle_j", "host_dynamic_j", "host_idle_j",
+        "device",
+        "done",
+        "dynamic_j",
+        "ended_s",
+        "first_token_s",
+        "host_dynamic_j",
+        "host_idle_j",
+        "idle_j",
+        "input_tokens",
+        "max_output_tokens",
+        "output_tokens",
+        "queued_s",
+        "ready_s",
+        "reserve_tokens",
+        "round",
+        "served_s",
+        "stage",
+        "started_s",
+        "task",
     )  # fmt: skip
 
     stage: Stage
 
     def __init__(self, task: int, number: int, input_tokens: int, done: Event) -> None:
         self.task, self.round, self.input_tokens, self.done = task, number, input_tokens, done
-        self.output_tokens = self.max_output_tokens = 0
+        self.output_tokens = self.max_output_tokens = self.reserve_tokens = 0
         self.device = -1
         self.ready_s = self.queued_s = self.started_s = self.served_s = self.ended_s = math.nan
         self.first_token_s = math.nan
@@ -37,7 +53,7 @@ class Visit:
         """Its row of Log.visits."""
         return (
             self.task, self.round, self.stage, self.device, self.ready_s, self.queued_s, self.started_s,
-            self.first_token_s, self.served_s, self.ended_s, self.input_tokens, self.output_tokens,
+            self.first_token_s, self.served_s, self.ended_s, self.input_tokens, self.output_tokens, self.reserve_tokens,
             self.dynamic_j, self.idle_j, self.host_dynamic_j, self.host_idle_j,
         )  # fmt: skip
 
@@ -45,7 +61,7 @@ class Visit:
 class Job(Visit):
     """A visit to a core: an operation of known seconds, then perhaps a wait outside that holds no core."""
 
-    __slots__ = ("seconds", "outside_wait_s", "stage", "joules_mark")
+    __slots__ = ("joules_mark", "outside_wait_s", "seconds", "stage")
 
     def __init__(self, task: int, number: int, input_tokens: int, done: Event, stage: Stage) -> None:
         super().__init__(task, number, input_tokens, done)
@@ -56,12 +72,12 @@ class Job(Visit):
 class Prompt(Visit):
     """A visit to a language model. `finish_step` is the replica's step after which it has its whole answer."""
 
-    __slots__ = ("prompt_left", "reserve_tokens", "finish_step", "first_step", "marks")
+    __slots__ = ("finish_step", "first_step", "marks", "prompt_left")
 
     stage = Stage.GENERATE
 
     def __init__(self, task: int, number: int, input_tokens: int, done: Event) -> None:
         super().__init__(task, number, input_tokens, done)
         self.prompt_left = input_tokens
-        self.reserve_tokens = self.finish_step = self.first_step = 0
+        self.finish_step = self.first_step = 0
         self.marks = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)

@@ -48,8 +48,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The entries, and what their tiers' supplies and the site's PUE add."""
+    """The entries of a window, and what their tiers' supplies and the site's PUE add."""
 
+    window: Window
     entries: tuple[Entry, ...]
     psu_efficiency: dict[str, float]
     pue: float
@@ -86,12 +87,14 @@ def keep_books(log: Log, tables: dict[str, Any], accounts: Accounts, window: Win
         *_idle_hosts(log, tables["cores"], window),
     ]
     for name, tier in accounts.tiers.items():
-        entries.append(Entry(f"{name} servers: fans, memory, network", "idle", "base", name, tier.base_w * window.seconds))
+        entries.append(
+            Entry(f"{name} servers: fans, memory, network", "idle", "base", name, tier.base_w * window.seconds)
+        )
         if tier.spare_accelerators_w:
             spare_j = tier.spare_accelerators_w * window.seconds
             entries.append(Entry(f"{name} spare accelerators", "idle", "accelerator", name, spare_j))
     efficiency = {name: tier.psu_efficiency for name, tier in accounts.tiers.items()}
-    return Ledger(tuple(entries), efficiency, accounts.site.pue)
+    return Ledger(window, tuple(entries), efficiency, accounts.site.pue)
 
 
 def _task_entries(log: Log, visits: Any) -> Iterator[Entry]:

@@ -47,12 +47,17 @@ class StageAnatomy:
 
 @dataclass(frozen=True)
 class PoolUse:
-    """How busy a pool was: busy device-seconds (or core-seconds) over those of the window."""
+    """How busy a pool was: busy device-seconds (or core-seconds) over those of the window.
+
+    A replica is busy while it has one sequence; how near it is to its limits, `mean_batch` (decoding sequences per
+    step, by time) and `kv_reserved_fraction` (by time) say.
+    """
 
     pool: str
     what: str
     busy_fraction: float
-    mean_batch: float | None
+    mean_batch: float | None = None
+    kv_reserved_fraction: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Energy:
     """Joules of the window. Tables are by attribution, then by measurement boundary."""
 
     tst_j: dict[str, dict[str, float]]
-    tpw_tokens_per_j: dict[str, dict[str, float]]
+    tpw_tokens_per_j: dict[str, dict[str, float | None]]
     total_j: float
     drain_j: float
     mean_w: float
@@ -70,14 +75,13 @@ class Energy:
 
 @dataclass(frozen=True)
 class Money:
-    """Dollars and CO2 of the window, per task and per thousand output tokens."""
+    """Dollars of the window: servers rented (electricity included), or owned (capex and electricity)."""
 
     basis: str
     servers_usd: float
     electricity_usd: float
     usd_per_task: float
     usd_per_1k_output_tokens: float
-    gco2_per_task: float
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,10 @@ class Assumption:
 
 @dataclass(frozen=True)
 class Result:
-    """One run: a terminating window, one path, no sampling interval."""
+    """One run: a terminating window, one path, no sampling interval.
+
+    `unavailable` says why energy, money or CO2 is None; `evidence` counts the figures that the run stood on by tier.
+    """
 
     scenario: str
     scenario_sha256: str
@@ -108,12 +115,15 @@ class Result:
     goodput_tasks_per_s: float
     latency: dict[str, Spread]
     slo: tuple[SloOutcome, ...]
-    energy: Energy
-    money: Money
+    energy: Energy | None
+    money: Money | None
+    gco2_per_task: float | None
     stages: tuple[StageAnatomy, ...]
     pools: tuple[PoolUse, ...]
     bottleneck: str
     warnings: tuple[str, ...]
+    unavailable: dict[str, str]
+    evidence: dict[str, int]
     assumptions: tuple[Assumption, ...]
 
     def as_dict(self) -> dict[str, Any]:

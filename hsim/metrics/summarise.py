@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from hsim.description.system import System
 from hsim.log import Log, Stage
 from hsim.metrics.accounts import Accounts
 from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES, Ledger, Window, busy_seconds, keep_books
-from hsim.metrics.notes import assumptions_of, bottleneck_of, warnings_of
+from hsim.metrics.notes import assumptions_of, bottleneck_of, evidence_of, warnings_of
 from hsim.metrics.power import facility_joules
 from hsim.metrics.result import Energy, Money, PoolUse, Result, SloOutcome, Spread, StageAnatomy
 from hsim.units import KWH_J
@@ -36,7 +35,9 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
     generated = visits["stage"] == Stage.GENERATE
     output_tokens = int(visits["output_tokens"][generated].sum())
     ledger = keep_books(log, tables, accounts, window)
-    energy = _energy(log, tables, accounts, window, ledger, count, output_tokens)
+    unavailable = _unavailable(system)
+    energy = None if "energy" in unavailable else _energy(log, tables, accounts, ledger, count, output_tokens)
+    kwh = energy.total_j / KWH_J if energy else None
     stages, pools = _stages(system, visits, count), _pools(log, tables, system, window)
     scenario = system.scenario
     return Result(
@@ -56,11 +57,14 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
         latency={name: spread(values) for name, values in samples.items()},
         slo=_slo_outcomes(scenario, samples),
         energy=energy,
-        money=_money(accounts, window, energy, ledger, count, output_tokens),
+        money=None if "money" in unavailable else _money(accounts, window, kwh, count, output_tokens),
+        gco2_per_task=None if kwh is None else kwh * accounts.site.gco2_per_kwh / count,
         stages=stages,
         pools=pools,
         bottleneck=bottleneck_of(stages, pools),
-        warnings=warnings_of(system, drawn, pools, window),
+        warnings=warnings_of(drawn, stages, pools, window),
+        unavailable=unavailable,
+        evidence=evidence_of(system),
         assumptions=assumptions_of(system),
     )
 
@@ -85,7 +89,13 @@ def spread(values: NDArray[np.float64]) -> Spread:
         return float(np.quantile(values, p)) if len(values) * (1 - p) >= MIN_TAIL_POINTS else None
 
     return Spread(
-        len(values), float(values.mean()), quantile(0.5), quantile(0.9), quantile(0.95), quantile(0.99), float(values.max())
+        len(values),
+        float(values.mean()),
+        quantile(0.5),
+        quantile(0.9),
+        quantile(0.95),
+        quantile(0.99),
+        float(values.max()),
     )
 
 
@@ -129,7 +139,12 @@ def _good_tasks(scenario: Scenario, tasks: Any, visits: Any, samples: dict[str, 
     generated = visits["stage"] == Stage.GENERATE
     visit_task = np.searchsorted(ids, visits["task"][generated])
     several = visits["output_tokens"][generated] > 1
-    owners = {"ttft": visit_task, "tpot": visit_task[several], "answer_ttft": np.arange(len(ids)), "e2e": np.arange(len(ids))}
+    owners = {
+        "ttft": visit_task,
+        "tpot": visit_task[several],
+        "answer_ttft": np.arange(len(ids)),
+        "e2e": np.arange(len(ids)),
+    }
     for metric, values in samples.items():
         if slo := getattr(scenario.slo, metric):
             good[owners[metric][values > slo.max_s]] = False
@@ -137,9 +152,9 @@ def _good_tasks(scenario: Scenario, tasks: Any, visits: Any, samples: dict[str, 
 
 
 def _energy(
-    log: Log, tables: dict[str, Any], accounts: Accounts, window: Window, ledger: Ledger, count: int, output_tokens: int
+    log: Log, tables: dict[str, Any], accounts: Accounts, ledger: Ledger, count: int, output_tokens: int
 ) -> Energy:
-    total_j = ledger.joules()
+    total_j, window = ledger.joules(), ledger.window
     integral_j = facility_joules(log, tables, accounts, window)
     gap = abs(total_j - integral_j) / integral_j if integral_j else abs(total_j)
     assert gap <= LEDGER_TOLERANCE, f"the ledger holds {total_j} J, the integral of power is {integral_j} J"
@@ -147,7 +162,9 @@ def _energy(
     drain = Window(window.arrivals_end_s, window.end_s, window.end_s)
     return Energy(
         tst_j={a: {b: j / count for b, j in row.items()} for a, row in joules.items()},
-        tpw_tokens_per_j={a: {b: output_tokens / j if j else float("nan") for b, j in row.items()} for a, row in joules.items()},
+        tpw_tokens_per_j={
+            a: {b: output_tokens / j if j else None for b, j in row.items()} for a, row in joules.items()
+        },
         total_j=total_j,
         drain_j=facility_joules(log, tables, accounts, drain),
         mean_w=total_j / window.seconds,
@@ -156,11 +173,23 @@ def _energy(
     )
 
 
-def _money(accounts: Accounts, window: Window, energy: Energy, ledger: Ledger, count: int, output_tokens: int) -> Money:
+def _unavailable(system: System) -> dict[str, str]:
+    """What cannot be said for want of a figure, and which figure."""
+    why: dict[str, str] = {}
+    prices = ("rent_usd_per_h", "capex_usd")
+    for name, explanation in system.figures.unknown.items():
+        why.setdefault("money" if name.endswith(prices) else "energy", explanation)
+    if "energy" in why:
+        why["co2"] = why["energy"]
+        if system.scenario.site.cost.basis == "own":
+            why.setdefault("money", why["energy"])
+    return why
+
+
+def _money(accounts: Accounts, window: Window, kwh: float | None, count: int, output_tokens: int) -> Money:
     site = accounts.site
     servers_usd = sum(tier.usd_per_s for tier in accounts.tiers.values()) * window.seconds
-    kwh = energy.total_j / KWH_J
-    electricity_usd = kwh * site.usd_per_kwh if site.cost.basis == "own" else 0.0
+    electricity_usd = kwh * site.usd_per_kwh if site.cost.basis == "own" and kwh is not None else 0.0
     total_usd = servers_usd + electricity_usd
     return Money(
         basis=site.cost.basis,
@@ -168,7 +197,6 @@ def _money(accounts: Accounts, window: Window, energy: Energy, ledger: Ledger, c
         electricity_usd=electricity_usd,
         usd_per_task=total_usd / count,
         usd_per_1k_output_tokens=total_usd / output_tokens * 1000,
-        gco2_per_task=kwh * site.gco2_per_kwh / count,
     )
 
 
@@ -204,14 +232,22 @@ def _pools(log: Log, tables: dict[str, Any], system: System, window: Window) -> 
     accelerators_s, uses = busy_seconds(log, steps), []
     stages = system.scenario.stages
     for name, pool in log.pools.items():
-        batch = None
         if pool.engine:
             busy_s = sum(accelerators_s[i] for i in pool.devices)
             rows = np.isin(steps["device"], pool.devices)
             seconds = (steps["end_s"] - steps["start_s"])[rows]
-            batch = float((steps["decodes"][rows] * seconds).sum() / seconds.sum()) if rows.any() else None
+            batch = float((steps["decodes"][rows] * seconds).sum() / seconds.sum()) if rows.any() else 0.0
+            kv = _kv_token_seconds(visits) / (pool.capacity * pool.kv_capacity_tokens * window.seconds)
+            uses.append(PoolUse(name, pool.what, busy_s / (pool.capacity * window.seconds), batch, kv))
         else:
             rows = np.isin(visits["stage"], [s for s in Stage if getattr(stages, s.name.lower()) == name])
             busy_s = float((visits["served_s"] - visits["started_s"])[rows].sum())
-        uses.append(PoolUse(name, pool.what, busy_s / (pool.capacity * window.seconds), batch))
+            uses.append(PoolUse(name, pool.what, busy_s / (pool.capacity * window.seconds)))
     return tuple(uses)
+
+
+def _kv_token_seconds(visits: Any) -> float:
+    """Reserved tokens of KV cache times the seconds for which they were held, over all generate visits."""
+    rows = visits["stage"] == Stage.GENERATE
+    held_s = visits["served_s"][rows] - visits["started_s"][rows]
+    return float((visits["reserved_tokens"][rows] * held_s).sum())

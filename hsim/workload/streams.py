@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 
 _NORMAL = NormalDist()
 _P95 = _NORMAL.inv_cdf(0.95)
-_inverse_normal = np.frompyfunc(_NORMAL.inv_cdf, 1, 1)
+_inverse_normal = np.vectorize(_NORMAL.inv_cdf, otypes=[np.float64])
 
 
 def uniforms(seed: int, purpose: str, count: int, *indices: int) -> Floats:
@@ -35,7 +35,7 @@ def quantiles(distribution: Constant | Lognormal | Geometric, u: Floats) -> Floa
         return np.full(len(u), distribution.value)
     if isinstance(distribution, Lognormal):
         sigma = np.log(distribution.p95 / distribution.median) / _P95
-        return np.asarray(distribution.median * np.exp(sigma * _inverse_normal(u).astype(np.float64)))
+        return np.asarray(distribution.median * np.exp(sigma * _inverse_normal(u)))
     if distribution.mean == 1:
         return np.ones(len(u))
     return np.asarray(np.ceil(np.log1p(-u) / np.log1p(-1 / distribution.mean)))

@@ -91,7 +91,9 @@ def _trace_file(name: str, beside: Path) -> Path:
 class _ClassDraw:
     """Draws the tasks of one class. Streams are drawn whole, for all tasks, so that no class moves another's."""
 
-    def __init__(self, name: str, kind: TaskClass, tools: Mapping[str, Tool], seed: int, count: int, trace: Trace | None):
+    def __init__(
+        self, name: str, kind: TaskClass, tools: Mapping[str, Tool], seed: int, count: int, trace: Trace | None
+    ):
         self.name, self.kind, self.tools, self.seed, self.count, self.trace = name, kind, tools, seed, count, trace
         self.truncated = 0
 
@@ -161,4 +163,6 @@ def check_tasks_fit(tasks: list[Task], capacity_tokens: int, max_context_tokens:
                     f"max_output_tokens {task.max_output_tokens}), more than {limit} "
                     f"({'KV cache of one replica' if capacity_tokens < max_context_tokens else 'the model allows'})"
                 )
-                raise DescriptionError(where, what, "lower max_output_tokens, filter the workload, or use more memory per replica")
+                raise DescriptionError(
+                    where, what, "lower max_output_tokens, filter the workload, or use more memory per replica"
+                )

@@ -48,7 +48,9 @@ def read_trace(file: Path) -> Trace:
     except FileNotFoundError:
         raise DescriptionError(str(file), "there is no such trace file", "set workload.arrivals.file") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DescriptionError(str(file), f"cannot be read ({error})", "is it complete, and is it CSV or CSV.gz?") from None
+        raise DescriptionError(
+            str(file), f"cannot be read ({error})", "is it complete, and is it CSV or CSV.gz?"
+        ) from None
     return parse_trace(io.StringIO(text, newline=""), str(file))
 
 
@@ -59,7 +61,9 @@ def parse_trace(lines: Iterable[str], file: str) -> Trace:
     read_time = FORMATS.get(header[:3])
     if read_time is None:
         known = [",".join(columns) for columns in FORMATS]
-        raise DescriptionError(f"{file}:1", f"the header is {','.join(header)!r}", did_you_mean(",".join(header), known))
+        raise DescriptionError(
+            f"{file}:1", f"the header is {','.join(header)!r}", did_you_mean(",".join(header), known)
+        )
     times, inputs, outputs = [], [], []
     for row in rows:
         if not row:
@@ -70,7 +74,11 @@ def parse_trace(lines: Iterable[str], file: str) -> Trace:
             outputs.append(_tokens(row[2]))
         except (ValueError, IndexError):
             columns = ", ".join(header[:3])
-            raise DescriptionError(f"{file}:{rows.line_num}", f"cannot read {','.join(row)!r}", f"a row is {columns}; tokens are whole and at least 1") from None
+            raise DescriptionError(
+                f"{file}:{rows.line_num}",
+                f"cannot read {','.join(row)!r}",
+                f"a row is {columns}; tokens are whole and at least 1",
+            ) from None
     if not times:
         raise DescriptionError(file, "the trace holds no request", "give a trace with at least one row")
     return _in_order(np.array(times), np.array(inputs), np.array(outputs), file)

@@ -1,0 +1,145 @@
+"""Results as tables for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hsim.metrics.result import Result, Spread
+from hsim.units import readable, readable_seconds
+
+LATENCY_NAMES = {
+    "ttft": "TTFT, each generate visit",
+    "tpot": "TPOT, each generate visit",
+    "answer_ttft": "TTFT of the final answer",
+    "e2e": "end to end, each task",
+}
+
+
+def result_tables(result: Result, explain: bool = False) -> RenderableType:
+    """The result at a glance; with `explain`, every assumption with its reason."""
+    parts: list[RenderableType] = [_headline(result), Text()]
+    if result.slo:
+        parts += [_slo_table(result), Text()]
+    parts += [_latency_table(result), Text(), *_energy_tables(result), _stage_table(result), Text()]
+    parts += [_pool_table(result), Text(), Text(f"Bottleneck  {result.bottleneck}.")]
+    parts += [Text(f"Warning     {warning}.", style="yellow") for warning in result.warnings]
+    parts += [Text(), *_assumptions(result, explain)]
+    return Group(*parts)
+
+
+def _table(*columns: str, title: str = "") -> Table:
+    table = Table(box=None, pad_edge=False, title=title or None, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", header_style="dim", no_wrap=True)
+    return table
+
+
+def _headline(result: Result) -> Group:
+    lines = [
+        f"{Path(result.scenario).stem}: {result.tasks:,} tasks, {result.output_tokens:,} output tokens",
+        f"Window      {readable_seconds(result.window_s)}, first arrival to last completion; the last {readable_seconds(result.drain_s)} drain the fleet"
+        + (f" ({readable(result.energy.drain_j, 'J')})" if result.energy else ""),
+        "Statistics  one terminating path; it has no sampling interval",
+        f"Throughput  {result.tasks_per_s:.3g} tasks/s, {result.output_tokens_per_s:,.0f} output tokens/s"
+        + (f"; goodput {result.goodput_tasks_per_s:.3g} tasks/s within all objectives" if result.slo else ""),
+    ]
+    if result.energy:
+        tst_j, tpw = result.energy.tst_j["full"]["facility"], result.energy.tpw_tokens_per_j["full"]["facility"]
+        lines.append(
+            f"TST         {readable(tst_j, 'J')} a task        full attribution, facility boundary, this window"
+        )
+        lines.append(
+            f"TPW         {tpw:.3g} output tokens/J   the same; mean power {readable(result.energy.mean_w, 'W')}"
+        )
+    if result.money:
+        money = result.money
+        lines.append(
+            f"Cost        {money.usd_per_task:.3g} USD a task, {money.usd_per_1k_output_tokens:.3g} USD per 1,000 output tokens "
+            + ("(rented servers)" if money.basis == "rent" else "(owned servers and electricity)")
+        )
+    if result.gco2_per_task is not None:
+        lines.append(f"CO2         {result.gco2_per_task:.3g} g a task (operation)")
+    texts = [Text(line, style="bold" if i == 0 else "") for i, line in enumerate(lines)]
+    texts += [Text(f"{what:<12}unavailable: {why}", style="yellow") for what, why in result.unavailable.items()]
+    return Group(*texts)
+
+
+def _slo_table(result: Result) -> Table:
+    table = _table("Objective", "at most", "wanted", "attained", "on this path")
+    for slo in result.slo:
+        verdict = Text("met", style="green") if slo.met else Text("missed", style="bold red")
+        name = LATENCY_NAMES[slo.metric]
+        table.add_row(name, readable_seconds(slo.max_s), f"{slo.p:.1%}", f"{slo.attained:.2%}", verdict)
+    return table
+
+
+def _latency_table(result: Result) -> Table:
+    table = _table("Latency", "mean", "p50", "p90", "p95", "p99", "max", "n")
+    for name, spread in result.latency.items():
+        table.add_row(LATENCY_NAMES[name], *_spread_cells(spread))
+    return table
+
+
+def _spread_cells(spread: Spread) -> list[str]:
+    values = [spread.mean_s, spread.p50_s, spread.p90_s, spread.p95_s, spread.p99_s, spread.max_s]
+    return [readable_seconds(v) if v is not None else "not estimable" for v in values] + [f"{spread.count:,}"]
+
+
+def _energy_tables(result: Result) -> list[RenderableType]:
+    if not result.energy:
+        return []
+    boundaries = {"accelerator": "accelerator boards", "wall": "server wall", "facility": "facility (PUE)"}
+    table = _table("Joules a task, by attribution", *boundaries.values())
+    meanings = {
+        "marginal": "marginal (work above idle)",
+        "occupancy": "occupancy (and idle in use)",
+        "full": "full (everything)",
+    }
+    for attribution, row in result.energy.tst_j.items():
+        table.add_row(meanings[attribution], *(readable(row[boundary], "J") for boundary in boundaries))
+    accounts = _table("Where the joules went", "", "share", "a task")
+    for account, kind, joules in sorted(result.energy.accounts, key=lambda row: -row[2]):
+        label = {"dynamic": "work", "occupied": "idle in use", "idle": "idle", "loss": "loss"}[kind]
+        share = joules / result.energy.total_j
+        accounts.add_row(
+            account, label, f"{share:.1%}" if share >= 0.0005 else "<0.1%", readable(joules / result.tasks, "J")
+        )
+    return [table, Text(), accounts, Text()]
+
+
+def _stage_table(result: Result) -> Table:
+    table = _table(
+        "Anatomy of a task", "pool", "visits", "transfer", "wait", "service", "outside", "work", "idle in use"
+    )
+    for s in result.stages:
+        times = [readable_seconds(v) if v else "–" for v in (s.transfer_s, s.wait_s, s.service_s, s.outside_s)]
+        joules = [readable(v, "J") if result.energy else "–" for v in (s.dynamic_j, s.occupied_j)]
+        table.add_row(s.stage, s.pool, f"{s.visits_per_task:.2f}", *times, *joules)
+    return table
+
+
+def _pool_table(result: Result) -> Table:
+    table = _table("Pool", "busy", "sequences a step", "KV reserved", "what")
+    table.columns[-1].justify = "left"
+    for use in result.pools:
+        batch = f"{use.mean_batch:.1f}" if use.mean_batch is not None else "–"
+        kv = f"{use.kv_reserved_fraction:.0%}" if use.kv_reserved_fraction is not None else "–"
+        table.add_row(use.pool, f"{use.busy_fraction:.1%}", batch, kv, use.what)
+    return table
+
+
+def _assumptions(result: Result, explain: bool) -> list[RenderableType]:
+    counts = ", ".join(f"{count} {tier}" for tier, count in result.evidence.items())
+    head = Text(f"Stands on {sum(result.evidence.values())} figures of profiles ({counts}).")
+    if explain:
+        table = _table("Assumed, rough or by default", "value", "why")
+        table.columns[2].justify, table.columns[2].no_wrap = "left", False
+        for assumption in result.assumptions:
+            table.add_row(assumption.name, assumption.value, assumption.why)
+        return [head, Text(), table]
+    named = "; ".join(f"{a.name} = {a.value}" for a in result.assumptions)
+    return [head, Text(f"Assumed, rough or by default (--explain says why): {named}.", style="dim")]
