@@ -43,7 +43,6 @@ class Kernels:
     def pool(self, dtype: str) -> torch.Tensor:
         """The pool of weights in a precision: one random block, repeated."""
         if dtype not in self._pools:
-            self._pools.clear()  # one at a time: memory is the user's too
             kind = self.device.split(":")[0]
             block = self.random((1 << 20,), dtype)
             self._pools[dtype] = block.repeat(POOL_BYTES[kind] // ELEMENT_BYTES[dtype] // (1 << 20))
@@ -65,7 +64,7 @@ class Kernels:
 
 
 def _gemm(kernels: Kernels, at: Parameters) -> Call:
-    """x W^T for m rows, n outputs and k inputs, as a linear layer does it."""
+    """A linear layer's product of m rows, n outputs and k inputs."""
     import torch
 
     m, n, k, dtype = int(at["m"]), int(at["n"]), int(at["k"]), str(at["dtype"])

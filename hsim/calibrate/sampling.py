@@ -25,7 +25,7 @@ def sample(call: Call, seconds: float, threads: int = 1) -> Reading:
     """Time calls on the CPU for about so many seconds; never fewer than five samples."""
     calls, each_s = _warm_up(call, seconds * WARM_UP_FRACTION, lambda: None)
     inner = max(1, math.ceil(SHORTEST_SAMPLE_S / each_s))
-    times = []
+    times: list[float] = []
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
     until_s = began_s + seconds * (1 - WARM_UP_FRACTION)
     while len(times) < FEWEST_SAMPLES or (time.perf_counter() < until_s and len(times) < MOST_SAMPLES):
@@ -63,10 +63,11 @@ def sample_cuda(call: Call, seconds: float, device: str) -> Reading:
 
     with torch.cuda.device(device):
         _warm_up(call, seconds * WARM_UP_FRACTION, torch.cuda.synchronize)
+        marks: tuple[str, ...] = ()
         try:
-            replay, inner, marks = _graph(call), GRAPH_CALLS, ()
-        except RuntimeError:  # some operations cannot be captured; capture leaves the stream in order
-            replay, inner, marks = _plainly(call), GRAPH_CALLS, ("timed without a CUDA graph",)
+            replay = _graph(call)
+        except RuntimeError:  # some operations cannot be captured
+            replay, marks = _plainly(call), ("timed without a CUDA graph",)
         replay()
         torch.cuda.synchronize()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -77,7 +78,7 @@ def sample_cuda(call: Call, seconds: float, device: str) -> Reading:
             replay()
             end.record()
             end.synchronize()
-            times.append(start.elapsed_time(end) / 1000 / inner)
+            times.append(start.elapsed_time(end) / 1000 / GRAPH_CALLS)
     return reading_of(times, marks=marks)
 
 
@@ -88,7 +89,8 @@ def _graph(call: Call) -> Callable[[], None]:
     with torch.cuda.graph(graph):
         for i in range(GRAPH_CALLS):
             call(i)
-    return graph.replay
+    replay: Callable[[], None] = graph.replay
+    return replay
 
 
 def _plainly(call: Call) -> Callable[[], None]:

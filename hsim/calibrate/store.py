@@ -86,7 +86,9 @@ def _check_same(file: Path, machine: Machine) -> None:
     for key in machine.identity:
         if then.get(key) != now[key]:
             raise CalibrationError(
-                str(file), f"was measured with {key} {then.get(key)!r}, and here it is {now[key]!r}", "give another --name"
+                str(file),
+                f"was measured with {key} {then.get(key)!r}, and here it is {now[key]!r}",
+                "give another --name",
             )
 
 
@@ -109,6 +111,8 @@ def write_atomically(file: Path, text: str) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise CalibrationError(str(file), f"cannot be written ({error.strerror})", "make room or give another --out") from None
+        raise CalibrationError(
+            str(file), f"cannot be written ({error.strerror})", "make room or give another --out"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
