@@ -8,7 +8,9 @@ from pathlib import Path
 
 from hsim.costs.composed import ComposedCosts, Placement
 from hsim.costs.cpu import HostPower, OperationCost, host_power, operation_cost
+from hsim.costs.measured import MeasuredCosts
 from hsim.costs.memory import kv_capacity_tokens
+from hsim.costs.shapes import StepCosts
 from hsim.description.system import FilledPool, System, Tier
 from hsim.description.yamlfile import did_you_mean
 from hsim.engine.replica import ReplicaSpec
@@ -97,12 +99,22 @@ def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
     host_cores += pool.tensor_parallel * figures.value(engine, "host_cores_per_accelerator")
     return ReplicaSpec(
         pool=pool,
-        costs=ComposedCosts(placement, figures),
+        costs=_step_costs(system, name, placement),
         batcher=decode_first,
         kv_capacity_tokens=kv_capacity_tokens(placement, pool.gpu_memory_utilization, figures, at),
         idle_w=pool.tensor_parallel * figures.if_known(tier.chip, "power.loaded_idle_w"),
         host_cores=ceil(host_cores),
     )
+
+
+def _step_costs(system: System, name: str, placement: Placement) -> StepCosts:
+    """Measured steps where there is a table of them, else kernel laws composed."""
+    composed = ComposedCosts(placement, system.figures)
+    table = system.step_tables.get(name)
+    if table is None:
+        return composed
+    system.figures.stands_on(table.name, len(table.decodes) * len(table.contexts), table.tier, table.source)
+    return MeasuredCosts(table, composed)
 
 
 def replicas_per_server(pool: FilledPool, tier: Tier) -> int:
