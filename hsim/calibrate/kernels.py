@@ -76,33 +76,35 @@ def _gemm(kernels: Kernels, at: Parameters) -> Call:
 
 
 def _decode_attention(kernels: Kernels, at: Parameters) -> Call:
-    """One query per sequence over its whole context, keys and values other than those of the call before."""
+    """One query per sequence over its whole context, keys and values other than those of the call before.
+
+    As hsim's decoder asks for it: the query heads of one KV head stand where a longer query has its positions.
+    """
     import torch
 
     batch, context, dtype = int(at["batch"]), int(at["context"]), str(at["dtype"])
     heads, kv_heads, head_dim = int(at["heads"]), int(at["kv_heads"]), int(at["head_dim"])
-    query = kernels.random((batch, heads, 1, head_dim), dtype)
+    query = kernels.random((batch, kv_heads, heads // kv_heads, head_dim), dtype)
     cache = kernels.weights((2, batch * kv_heads * context * head_dim), dtype)
     shape = (2, batch, kv_heads, context, head_dim)
     attend = torch.nn.functional.scaled_dot_product_attention
 
     def call(i: int) -> Any:
         keys, values = cache(i).view(shape)
-        return attend(query, keys, values, enable_gqa=heads != kv_heads)
+        return attend(query, keys, values)
 
     return call
 
 
 def _prefill_attention(kernels: Kernels, at: Parameters) -> Call:
-    """Causal attention of one prompt of so many tokens."""
+    """Causal attention of one prompt of so many tokens, KV heads repeated for their queries as hsim's decoder does."""
     import torch
 
     tokens, dtype = int(at["tokens"]), str(at["dtype"])
-    heads, kv_heads, head_dim = int(at["heads"]), int(at["kv_heads"]), int(at["head_dim"])
-    query = kernels.random((1, heads, tokens, head_dim), dtype)
-    keys, values = (kernels.random((1, kv_heads, tokens, head_dim), dtype) for _ in range(2))
+    heads, head_dim = int(at["heads"]), int(at["head_dim"])
+    query, keys, values = (kernels.random((1, heads, tokens, head_dim), dtype) for _ in range(3))
     attend = torch.nn.functional.scaled_dot_product_attention
-    return lambda i: attend(query, keys, values, is_causal=True, enable_gqa=heads != kv_heads)
+    return lambda i: attend(query, keys, values, is_causal=True)
 
 
 def _memory_copy(kernels: Kernels, at: Parameters) -> Call:

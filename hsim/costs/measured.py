@@ -46,9 +46,13 @@ class MeasuredCosts:
             seconds += decode_s
             growth_s = context_step_s * shape.decodes
         if shape.chunks:
-            fresh_s, pair_s = self._chunk(shape.chunk_tokens)
+            fresh_s, pair_s, later_s = self._chunk(shape.chunk_tokens)
             seconds += fresh_s + pair_s * shape.pairs + self.table.extra_chunk_s * (shape.chunks - 1)
             growth_s += pair_s * shape.pairs_growth
+            if shape.chunk_context_tokens > shape.chunk_tokens:
+                seconds += later_s
+            else:
+                valid_steps = 1.0  # the next chunk of the prompt has what came before it to attend
         if shape.decodes and shape.chunks:
             seconds += self._mixed(shape.decodes, shape.chunk_tokens)
         return self._joules.with_joules(shape, Timing(seconds, growth_s, context_step_s, valid_steps))
@@ -71,13 +75,16 @@ class MeasuredCosts:
         grid = self.table.decode_s
         return (1 - weight) * grid[row][column] + weight * grid[min(row + 1, len(grid) - 1)][column]
 
-    def _chunk(self, tokens: int) -> tuple[float, float]:
-        """Seconds of so many prompt tokens before attention, and those of each pair that they attend."""
+    def _chunk(self, tokens: int) -> tuple[float, float, float]:
+        """Seconds of so many prompt tokens before attention, of each pair that they attend, and of later chunks."""
         table = self.table
         row, weight, scale = _bracket(table.chunk_tokens, tokens)
         above = min(row + 1, len(table.chunk_s) - 1)
-        fresh_s = (1 - weight) * table.chunk_s[row] + weight * table.chunk_s[above]
-        return scale * fresh_s, (1 - weight) * table.pair_s[row] + weight * table.pair_s[above]
+
+        def between(values: Sequence[float]) -> float:
+            return (1 - weight) * values[row] + weight * values[above]
+
+        return scale * between(table.chunk_s), between(table.pair_s), scale * between(table.later_s)
 
     def _mixed(self, decodes: int, chunk_tokens: int) -> float:
         """Seconds that a step of both takes more than the two apart; nothing is said beyond the measured corner."""

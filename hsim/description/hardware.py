@@ -168,9 +168,10 @@ class StepTable(Profile):
 
     `decode_s[i][j]` is a step in which `decodes[i]` sequences each read `contexts[j]` tokens. A step with one prompt
     chunk of `chunk_tokens[i]` tokens takes `chunk_s[i]`, and `pair_s[i]` for each (query, key) pair that it attends;
-    each further chunk adds `extra_chunk_s`. A step of both takes the sum and `mixed_s[i][j]` more (a negative number:
-    it reads the weights once), where `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. `between_s` passes
-    between the end of one step and the start of the next.
+    where chunks do not begin their prompts, `later_s[i]` more; for each chunk but one, `extra_chunk_s` more. A step of
+    both takes the sum and `mixed_s[i][j]` more (a negative number: it reads the weights once), where
+    `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. `between_s` passes between the end of one step and
+    the start of the next.
     """
 
     kind: Literal["step-table"]
@@ -189,6 +190,7 @@ class StepTable(Profile):
     chunk_tokens: tuple[PositiveInt, ...] = Field(min_length=2)
     chunk_s: tuple[NonNegativeFloat, ...]
     pair_s: tuple[NonNegativeFloat, ...]
+    later_s: tuple[NonNegativeFloat, ...]
     extra_chunk_s: NonNegativeFloat
     between_s: NonNegativeFloat = 0.0
     mixed_decodes: tuple[PositiveInt, ...] = Field(min_length=1)
