@@ -51,10 +51,10 @@ def _warm_up(call: Call, seconds: float, synchronise: Callable[[], object]) -> t
     return calls, max(best_s, 1e-9)
 
 
-def reading_of(times: list[float], cpu_fraction: float | None = None, marks: tuple[str, ...] = ()) -> Reading:
+def reading_of(times: list[float], cpu_fraction: float | None = None, notes: tuple[str, ...] = ()) -> Reading:
     """Median and interquartile range of samples in seconds."""
     low, median, high = np.quantile(times, (0.25, 0.5, 0.75))
-    return Reading(float(median), float(high - low), len(times), cpu_fraction, marks=marks)
+    return Reading(float(median), float(high - low), len(times), cpu_fraction, notes=notes)
 
 
 def sample_cuda(call: Call, seconds: float, device: str) -> Reading:
@@ -63,11 +63,11 @@ def sample_cuda(call: Call, seconds: float, device: str) -> Reading:
 
     with torch.cuda.device(device):
         _warm_up(call, seconds * WARM_UP_FRACTION, torch.cuda.synchronize)
-        marks: tuple[str, ...] = ()
+        notes: tuple[str, ...] = ()
         try:
             replay = _graph(call)
         except RuntimeError:  # some operations cannot be captured
-            replay, marks = _plainly(call), ("timed without a CUDA graph",)
+            replay, notes = _plainly(call), ("timed without a CUDA graph",)
         replay()
         torch.cuda.synchronize()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -79,7 +79,7 @@ def sample_cuda(call: Call, seconds: float, device: str) -> Reading:
             end.record()
             end.synchronize()
             times.append(start.elapsed_time(end) / 1000 / GRAPH_CALLS)
-    return reading_of(times, marks=marks)
+    return reading_of(times, notes=notes)
 
 
 def _graph(call: Call) -> Callable[[], None]:

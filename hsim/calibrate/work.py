@@ -8,6 +8,9 @@ from typing import Any
 
 Parameters = Mapping[str, int | float | str]
 
+CAPPED = "at the power cap"  # a note: its watts are the cap's
+THROTTLED = "clocks held back"  # a note that makes a row noisy
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -42,7 +45,7 @@ class Reading:
     """What measuring a unit gave. Seconds are those of one call: median and interquartile range over samples.
 
     `cpu_fraction` is CPU time over wall time and threads: below 1, others had the core. `watts` is the mean over
-    `window_s`. `failure` says why there is no figure.
+    `window_s`. `failure` says why there is no figure; `notes` are what one should know of it.
     """
 
     seconds: float | None = None
@@ -52,7 +55,7 @@ class Reading:
     watts: float | None = None
     window_s: float | None = None
     failure: str = ""
-    marks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,5 +83,5 @@ class Row:
 def row_from(data: Mapping[str, Any]) -> Row:
     """The row that as_dict gave. Raises KeyError or TypeError for data that is none."""
     reading = dict(data["reading"])
-    reading["marks"] = tuple(reading.get("marks", ()))
+    reading["notes"] = tuple(reading["notes"])
     return Row(**{**data, "reading": Reading(**reading), "marks": tuple(data["marks"])})
