@@ -122,18 +122,21 @@ class FilledPool(EnginePool):
     max_num_seqs: PositiveInt
     max_num_batched_tokens: PositiveInt
     gpu_memory_utilization: float
+    block_tokens: PositiveInt
+    prefix_caching: bool
 
 
 @dataclass(frozen=True)
 class System:
-    """A scenario and all that it refers to."""
+    """A scenario and all that it refers to. `paths` names, for two pools, the networks between them in order."""
 
     scenario: Scenario
     document: Document
     model: ModelArchitecture
     tiers: Mapping[str, Tier]
     engines: Mapping[str, EngineProfile]
-    links: Mapping[frozenset[str], LinkProfile]
+    networks: Mapping[str, LinkProfile]
+    paths: Mapping[frozenset[str], tuple[str, ...]]
     tools: Mapping[str, Tool]
     figures: Figures
     step_tables: Mapping[str, StepTable] = field(default_factory=dict)
@@ -157,6 +160,8 @@ class System:
             "max_num_seqs": engine.max_num_seqs,
             "max_num_batched_tokens": engine.max_num_batched_tokens,
             "gpu_memory_utilization": engine.gpu_memory_utilization,
+            "block_tokens": engine.block_tokens,
+            "prefix_caching": engine.prefix_caching,
             "replicas": fitting,
         }
         given = {key: value for key, value in pool.model_dump().items() if value is not None}
@@ -186,13 +191,15 @@ def resolve(scenario: Scenario, document: Document) -> System:
         for name, pool in scenario.pools.items()
         if isinstance(pool, EnginePool)
     }
-    links = {
-        _ends(name, scenario, document): find(link, LinkProfile, ("links", name))
-        for name, link in scenario.links.items()
-    }
+    networks = {name: find(link, LinkProfile, ("networks", name)) for name, link in scenario.networks.items()}
+    paths = {}
+    for name, way in scenario.links.items():
+        if isinstance(way, str):  # a link of their own
+            networks[name] = find(way, LinkProfile, ("links", name))
+        paths[_ends(name, scenario, document)] = (name,) if isinstance(way, str) else tuple(way)
     model = load_model(scenario.model, document.where(("model",)), Path(document.file).parent)
     tools = {**load_tools(document.file).tools, **scenario.tools}
-    system = System(scenario, document, model, tiers, engines, links, tools, figures)
+    system = System(scenario, document, model, tiers, engines, networks, paths, tools, figures)
     system = replace(system, step_tables=_step_tables(system, find))
     _check_tools(system)
     _check_fit_on_servers(system)
@@ -279,14 +286,22 @@ def _check_fit_on_servers(system: System) -> None:
 
 
 def _check_links(system: System) -> None:
-    stages = system.scenario.stages
-    used = [p for p in (stages.understand, stages.tool, stages.generate) if p]
+    stages, where = system.scenario.stages, system.document.where
+    for name, way in system.scenario.links.items():
+        for network in () if isinstance(way, str) else way:
+            if network not in system.scenario.networks:
+                remedy = did_you_mean(network, list(system.scenario.networks))
+                raise DescriptionError(where(("links", name)), f"there is no network {network!r}", remedy)
+    used = [p for p in (stages.understand, stages.tool, stages.prefill, stages.generate) if p]
     for a in used:
         for b in used:
-            if system.tier_of(a).name != system.tier_of(b).name and frozenset((a, b)) not in system.links:
-                at = system.document.where(("links",))
+            apart = system.tier_of(a).name != system.tier_of(b).name
+            moves_kv = {a, b} == {stages.prefill, stages.generate}
+            if a != b and (apart or moves_kv) and frozenset((a, b)) not in system.paths:
+                what = "stand on different servers" if apart else "hand over KV cache"
+                profile = "ethernet-100g" if apart else "nvlink4"
                 raise DescriptionError(
-                    at,
-                    f"pools {a!r} and {b!r} stand on different servers, and no link joins them",
-                    f"add {a}-{b}: ethernet-100g",
+                    where(("links",)),
+                    f"pools {a!r} and {b!r} {what}, and no link joins them",
+                    f"add {a}-{b}: {profile}",
                 )

@@ -6,28 +6,20 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from hsim.costs.composed import ComposedCosts, Placement
+from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, working_precision
 from hsim.costs.cpu import HostPower, OperationCost, host_power, operation_cost
 from hsim.costs.measured import MeasuredCosts
 from hsim.costs.memory import kv_capacity_tokens
 from hsim.costs.shapes import StepCosts
 from hsim.description.system import FilledPool, System, Tier
 from hsim.description.yamlfile import did_you_mean
+from hsim.engine.link import LinkSpec
 from hsim.engine.replica import ReplicaSpec
 from hsim.errors import DescriptionError
 from hsim.metrics.accounts import Accounts, accounts_of
 from hsim.policies.batching import decode_first
 from hsim.policies.routing import ROUTERS, Router
 from hsim.workload.tasks import Drawn, check_tasks_fit, draw_tasks
-
-
-@dataclass(frozen=True)
-class LinkCosts:
-    """Seconds and joules of a link."""
-
-    latency_s: float
-    bytes_per_s: float
-    joules_per_byte: float
 
 
 @dataclass(frozen=True)
@@ -40,9 +32,11 @@ class Prepared:
     cores: dict[str, int]
     hosts: dict[str, HostPower]
     routers: dict[str, Router]
-    links: dict[frozenset[str], LinkCosts]
+    slowdown: dict[str, float]
+    networks: dict[str, LinkSpec]
     understand: dict[str, OperationCost]
-    tool_s: dict[str, float]
+    tools: dict[str, OperationCost]
+    kv_bytes_per_token: float
     accounts: Accounts
 
 
@@ -51,20 +45,16 @@ def prepare(system: System) -> Prepared:
     figures, scenario = system.figures, system.scenario
     replicas = {name: _replica(system, name, pool) for name, pool in system.engine_pools().items()}
     drawn = draw_tasks(scenario.workload, system.tools, scenario.seed, Path(system.document.file).parent)
-    generate = scenario.stages.generate
-    check_tasks_fit(
-        drawn.tasks,
-        replicas[generate].kv_capacity_tokens,
-        system.model.max_context_tokens,
-        system.document.where(("workload",)),
-    )
-    links = {
-        ends: LinkCosts(
+    for pool in filter(None, (scenario.stages.generate, scenario.stages.prefill)):
+        capacity = replicas[pool].kv_blocks * replicas[pool].pool.block_tokens
+        check_tasks_fit(drawn.tasks, capacity, system.model.max_context_tokens, system.document.where(("workload",)))
+    networks = {
+        name: LinkSpec(
             figures.value(link, "latency_s"),
             figures.value(link, "bytes_per_s"),
             figures.if_known(link, "joules_per_byte"),
         )
-        for ends, link in system.links.items()
+        for name, link in system.networks.items()
     }
     prepared = Prepared(
         system=system,
@@ -73,13 +63,21 @@ def prepare(system: System) -> Prepared:
         cores={name: _cores(system, name, replicas) for name in system.core_pools()},
         hosts={name: host_power(tier, figures) for name, tier in system.tiers.items()},
         routers={name: _router(system, name) for name in scenario.pools},
-        links=links,
+        slowdown={name: figures.value(tier.cpu, "contention_slowdown") for name, tier in system.tiers.items()},
+        networks=networks,
         understand=_understanding(system),
-        tool_s=_tool_seconds(system),
+        tools=_tool_costs(system),
+        kv_bytes_per_token=_kv_bytes_per_token(system),
         accounts=accounts_of(system),
     )
     figures.check_all_assumptions_used(system.document)
     return prepared
+
+
+def _kv_bytes_per_token(system: System) -> float:
+    """Bytes of keys and values that one token weighs where they are handed over: in the generate pool's precision."""
+    precision = system.engine_pools()[system.scenario.stages.generate].precision
+    return ELEMENT_BYTES[working_precision(precision)] * system.model.kv_elements_per_token
 
 
 def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
@@ -101,7 +99,7 @@ def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
         pool=pool,
         costs=_step_costs(system, name, placement),
         batcher=decode_first,
-        kv_capacity_tokens=kv_capacity_tokens(placement, pool.gpu_memory_utilization, figures, at),
+        kv_blocks=kv_capacity_tokens(placement, pool.gpu_memory_utilization, figures, at) // pool.block_tokens,
         idle_w=pool.tensor_parallel * figures.if_known(tier.chip, "power.loaded_idle_w"),
         host_cores=ceil(host_cores),
     )
@@ -165,11 +163,10 @@ def _understanding(system: System) -> dict[str, OperationCost]:
     }
 
 
-def _tool_seconds(system: System) -> dict[str, float]:
+def _tool_costs(system: System) -> dict[str, OperationCost]:
     pool = system.scenario.stages.tool
     used = {tool for kind in system.scenario.workload.classes.values() for tool in kind.tools}
     if pool is None:
         return {}
     cpu = system.tier_of(pool).cpu
-    tools = {name: system.tools[name] for name in sorted(used)}
-    return {n: operation_cost(cpu, t.operation, system.figures).seconds(t.units) for n, t in tools.items()}
+    return {name: operation_cost(cpu, system.tools[name].operation, system.figures) for name in sorted(used)}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hsim.description.hardware import Tool
-from hsim.description.scenario import TaskClass, TraceArrivals, Workload
+from hsim.description.scenario import ClosedArrivals, TaskClass, TraceArrivals, Workload
 from hsim.errors import DescriptionError
 from hsim.workload.streams import Floats, quantiles, uniforms, whole
 from hsim.workload.traces import Trace, read_trace
@@ -26,16 +27,25 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Perhaps a tool call, then a visit to the language model."""
+    """Perhaps a tool call, then a visit to the language model.
+
+    Its prompt's first `shared_tokens` repeat the context that the task has built up; or `prefix` names the pieces of
+    the prompt that other tasks may have in common, with the tokens of each.
+    """
 
     call: ToolCall | None
     input_tokens: int
     output_tokens: int
+    shared_tokens: int = 0
+    prefix: tuple[tuple[Hashable, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task's demand, fixed before it arrives. `understand_tokens` 0 means no understanding stage."""
+    """One task's demand, fixed before it arrives. `understand_tokens` 0 means no understanding stage.
+
+    In a closed loop a task belongs to a `user`, who thinks for think_s before asking; its arrival_s has no meaning.
+    """
 
     id: int
     arrival_s: float
@@ -43,6 +53,9 @@ class Task:
     understand_tokens: int
     max_output_tokens: int
     rounds: tuple[Round, ...]
+    timeout_s: float = math.inf
+    user: int | None = None
+    think_s: float = 0.0
 
     @property
     def output_tokens(self) -> int:
@@ -65,6 +78,9 @@ def draw_tasks(workload: Workload, tools: Mapping[str, Tool], seed: int, beside:
         trace = read_trace(_trace_file(arrivals.file, beside))
         count = min(len(trace.arrival_s), workload.tasks or len(trace.arrival_s))
         arrival_s = trace.arrival_s[:count] / arrivals.rate_scale
+    elif isinstance(arrivals, ClosedArrivals):
+        assert workload.tasks is not None
+        count, arrival_s = workload.tasks, np.zeros(workload.tasks)
     else:
         assert workload.tasks is not None
         count = workload.tasks
@@ -80,7 +96,16 @@ def draw_tasks(workload: Workload, tools: Mapping[str, Tool], seed: int, beside:
         for task in draw.tasks(members, arrival_s):
             tasks[task.id] = task
         truncated += draw.truncated
-    return Drawn([task for task in tasks if task is not None], truncated)
+    drawn = [task for task in tasks if task is not None]
+    if isinstance(arrivals, ClosedArrivals):
+        drawn = _given_to_users(drawn, arrivals, seed)
+    return Drawn(drawn, truncated)
+
+
+def _given_to_users(tasks: list[Task], arrivals: ClosedArrivals, seed: int) -> list[Task]:
+    """Task i is user (i mod users)'s: the nth task of a user is the same whatever the number of tasks."""
+    think_s = quantiles(arrivals.think_s, uniforms(seed, "think", len(tasks))).tolist()
+    return [replace(task, user=task.id % arrivals.users, think_s=think_s[task.id]) for task in tasks]
 
 
 def _trace_file(name: str, beside: Path) -> Path:
@@ -111,7 +136,15 @@ class _ClassDraw:
             here = np.flatnonzero(rounds > number)
             self._draw_round(number, members[here], [drawn[i] for i in here])
         return [
-            Task(int(i), float(arrival_s[i]), self.name, int(tokens), kind.max_output_tokens, tuple(its_rounds))
+            Task(
+                int(i),
+                float(arrival_s[i]),
+                self.name,
+                int(tokens),
+                kind.max_output_tokens,
+                tuple(its_rounds),
+                kind.timeout_s or math.inf,
+            )
             for i, tokens, its_rounds in zip(members, understand, drawn, strict=True)
         ]
 
