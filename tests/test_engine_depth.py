@@ -163,7 +163,7 @@ def test_nothing_leaks(seed: int, tmp_path: Path) -> None:
 def test_delivered_tokens_are_what_was_asked(tmp_path: Path) -> None:
     """Preemption recomputes tokens; it delivers none twice."""
     preempted = 0
-    for seed in range(12):
+    for seed in range(24):
         prepared = random_prepared(seed, tmp_path)
         log = run(prepared)
         preempted += len(log.preemptions)
