@@ -12,18 +12,21 @@ from hsim.description.model import ModelArchitecture
 
 ROUNDS = 4  # each point is measured again while the budget lasts: a later round is worth two levels less
 POWER_ROUNDS = 2
-CHECKS = 24  # steps at random points, kept out of the table to test it
+CHECKS, FIRST_CHECKS = 24, 6  # steps at random points, kept out of the table to test it
 WINDOW_S = 6.0  # an energy counter that ticks every 0.1 s errs by 3 % over so long
 RAMP_S = 2.0  # power and clocks settle before the window opens
 MOST_CPU_FLOPS = 2e10  # larger products and attention take too long on a core
+MOST_CPU_WEIGHTS = 1 << 27  # and larger matrices too much of its memory
 KERNEL_S = {"cpu": 0.25, "cuda": 0.1}
 STEP_S = {"cpu": 0.4, "cuda": 0.2}
 OPERATION_S = 0.6
+WAITING_OPERATIONS = ("python-process", "http-call")  # another process does the work: they wait for it
+SETUP_S = {"hnsw-search": 10.0, "encode-minilm": 5.0, "sql-aggregate": 2.0, "full-text-search": 2.0, "tokenise": 3.0}
 ROWS = {"cpu": (1, 4, 16, 64, 256), "cuda": (1, 8, 32, 128, 512, 2048, 8192)}
 SQUARES = {"cpu": (512, 1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192)}
 BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 8, 64, 256)}
 CONTEXTS = {"cpu": (128, 512, 2048), "cuda": (128, 1024, 8192)}
-PROMPTS = {"cpu": (16, 64, 256, 1024), "cuda": (64, 512, 2048, 8192)}
+PROMPTS = {"cpu": (16, 64, 128, 256, 512, 1024), "cuda": (64, 512, 2048, 8192)}
 COPIES_BYTES = (1 << 20, 1 << 24, 1 << 28)
 TRANSFERS_BYTES = (1 << 12, 1 << 16, 1 << 20, 1 << 24, 1 << 28)
 
@@ -43,7 +46,8 @@ class Served:
 class Target:
     """A device to be measured: the precisions that it has, what it serves, and models whose shapes matter.
 
-    `operations` are CPU operations with the sizes to measure them at; `metered` says whether watts can be had.
+    `operations` are CPU operations with the sizes to measure them at; `metered` says whether watts can be had. A CPU
+    that is `host_only` does not generate: its kernels and steps are of no interest.
     """
 
     device: str
@@ -53,6 +57,7 @@ class Target:
     operations: tuple[tuple[str, tuple[int, ...]], ...] = ()
     cores: int = 1
     metered: bool = False
+    host_only: bool = False
 
     @property
     def kind(self) -> str:
@@ -61,7 +66,7 @@ class Target:
 
 
 def agenda(target: Target) -> list[Unit]:
-    """Every unit worth measuring, best first."""
+    """Every unit worth measuring, best first; of equal worth a like part of every kind, wherever the budget ends."""
     first = [
         unit for part in (_idle, _steps, _gemms, _attention, _movement, _operations, _power) for unit in part(target)
     ]
@@ -71,7 +76,16 @@ def agenda(target: Target) -> list[Unit]:
         for unit in first
         if number <= _rounds_of(unit)
     ]
-    return sorted(rounds, key=lambda unit: unit.worth)
+    return in_turn(rounds)
+
+
+def in_turn(units: Sequence[Unit]) -> list[Unit]:
+    """Units by worth, and within a worth each kind spread evenly over the whole."""
+    groups: dict[tuple[int, str, str], list[Unit]] = {}
+    for unit in units:
+        groups.setdefault((unit.worth, unit.device, unit.kind), []).append(unit)
+    placed = [(worth, i / len(group), unit) for (worth, *_), group in groups.items() for i, unit in enumerate(group)]
+    return [unit for _, _, unit in sorted(placed, key=lambda place: place[:2])]
 
 
 def _rounds_of(unit: Unit) -> int:
@@ -91,6 +105,7 @@ def _step(target: Target, worth: int, at: Parameters) -> Unit:
 
 def _steps(target: Target) -> Iterator[Unit]:
     served = target.served
+    yield from _checks(target)
     for decodes, one in _ladder(_powers(1, served.slots, 2)):
         for context, other in _ladder((16, *_powers(served.max_context_tokens // 16, served.max_context_tokens, 4))):
             yield _step(target, max(one, other), {"role": "decode", "decodes": decodes, "context": context})
@@ -108,10 +123,9 @@ def _steps(target: Target) -> Iterator[Unit]:
                 "tokens": tokens,
             }
             yield _step(target, max(one, other), at)
-    yield _step(target, 1, {"role": "between", "decodes": 1, "context": served.max_context_tokens // 8})
+    yield _step(target, 0, {"role": "between", "decodes": 1, "context": served.max_context_tokens // 8})
     for chunks in (2, 4):
         yield _step(target, 1, {"role": "chunks", "tokens": room // chunks * chunks, "chunks": chunks})
-    yield from _checks(target)
 
 
 def _checks(target: Target) -> Iterator[Unit]:
@@ -126,7 +140,7 @@ def _checks(target: Target) -> Iterator[Unit]:
         tokens = [draw.randint(2, max(2, room // max(1, chunks))) for _ in range(chunks)]
         history = [draw.choice((0, draw.randint(1, served.max_context_tokens - t))) for t in tokens]
         at = {"contexts": _listed(contexts), "tokens": _listed(tokens), "history": _listed(history)}
-        yield _step(target, 1, {"role": "check", **at})
+        yield _step(target, 0 if number < FIRST_CHECKS else 1, {"role": "check", **at})
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -139,7 +153,9 @@ def step_parts(at: Parameters) -> tuple[list[int], list[tuple[int, int]]]:
         contexts, tokens, history = ([int(x) for x in str(at[k]).split()] for k in ("contexts", "tokens", "history"))
         return contexts, list(zip(tokens, history, strict=True))
     decodes = [int(at["context"])] * int(at["decodes"]) if "decodes" in at else []
-    count = int(at.get("chunks", 1)) if "tokens" in at else 0
+    if "tokens" not in at:
+        return decodes, []
+    count = int(at.get("chunks", 1))
     return decodes, [(int(at["tokens"]) // count, int(at.get("history", 0)))] * count
 
 
@@ -157,7 +173,7 @@ def _gemms(target: Target) -> Iterator[Unit]:
         for shapes, worth in ((own, 0), (squares - own, 0), (others - own - squares, 1)):
             for n, k in sorted(shapes):
                 for m in ROWS[kind]:
-                    if kind == "cpu" and 2.0 * m * n * k > MOST_CPU_FLOPS:
+                    if kind == "cpu" and (2.0 * m * n * k > MOST_CPU_FLOPS or n * k > MOST_CPU_WEIGHTS):
                         continue
                     at = {"m": m, "n": n, "k": k, "dtype": precision}
                     yield Unit("gemm", target.device, at, worth + extra + (m not in few), KERNEL_S[kind])
@@ -178,11 +194,11 @@ def _attention(target: Target) -> Iterator[Unit]:
             for context, other in _ladder(CONTEXTS[kind]):
                 at = {"batch": batch, "context": context, **shape}
                 yield Unit("decode-attention", target.device, at, less + max(one, other), KERNEL_S[kind])
-        for tokens, one in _ladder(PROMPTS[kind]):
+        for tokens in PROMPTS[kind]:
             if kind == "cpu" and 4.0 * heads * head_dim * tokens**2 > MOST_CPU_FLOPS:
                 continue
             at = {"tokens": tokens, "heads": heads, "head_dim": head_dim, "dtype": precision}
-            yield Unit("prefill-attention", target.device, at, less + one, KERNEL_S[kind])
+            yield Unit("prefill-attention", target.device, at, less, KERNEL_S[kind])
 
 
 def _movement(target: Target) -> Iterator[Unit]:
@@ -205,11 +221,12 @@ def _operations(target: Target) -> Iterator[Unit]:
     """Each operation alone at its sizes, then at its middle one on more and more cores at the same time."""
     for name, sizes in target.operations:
         for units, worth in _ladder(sizes):
-            yield Unit("operation", target.device, _operation(name, units, sizes, 1), worth, OPERATION_S)
+            at, first = _operation(name, units, sizes, 1), units == sizes[0]
+            setup_s = SETUP_S.get(name, 0.0) if first else 0.0
+            yield Unit("operation", target.device, at, worth, OPERATION_S, setup_s=setup_s)
         for workers in _powers(2, target.cores, 2) if target.cores > 1 else ():
-            yield Unit(
-                "operation", target.device, _operation(name, sizes[len(sizes) // 2], sizes, workers), 1, OPERATION_S
-            )
+            at = _operation(name, sizes[len(sizes) // 2], sizes, workers)
+            yield Unit("operation", target.device, at, 1, OPERATION_S, setup_s=SETUP_S.get(name, 0.0))
 
 
 def _operation(name: str, units: int, sizes: Sequence[int], workers: int) -> Parameters:

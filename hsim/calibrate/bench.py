@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hsim.backends.hosts import Opened, StepItem
-from hsim.calibrate.agenda import RAMP_S, WINDOW_S, Served, step_parts
+from hsim.calibrate.agenda import RAMP_S, WAITING_OPERATIONS, WINDOW_S, Served, step_parts
 from hsim.calibrate.kernels import WALL_TIMED, Kernels
 from hsim.calibrate.sampling import Call, sample, sample_cuda
 from hsim.calibrate.work import CAPPED, THROTTLED, Parameters, Reading, Unit
@@ -156,7 +156,8 @@ class Bench:
         if unit.kind in ("power", "idle", "cpu-power"):
             return self._powered(unit, call)
         if self.on_cpu or unit.kind in WALL_TIMED or unit.kind == "step":
-            return sample(call, unit.expected_s, self.threads)
+            waits = not self.on_cpu or unit.parameters.get("name") in WAITING_OPERATIONS
+            return sample(call, unit.expected_s, own_core=self.threads == 1 and not waits)
         return sample_cuda(call, unit.expected_s, self.device)
 
     def _powered(self, unit: Unit, call: Call) -> Reading:
@@ -178,7 +179,7 @@ class Bench:
         if unit.kind == "idle":
             return 1
         waited_for = self.on_cpu or unit.parameters["of"] == "step"
-        reading = sample(call, SPIN_S) if waited_for else sample_cuda(call, SPIN_S, self.device)
+        reading = sample(call, SPIN_S, own_core=False) if waited_for else sample_cuda(call, SPIN_S, self.device)
         assert reading.seconds is not None
         return max(1, round(SPIN_S / reading.seconds))
 

@@ -37,10 +37,16 @@ class Machine:
         slug = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
         return f"{slug or 'machine'}-{self.cores}c"
 
+    def chip_name(self, device: str, cores: int) -> str:
+        """A name for the accelerator profile of a device; the CPU's is that of so many of its cores."""
+        if device == "cpu":
+            return f"{self.short_name}-core" + (f"s{cores}" if cores > 1 else "")
+        return re.sub(r"[^a-z0-9]+", "-", self.gpus.get(device, device).lower()).strip("-") + f"-{self.short_name}"
+
     def told(self, device: str) -> str:
         """The machine as a figure's source names it."""
         what = self.gpus.get(device, self.cpu)
-        return f"{what} ({self.cores} cores, {self.system}, torch {self.torch}, {self.date})"
+        return f"{what}, {self.cores} cores, torch {self.torch}, {self.date}"
 
 
 def this_machine() -> Machine:

@@ -41,7 +41,7 @@ class Findings:
 
     def source(self, device: str, what: str) -> str:
         """Where a figure comes from."""
-        return f"{what}; {self.machine.told(device)}; calibration/{self.name}"
+        return f"{what}; {self.machine.told(device)}, calibration/{self.name}"
 
     def unknown(self, figure: str, reason: str) -> Profile:
         """A null figure, remembered with its reason."""
@@ -153,7 +153,7 @@ def _decode_law(
 ) -> Profile | None:
     terms = partial(fit.decode_attention_terms, element_bytes=ELEMENT_BYTES[precision])
     fitted, predicted = fit.fit_sum(terms, (0.0, 0.0, 0.0, 1.0 / bandwidth))
-    law, test = fit.tested(f"decode attention on {device}", points, 5, fitted, predicted)
+    law, test = fit.tested(f"decode attention on {device}", points, 4, fitted, predicted)
     if law is not None:
         law[3] = 1.0 / (law[3] * bandwidth)
     names = ("launch_s", "per_element_s", "per_sequence_s", "bandwidth_fraction")
@@ -162,7 +162,7 @@ def _decode_law(
 
 def _prefill_law(points: Sequence[Point], peak: float, device: str, findings: Findings) -> Profile | None:
     fitted, predicted = fit.fit_sum(fit.prefill_attention_terms, (0.0, 1.0 / peak, 0.0))
-    law, test = fit.tested(f"prefill attention on {device}", points, 4, fitted, predicted)
+    law, test = fit.tested(f"prefill attention on {device}", points, 3, fitted, predicted)
     if law is not None:
         law[1] = 1.0 / (law[1] * peak)
     names = ("launch_s", "flops_fraction", "per_element_s")
@@ -170,6 +170,21 @@ def _prefill_law(points: Sequence[Point], peak: float, device: str, findings: Fi
 
 
 # ---- watts of an accelerator
+
+
+def core_power() -> Profile:
+    """AcceleratorPower of cores of the CPU: nothing of its own, because the CPU profile counts their watts."""
+    nothing = known(0.0, "assumed", "the device is cores of the CPU: their watts are counted with the CPU's")
+    names = (
+        "idle_w",
+        "loaded_idle_w",
+        "floor_w",
+        "cap_w",
+        "joules_per_byte",
+        "joules_per_flop",
+        "joules_per_output_token",
+    )
+    return dict.fromkeys(names, nothing)
 
 
 def board_power(points: Sequence[Point], target: Target, facts: Facts, findings: Findings, why_not: str) -> Profile:
@@ -262,6 +277,8 @@ def _engine(served: Served, name: str, figures: Mapping[str, Profile]) -> Profil
         "max_num_seqs": served.slots,
         "max_num_batched_tokens": served.max_num_batched_tokens,
         "gpu_memory_utilization": 0.5,
+        "block_tokens": 16,
+        "prefix_caching": False,
         "defaults_source": "the limits with which its steps were measured",
         **figures,
     }
@@ -327,6 +344,7 @@ def cpu(points: Sequence[Point], units: Mapping[str, str], findings: Findings, w
         "memory_bytes_per_s": findings.unknown("memory_bytes_per_s", "no copy was measured")
         if rate is None
         else known(rate, "measured", source("large copies by the decoder's cores, bytes read and written")),
+        "contention_slowdown": _slowdown(points, findings),
         "operations": operations,
     }
 
@@ -360,6 +378,21 @@ def contention(points: Sequence[Point]) -> dict[str, dict[str, float]]:
         if point.number("workers") > 1 and key in alone:
             slower.setdefault(str(key[0]), {})[str(point.parameters["workers"])] = round(point.seconds / alone[key], 4)
     return slower
+
+
+def _slowdown(points: Sequence[Point], findings: Findings) -> Profile:
+    """How many times longer an operation takes with all cores busy: the median over operations."""
+    cores = findings.machine.cores
+    full = [slower[str(cores)] for slower in contention(points).values() if str(cores) in slower]
+    if not full:
+        return known(
+            1.0, "assumed", "not measured: one core's time is taken for all" if cores > 1 else "there is one core"
+        )
+    source = findings.source(
+        "cpu", f"the same operation on all {cores} cores at once against one alone, {len(full)} operations"
+    )
+    slowdown = max(1.0, float(np.median(full)))
+    return known(slowdown, "measured", source) | {"low": min(1.0, *full), "high": max(slowdown, *full)}
 
 
 def _package_power(points: Sequence[Point], findings: Findings, why_not: str) -> Profile:

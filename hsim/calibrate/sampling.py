@@ -18,24 +18,34 @@ WARM_UP_FRACTION = 0.2  # of the time for a unit
 SHORTEST_SAMPLE_S = 100e-6  # a sample is this long at least: reading the clock twice takes 0.1 us
 FEWEST_SAMPLES = 5
 MOST_SAMPLES = 200
+UNDISTURBED = 0.97  # of a core: below it, others had it too
 GRAPH_CALLS = 10  # calls in one CUDA graph: enough that launching the graph is hidden
 
 
-def sample(call: Call, seconds: float, threads: int = 1) -> Reading:
-    """Time calls on the CPU for about so many seconds; never fewer than five samples."""
+def sample(call: Call, seconds: float, own_core: bool = True) -> Reading:
+    """Time calls on the CPU for about so many seconds; never fewer than five samples.
+
+    `own_core` says that the call keeps one core busy and does not wait. Where others had that core for part of the
+    time, its CPU time is given in place of the wall's: what it takes on a core of its own.
+    """
     calls, each_s = _warm_up(call, seconds * WARM_UP_FRACTION, lambda: None)
     inner = max(1, math.ceil(SHORTEST_SAMPLE_S / each_s))
-    times: list[float] = []
-    began_s, began_cpu_s = time.perf_counter(), time.process_time()
-    until_s = began_s + seconds * (1 - WARM_UP_FRACTION)
-    while len(times) < FEWEST_SAMPLES or (time.perf_counter() < until_s and len(times) < MOST_SAMPLES):
-        start_s = time.perf_counter()
+    wall: list[float] = []
+    cpu: list[float] = []
+    until_s = time.perf_counter() + seconds * (1 - WARM_UP_FRACTION)
+    while len(wall) < FEWEST_SAMPLES or (time.perf_counter() < until_s and len(wall) < MOST_SAMPLES):
+        start_s, start_cpu_s = time.perf_counter(), time.process_time()
         for _ in range(inner):
             call(calls)
             calls += 1
-        times.append((time.perf_counter() - start_s) / inner)
-    wall_s, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
-    return reading_of(times, cpu_s / wall_s if threads == 1 else None)
+        cpu.append((time.process_time() - start_cpu_s) / inner)
+        wall.append((time.perf_counter() - start_s) / inner)
+    if not own_core:
+        return reading_of(wall)
+    fraction = sum(cpu) / sum(wall)
+    if fraction >= UNDISTURBED:
+        return reading_of(wall, fraction)
+    return reading_of(cpu, fraction, (f"others had its core for {1 - fraction:.0%} of the time: CPU time is given",))
 
 
 def _warm_up(call: Call, seconds: float, synchronise: Callable[[], object]) -> tuple[int, float]:

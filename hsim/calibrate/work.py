@@ -17,7 +17,7 @@ class Unit:
     """One thing to measure: a kernel, an operation, a decoder step or a power level at one point of its grid.
 
     `worth` orders units: 0 is what no profile can do without. `expected_s` is how long it should take, warm-up
-    included. Rounds after the first measure the same point again at another time: what differs between rounds is the
+    included, after its data were made in about `setup_s`. Rounds after the first measure the same point again at another time: what differs between rounds is the
     machine's own unsteadiness, which repeats within a round do not show.
     """
 
@@ -27,6 +27,7 @@ class Unit:
     worth: int = 0
     expected_s: float = 0.3
     round: int = 1
+    setup_s: float = 0.0
 
     @property
     def point(self) -> str:
