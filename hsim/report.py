@@ -13,6 +13,7 @@ from hsim.metrics.result import Result, Spread
 from hsim.units import readable, readable_seconds
 
 if TYPE_CHECKING:
+    from hsim.calibrate.options import CalibrationReport
     from hsim.drivers.live import MeteredJoules
     from hsim.validate import LiveResult, Validation
 
@@ -65,6 +66,35 @@ def live_tables(result: LiveResult) -> RenderableType:
         "Energy       unavailable: no meter at hand"
     ]
     return Group(*(Text(line) for line in lines), Text(), table)
+
+
+def calibration_tables(report: CalibrationReport) -> RenderableType:
+    """What a calibration measured, how well its laws hold, and what it left out."""
+    table = _table("Law", "points", "noisy", "median error", "p90 error", "held out by")
+    table.columns[-1].justify = "left"
+    for law in report.laws:
+        errors = [f"{e:.1%}" if e is not None else "–" for e in (law.median_error, law.p90_error)]
+        table.add_row(law.name, str(law.points), str(law.noisy), *errors, law.method)
+    resumed = f", {report.resumed} taken from before" if report.resumed else ""
+    parts: list[RenderableType] = [
+        Text(f"Calibration {report.name}: {report.measured} points in {readable_seconds(report.seconds)}{resumed}")
+    ]
+    parts += [Text(), table, Text()]
+    said = [f"Unavailable {what}: {why}" for what, why in report.unavailable.items()]
+    said += [f"Failed      {what}: {why}" for what, why in report.failed.items()]
+    said += [f"Warning     {warning}" for warning in report.warnings]
+    if report.left_out:
+        said.append(f"Left out    for want of time: {', '.join(report.left_out)}")
+    said += [f"Wrote       {file}" for file in report.files]
+    parts += [Text(line) for line in said]
+    if report.simulated:
+        parts += [
+            Text(),
+            Text(f"{report.scenario}, simulated from these profiles:"),
+            Text(),
+            _latency_table(report.simulated),
+        ]
+    return Group(*parts)
 
 
 def _metered(meter: MeteredJoules) -> str:

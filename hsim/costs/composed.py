@@ -14,10 +14,13 @@ from hsim.description.hardware import AcceleratorProfile, EngineProfile, Precisi
 from hsim.description.model import ModelArchitecture
 from hsim.description.system import Figures
 
-WEIGHT_BYTES: dict[Precision, float] = {"bf16": 2.0, "fp8": 1.0}
-KV_BYTES = 2.0  # keys and values stay bf16 whatever the weights are, as vLLM does by default
-ACTIVATION_BYTES = 2.0
+ELEMENT_BYTES: dict[Precision, float] = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0, "fp8": 1.0}
 _ALL_REDUCE = ("launch_s", "per_peer_s", "bytes_per_s")
+
+
+def working_precision(weights: Precision) -> Precision:
+    """The precision of activations, keys and values: that of the weights, but bf16 beside fp8, vLLM's default."""
+    return "bf16" if weights == "fp8" else weights
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,16 @@ class _Tokens:
     flops: float
 
 
+@dataclass(slots=True)
+class Timing:
+    """Seconds of a step, their growth per step, those of each context token, and for how many steps that holds."""
+
+    seconds: float
+    growth_s: float
+    context_step_s: float
+    valid_steps: float
+
+
 class ComposedCosts:
     """Seconds and joules of steps of one replica: StepCosts for a Placement."""
 
@@ -51,7 +64,9 @@ class ComposedCosts:
             return figures.value(chip, path)
 
         self._ways, self._model, self._layers = ways, model, model.layers
-        self._weight_bytes = WEIGHT_BYTES[placement.precision]
+        working = working_precision(placement.precision)
+        self._weight_bytes = ELEMENT_BYTES[placement.precision]
+        self._activation_bytes = ELEMENT_BYTES[working]
         self._bandwidth = of("memory_bytes_per_s")
         self._peak = of(f"peak_flops_per_s.{placement.precision}")
         self._factor = of("kernels.overlap_factor")
@@ -67,7 +82,7 @@ class ComposedCosts:
 
         heads_width = model.attention_heads * model.head_dim / ways
         kv_heads = max(1.0, model.kv_heads / ways)  # more ways than KV heads: each device keeps a copy
-        self._kv_bytes_per_token = 2 * kv_heads * model.head_dim * KV_BYTES  # per layer and device
+        self._kv_bytes_per_token = 2 * kv_heads * model.head_dim * self._activation_bytes  # per layer and device
         decode, prefill = "kernels.decode_attention", "kernels.prefill_attention"
         self._decode_launch_s = of(f"{decode}.launch_s")
         self._decode_sequence_s = heads_width * of(f"{decode}.per_element_s") + of(f"{decode}.per_sequence_s")
@@ -75,8 +90,8 @@ class ComposedCosts:
         self._prefill_launch_s = of(f"{prefill}.launch_s")
         self._prefill_token_s = heads_width * of(f"{prefill}.per_element_s")
         self._pair_flops = 4 * heads_width  # two products of query and key, value, per layer and device
-        bf16_peak = of("peak_flops_per_s.bf16")
-        self._pair_s = self._pair_flops / (bf16_peak * of(f"{prefill}.flops_fraction"))
+        working_peak = of(f"peak_flops_per_s.{working}")
+        self._pair_s = self._pair_flops / (working_peak * of(f"{prefill}.flops_fraction"))
         self._all_reduce = tuple(of(f"kernels.all_reduce.{x}") for x in _ALL_REDUCE) if ways > 1 else None
 
         self._host_step_s = figures.value(engine, "host_s_per_layer") * model.layers
@@ -92,7 +107,7 @@ class ComposedCosts:
 
     def _gemm(self, m: int, n: int, k: int) -> _Tokens:
         """One product on one device: seconds by the 4-norm of its memory and its compute time."""
-        n_bytes = n * k * self._weight_bytes + (m * k + m * n) * ACTIVATION_BYTES
+        n_bytes = n * k * self._weight_bytes + (m * k + m * n) * self._activation_bytes
         flops = 2.0 * m * n * k
         memory_s, compute_s = n_bytes / self._gemm_bytes_per_s, flops / self._gemm_flops_per_s
         return _Tokens(self._gemm_launch_s + (memory_s**4 + compute_s**4) ** 0.25, n_bytes, flops)
@@ -105,7 +120,7 @@ class ComposedCosts:
             layer_s = sum(p.seconds for p in parts)
             if self._all_reduce:
                 launch_s, peer_s, bytes_per_s = self._all_reduce
-                n_bytes = m * self._model.hidden_size * ACTIVATION_BYTES
+                n_bytes = m * self._model.hidden_size * self._activation_bytes
                 moved = 2 * (self._ways - 1) / self._ways * n_bytes
                 layer_s += 2 * (launch_s + peer_s * (self._ways - 1) + moved / bytes_per_s)
             all_devices = self._layers * self._ways
@@ -129,9 +144,9 @@ class ComposedCosts:
     def segment(self, shape: StepShape) -> Segment:
         """See StepCosts. Affine until prefill attention turns from bytes to FLOPs or the power cap starts to bind."""
         decodes, chunk_tokens = shape.decodes, shape.chunk_tokens
-        tokens, head = self._tokens(decodes + chunk_tokens), self._sequences(decodes + shape.chunks)
+        kernels_s = self._tokens(decodes + chunk_tokens).seconds + self._sequences(decodes + shape.chunks).seconds
         factor_layers = self._factor * self._layers
-        kernels_s, growth_s, valid_steps = tokens.seconds + head.seconds, 0.0, math.inf
+        growth_s, valid_steps = 0.0, math.inf
         attention_s, context_step_s = 0.0, 0.0
         if decodes:
             attention_s = self._decode_launch_s + decodes * self._decode_sequence_s
@@ -144,18 +159,22 @@ class ComposedCosts:
             growth_s += factor_layers * chunks_growth_s
         host_s = self._host_step_s + self._host_sequence_s * (decodes + shape.chunks)
         seconds = self._factor * (kernels_s + self._layers * attention_s) + host_s
+        return self.with_joules(shape, Timing(seconds, growth_s, context_step_s, valid_steps))
 
+    def with_joules(self, shape: StepShape, timing: Timing) -> Segment:
+        """The segment of a step that takes so long, with the joules of its bytes, FLOPs, tokens and busy seconds."""
+        tokens, head = self._tokens(shape.new_tokens), self._sequences(shape.sequences)
         context_j, pair_j = self._context_j, self._pair_j
         work_j = (
             (tokens.bytes + head.bytes) * self._byte_j
             + (tokens.flops + head.flops) * self._flop_j
             + context_j * (shape.context_tokens + shape.chunk_context_tokens)
             + pair_j * (shape.pairs + shape.context_tokens)
-            + self._output_j * decodes
+            + self._output_j * shape.decodes
         )
-        work_growth_j = context_j * (decodes + chunk_tokens) + pair_j * (shape.pairs_growth + decodes)
-        work = Segment(seconds, growth_s, work_j, work_growth_j, context_j + pair_j, valid_steps)
-        return self._powered(work, context_step_s)
+        work_growth_j = context_j * shape.new_tokens + pair_j * (shape.pairs_growth + shape.decodes)
+        work = Segment(timing.seconds, timing.growth_s, work_j, work_growth_j, context_j + pair_j, timing.valid_steps)
+        return self._powered(work, timing.context_step_s)
 
     def _prefill(self, shape: StepShape) -> tuple[float, float, float]:
         """Seconds per layer that chunks take for their keys and values, growth per step, and steps until it switches.
@@ -179,8 +198,9 @@ class ComposedCosts:
         floor_w, headroom_w = self._floor_w - self._loaded_idle_w, self._cap_w - self._floor_w
         over = work.joules - headroom_w * work.seconds
         over_growth = work.joules_growth - headroom_w * work.seconds_growth
-        if math.isnan(over):
-            return work  # watts are unknown, and so are the joules: nan throughout
+        if math.isnan(over):  # watts are unknown, and so are the joules
+            work.joules = work.joules_growth = work.context_joules = math.nan
+            return work
         capped = over >= 0
         side = (over, over_growth) if capped else (-over, -over_growth)
         work.valid_steps = min(work.valid_steps, steps_until_negative(*side))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hsim.costs.composed import KV_BYTES, WEIGHT_BYTES, Placement
+from hsim.costs.composed import ELEMENT_BYTES, Placement, working_precision
 from hsim.description.system import Figures
 from hsim.errors import DescriptionError
 from hsim.units import GB
@@ -15,7 +15,8 @@ def kv_capacity_tokens(placement: Placement, gpu_memory_utilization: float, figu
     reserved_bytes = figures.value(placement.engine, "reserved_bytes")
     weight_bytes = _weight_bytes(placement)
     free_bytes = ways * (memory_bytes * gpu_memory_utilization - reserved_bytes) - weight_bytes
-    kv_bytes = KV_BYTES * model.kv_elements_per_token * max(1.0, ways / model.kv_heads)
+    element_bytes = ELEMENT_BYTES[working_precision(placement.precision)]
+    kv_bytes = element_bytes * model.kv_elements_per_token * max(1.0, ways / model.kv_heads)
     tokens = int(free_bytes // kv_bytes)
     if tokens < 1:
         usable = memory_bytes * gpu_memory_utilization - reserved_bytes
@@ -32,8 +33,9 @@ def kv_capacity_tokens(placement: Placement, gpu_memory_utilization: float, figu
 
 def _weight_bytes(placement: Placement) -> float:
     model = placement.model
-    embeddings = model.parameters - model.layer_parameters  # stay bf16: quantisation leaves them alone
-    return model.layer_parameters * WEIGHT_BYTES[placement.precision] + embeddings * WEIGHT_BYTES["bf16"]
+    embeddings = model.parameters - model.layer_parameters  # quantisation leaves them alone
+    weights, others = placement.precision, working_precision(placement.precision)
+    return model.layer_parameters * ELEMENT_BYTES[weights] + embeddings * ELEMENT_BYTES[others]
 
 
 def _next_power_of_two(needed: float) -> int:

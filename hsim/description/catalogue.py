@@ -37,12 +37,14 @@ def scenario_file(name_or_path: str) -> Path:
     return _find(name_or_path, (shipped("scenarios"),), name_or_path, "scenario")
 
 
-def load_profile(name: str, kind: type[P], where: str) -> tuple[P, Document]:
+def load_profile(name: str, kind: type[P], where: str, beside: Path = Path()) -> tuple[P, Document]:
     """The hardware profile of that name, checked to be of the kind that is needed at `where`.
 
-    A folder hardware_profiles/ in the working directory, where `hsim calibrate` writes, comes before the shipped one.
+    A folder hardware_profiles/ beside the scenario or in the working directory, where `hsim calibrate` writes, comes
+    before the shipped one.
     """
-    file = _find(name, (Path("hardware_profiles"), shipped("hardware_profiles")), where, "hardware profile")
+    folders = (beside / "hardware_profiles", Path("hardware_profiles"), shipped("hardware_profiles"))
+    file = _find(name, folders, where, "hardware profile")
     profile, document = _read_profile(file)
     if not isinstance(profile, kind):
         needed = next(k for k, v in PROFILE_KINDS.items() if v is kind)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from hsim.description.model import ModelArchitecture
 from hsim.description.quantities import Distribution, Figure
 from hsim.description.yamlfile import Strict
 
-Precision = Literal["bf16", "fp8"]
+Precision = Literal["bf16", "fp16", "fp32", "fp8"]
 
 
 class Profile(Strict):
@@ -148,7 +149,10 @@ class LinkProfile(Profile):
 
 
 class EngineProfile(Profile):
-    """A serving engine: its defaults, and the host time that it adds to every step."""
+    """A serving engine: its defaults, and the host time that it adds to every step.
+
+    `step_tables` names profiles of measured steps; one that is of a run's chip, model and precision is used for it.
+    """
 
     kind: Literal["engine"]
     max_num_seqs: PositiveInt
@@ -162,6 +166,63 @@ class EngineProfile(Profile):
     reserved_bytes: Figure
     host_cores_per_replica: Figure
     host_cores_per_accelerator: Figure
+    step_tables: tuple[str, ...] = ()
+
+
+class StepTable(Profile):
+    """Measured seconds of one engine's steps with one model on one chip, read linearly between its points.
+
+    `decode_s[i][j]` is a step in which `decodes[i]` sequences each read `contexts[j]` tokens. A step with one prompt
+    chunk of `chunk_tokens[i]` tokens takes `chunk_s[i]`, and `pair_s[i]` for each (query, key) pair that it attends;
+    where chunks do not begin their prompts, `later_s[i]` more; for each chunk but one, `extra_chunk_s` more. A step of
+    both takes the sum and `mixed_s[i][j]` more (a negative number: it reads the weights once), where
+    `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. `between_s` passes between the end of one step and
+    the start of the next.
+    """
+
+    kind: Literal["step-table"]
+    engine: str
+    chip: str
+    model: ModelArchitecture
+    precision: Precision
+    tensor_parallel: PositiveInt = 1
+    tier: Literal["measured"] = "measured"
+    source: str
+    median_error_fraction: float | None
+    p90_error_fraction: float | None
+    decodes: tuple[PositiveInt, ...] = Field(min_length=2)
+    contexts: tuple[PositiveInt, ...] = Field(min_length=2)
+    decode_s: tuple[tuple[PositiveFloat, ...], ...]
+    chunk_tokens: tuple[PositiveInt, ...] = Field(min_length=2)
+    chunk_s: tuple[NonNegativeFloat, ...]
+    pair_s: tuple[NonNegativeFloat, ...]
+    later_s: tuple[NonNegativeFloat, ...]
+    extra_chunk_s: NonNegativeFloat
+    between_s: NonNegativeFloat = 0.0
+    mixed_decodes: tuple[PositiveInt, ...] = Field(min_length=1)
+    mixed_chunk_tokens: tuple[PositiveInt, ...] = Field(min_length=1)
+    mixed_s: tuple[tuple[float, ...], ...]
+
+    @model_validator(mode="after")
+    def _grids_fit_their_axes(self) -> StepTable:
+        for name in ("decodes", "contexts", "chunk_tokens", "mixed_decodes", "mixed_chunk_tokens"):
+            axis = getattr(self, name)
+            if list(axis) != sorted(set(axis)):
+                raise ValueError(f"{name} is {list(axis)}; it must rise from one to the next")
+        for name, rows, columns in (
+            ("decode_s", self.decodes, self.contexts),
+            ("mixed_s", self.mixed_decodes, self.mixed_chunk_tokens),
+        ):
+            grid = getattr(self, name)
+            if len(grid) != len(rows) or any(len(row) != len(columns) for row in grid):
+                raise ValueError(
+                    f"{name} does not have {len(rows)} rows of {len(columns)}; it needs one for each point"
+                )
+        if not len(self.chunk_s) == len(self.pair_s) == len(self.chunk_tokens):
+            raise ValueError(
+                f"chunk_s and pair_s do not have {len(self.chunk_tokens)} values; each needs one per point"
+            )
+        return self
 
 
 class Tool(Strict):
@@ -187,4 +248,5 @@ PROFILE_KINDS: dict[str, type[Profile]] = {
     "link": LinkProfile,
     "engine": EngineProfile,
     "tools": ToolCatalogue,
+    "step-table": StepTable,
 }

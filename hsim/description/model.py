@@ -38,6 +38,11 @@ class ModelArchitecture(Strict):
             )
         return self
 
+    def same_work_as(self, other: ModelArchitecture) -> bool:
+        """Whether the two have the same cost: all but name and source are equal."""
+        named = {"name", "source"}
+        return self.model_dump(exclude=named) == other.model_dump(exclude=named)
+
     @property
     def gemms(self) -> tuple[tuple[int, int], ...]:
         """(outputs, inputs) of the matrix products of one layer, whole model: QKV, attention out, gate and up, down."""

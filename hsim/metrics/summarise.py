@@ -16,7 +16,7 @@ from hsim.errors import HsimError
 from hsim.log import Log, Outcome, Stage
 from hsim.metrics.accounts import Accounts
 from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES, Ledger, Window, busy_seconds, keep_books
-from hsim.metrics.notes import assumptions_of, bottleneck_of, evidence_of, warnings_of
+from hsim.metrics.notes import assumptions_of, beyond_measured, bottleneck_of, evidence_of, warnings_of
 from hsim.metrics.power import facility_joules
 from hsim.metrics.result import Energy, Money, PoolUse, Result, SloOutcome, Spread, StageAnatomy
 from hsim.units import KWH_J
@@ -70,7 +70,7 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
         stages=stages,
         pools=pools,
         bottleneck=bottleneck_of(stages, pools),
-        warnings=warnings_of(drawn, stages, pools, window),
+        warnings=warnings_of(drawn, stages, pools, window) + beyond_measured(log, system, tables["steps"]),
         unavailable=unavailable,
         evidence=evidence_of(system),
         assumptions=assumptions_of(system),
