@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, working_precision
+from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, check_runs, working_precision
 from hsim.costs.cpu import HostPower, OperationCost, host_power, operation_cost
 from hsim.costs.measured import MeasuredCosts
 from hsim.costs.memory import kv_capacity_tokens
@@ -84,15 +84,8 @@ def _kv_bytes_per_token(system: System) -> float:
 def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
     tier, engine, figures = system.tier_of(name), system.engines[name], system.figures
     assert tier.chip is not None
-    if pool.precision not in tier.chip.peak_flops_per_s or pool.precision not in tier.chip.kernels.gemm:
-        at = system.document.where(("pools", name, "precision"))
-        raise DescriptionError(
-            at, f"{tier.chip.name} has no figures for {pool.precision}", f"it has {', '.join(tier.chip.kernels.gemm)}"
-        )
-    if pool.tensor_parallel > 1 and tier.chip.kernels.all_reduce is None:
-        at = system.document.where(("pools", name, "tensor_parallel"))
-        raise DescriptionError(at, f"{tier.chip.name} has no all-reduce figures", "use tensor_parallel 1")
     placement = Placement(system.model, tier.chip, engine, pool.tensor_parallel, pool.precision)
+    check_runs(placement, system.document.where(("pools", name, "precision")))
     at = system.document.where(("pools", name))
     host_cores = figures.value(engine, "host_cores_per_replica")
     host_cores += pool.tensor_parallel * figures.value(engine, "host_cores_per_accelerator")
