@@ -69,7 +69,8 @@ class DecoderSpec:
     """A Llama-class decoder. Opened, it answers a list of StepItem with the list of their next tokens.
 
     `slots` sequences of up to max_context_tokens each have their KV cache preallocated. Weights are random, from the
-    seed (and the kind of device): what a step costs does not depend on them.
+    seed (and the kind of device): what a step costs does not depend on them. It computes what ModelArchitecture counts:
+    Qwen's biases and its norms of queries and keys are left out.
     """
 
     architecture: ModelArchitecture

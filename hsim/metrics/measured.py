@@ -23,7 +23,7 @@ STAGE_SUMS = ("visits", "transfer_s", "wait_s", "service_s", "outside_s", "dynam
 
 @dataclass(frozen=True)
 class Cohort:
-    """Tasks followed from arrival to end: so many, after the first `skipped` of a run. Task ids count arrivals."""
+    """Tasks followed from arrival to end: so many, after the first `skipped` to arrive."""
 
     skipped: int
     tasks: int
@@ -107,12 +107,12 @@ def measure(log: Log, lens: Lens) -> Measured:
     Asserts that the ledger balances with the integral of power, and the shares of visits with what devices drew.
     """
     tables = log.arrays()
-    by_id = np.argsort(tables["tasks"]["task"])
-    tasks = {name: cells[by_id] for name, cells in tables["tasks"].items()}
+    order = np.lexsort((tables["tasks"]["task"], tables["tasks"]["arrival_s"]))
+    tasks = {name: cells[order] for name, cells in tables["tasks"].items()}
     window, cohort = _window(tasks, lens.cohort)
     followed = {name: cells[cohort.skipped : cohort.end] for name, cells in tasks.items()}
     visits = rows_of(tables["visits"], np.isin(tables["visits"]["task"], followed["task"]))
-    samples = _samples(followed, visits)
+    samples = samples_of(followed, visits)
     outcomes = np.bincount(followed["outcome"].astype(np.int64), minlength=len(Outcome))
     failed = cohort.tasks - int(outcomes[Outcome.SERVED])
     completed, good = _completed(tasks, tables["visits"], lens.slo, window)
@@ -168,13 +168,13 @@ def _books(log: Log, tables: dict[str, Any], accounts: Accounts, window: Window)
     return ledger, max(gap, shares_gap)
 
 
-def _samples(tasks: Any, visits: Any) -> dict[str, Sample]:
-    """Each latency of the tasks that were served: ttft and tpot by visit, answer_ttft and e2e by task.
+def samples_of(tasks: Any, visits: Any) -> dict[str, Sample]:
+    """Each latency of the tasks that were served: ttft and tpot by visit, answer_ttft and e2e by task in order of id.
 
-    `tasks` are in order of id, and `visits` theirs. Where prefill has a pool of its own, the first token comes from
-    there.
+    Where prefill has a pool of its own, the first token comes from there.
     """
-    tasks = rows_of(tasks, outcome=Outcome.SERVED)
+    order = np.argsort(tasks["task"])
+    tasks = rows_of({name: cells[order] for name, cells in tasks.items()}, outcome=Outcome.SERVED)
     ids = tasks["task"]
     visits = rows_of(visits, np.isin(visits["task"], ids))
     first_stage = Stage.PREFILL if (visits["stage"] == Stage.PREFILL).any() else Stage.GENERATE
@@ -211,7 +211,7 @@ def _completed(tasks: Any, visits: Any, slo: Slos, window: Window) -> tuple[int,
     )
     tasks = rows_of(tasks, mine)
     good = np.ones(len(tasks["task"]), dtype=bool)
-    for metric, sample in _samples(tasks, visits).items():
+    for metric, sample in samples_of(tasks, visits).items():
         if objective := getattr(slo, metric):
             good[sample.owner[sample.seconds > objective.max_s]] = False
     return len(good), int(good.sum())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from hsim.description.system import System
+from hsim.log import Log
 from hsim.metrics.ledger import Window
 from hsim.metrics.result import Assumption, PoolUse, Stability, StageAnatomy, WarmUp
 from hsim.units import readable_seconds
@@ -70,6 +73,28 @@ def study_warnings(stability: Stability | None, warm_up: WarmUp | None, truncate
         )
     if truncated:
         warnings.append(f"{truncated:,} of the drawn answers were longer than max_output_tokens and were cut there")
+    return tuple(warnings)
+
+
+def beyond_measured(log: Log, system: System) -> tuple[str, ...]:
+    """Warnings about steps that lay beyond the table of measured ones that their pool read."""
+    warnings = []
+    steps = log.steps.arrays() if system.step_tables else {}
+    for name, table in system.step_tables.items():
+        mine = np.isin(steps["device"], log.pools[name].devices)
+        rows = {column: values[mine] for column, values in steps.items()}
+        decodes = np.maximum(rows["decodes"], 1)
+        reached = {
+            "sequences": (rows["decodes"], table.decodes[-1]),
+            "prompt tokens a step": (rows["chunk_tokens"], table.chunk_tokens[-1]),
+            "context tokens a sequence": (rows["context_tokens"] / decodes + rows["steps"] - 1, table.contexts[-1]),
+        }
+        for what, (values, last) in reached.items():
+            if (beyond := values > last).any():
+                warnings.append(
+                    f"{beyond.mean():.0%} of {name}'s runs of steps lie beyond the {last} {what} that {table.name} measured, "
+                    f"the farthest at {values.max():.0f}: extrapolated"
+                )
     return tuple(warnings)
 
 

@@ -45,15 +45,17 @@ WORLD_TAIL = 0.05
 
 @dataclass(frozen=True)
 class Replication:
-    """One path of a study, and what was known before it ran: the load that its tasks offer to each pool.
+    """One path of a study.
 
-    `world_j` are facility joules of the window by the books of other worlds. Shape (worlds,).
+    `offered` is the load that its tasks bring to each pool; `truncated` of the drawn answers were cut. `world_j` are
+    facility joules of the window by the books of other worlds, shape (worlds,).
     """
 
     number: int
     path: Measured
     offered: dict[str, float]
     truncated: int
+    warnings: tuple[str, ...]
     world_j: Floats
 
 
@@ -271,11 +273,17 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
         stages=stages,
         pools=pools,
         bottleneck=bottleneck_of(stages, pools),
-        warnings=study_warnings(stability, warm_up, sum(r.truncated for r in material.replications)),
+        warnings=_warnings(material, stability, warm_up),
         unavailable=unavailable,
         evidence=evidence_of(system),
         assumptions=assumptions_of(system),
     )
+
+
+def _warnings(material: Material, stability: Stability | None, warm_up: WarmUp | None) -> tuple[str, ...]:
+    truncated = sum(replication.truncated for replication in material.replications)
+    first = material.replications[0].warnings
+    return (*study_warnings(stability, warm_up, truncated), *first)
 
 
 def _latencies(paths: Sequence[Measured], intervals: Mapping[str, Interval]) -> dict[str, LatencyStudy]:

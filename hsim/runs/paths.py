@@ -16,6 +16,7 @@ from hsim.drivers.simulated import run
 from hsim.log import Log
 from hsim.metrics.accounts import Accounts
 from hsim.metrics.measured import Cohort, Lens, measure
+from hsim.metrics.notes import beyond_measured
 from hsim.metrics.result import Result
 from hsim.metrics.rough import facility_joules_in
 from hsim.metrics.study import Replication
@@ -73,6 +74,7 @@ def replicate(job: Job) -> Replication:
         path,
         offered,
         prepared.drawn.truncated,
+        beyond_measured(log, system),
         facility_joules_in(job.books, prepared.accounts, path.ledger, log),
     )
 

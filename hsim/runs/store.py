@@ -11,14 +11,13 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 import numpy as np
 from pydantic import BaseModel
 
 from hsim.description.system import System
 from hsim.errors import ResultError
-from hsim.metrics.result import Result, Study
 from hsim.metrics.study import Replication
 from hsim.metrics.summarise import hsim_version
 from hsim.workload.tasks import Task
@@ -45,7 +44,15 @@ def write_atomically(file: Path, content: str | bytes) -> None:
         raise ResultError(f"{file}: cannot be written ({error.strerror or error}); choose another --out") from None
 
 
-def result_json(result: Result | Study) -> str:
+class Record(Protocol):
+    """Something to be written as JSON."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready data."""
+        ...
+
+
+def as_json(result: Record) -> str:
     """A result as JSON text."""
     return json.dumps(result.as_dict(), indent=2, allow_nan=False) + "\n"
 

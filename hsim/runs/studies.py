@@ -34,7 +34,7 @@ from hsim.metrics.study import (
     warm_up_of,
 )
 from hsim.runs.paths import Job, replicate, seeded
-from hsim.runs.store import Store, result_json, write_atomically
+from hsim.runs.store import Store, as_json, write_atomically
 
 STATIONARY = ("poisson", "uniform", "gamma", "weibull", "on-off")  # kinds of arrivals whose mean rate does not change
 REPLICATIONS = 10
@@ -68,7 +68,7 @@ def study(system: System, options: Options = Options()) -> Study:
         material, warm_up = gather(system, options, each)
     found = study_of(material, warm_up)
     if options.out:
-        write_atomically(options.out / "result.json", result_json(found))
+        write_atomically(options.out / "result.json", as_json(found))
     return found
 
 
