@@ -26,13 +26,26 @@ DRAWN_BEYOND = (1.5, 4.0)  # tasks drawn over those that are followed: the first
 DRAWN_AT_LEAST = 2000
 
 
-def simulate(scenario: str | Path, settings: Sequence[str] = (), stepwise: bool = False) -> Result:
-    """Simulate a scenario (a path, or the name of a shipped one) once, with `path=value` settings applied.
+def system_of(scenario: str | Path, settings: Sequence[str] = ()) -> System:
+    """A scenario (a path, or the name of a shipped one) with `path=value` settings applied, and all that it names.
+
+    Raises DescriptionError for what is not right in it.
+    """
+    return resolve(*load(scenario, settings))
+
+
+def path_of(system: System, stepwise: bool = False) -> Result:
+    """One terminating path of a system: all its tasks, from an empty system to an empty one.
 
     Raises DescriptionError before time zero for anything that cannot run.
     """
-    prepared = prepare(resolve(*load(scenario, settings)))
+    prepared = prepare(_drawing(system, None))
     return summarise(run(prepared, stepwise), prepared.system, prepared.accounts, prepared.drawn)
+
+
+def simulate(scenario: str | Path, settings: Sequence[str] = (), stepwise: bool = False) -> Result:
+    """One terminating path of a scenario (a path, or the name of a shipped one) with settings applied."""
+    return path_of(system_of(scenario, settings), stepwise)
 
 
 @dataclass(frozen=True)

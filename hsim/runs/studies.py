@@ -81,6 +81,13 @@ def is_steady(workload: Workload) -> bool:
     return workload.measure == "steady" if workload.measure else workload.arrivals.kind in STATIONARY
 
 
+def is_one_path(system: System) -> bool:
+    """Whether every replication would be the same: a terminating run that leaves nothing to chance."""
+    if is_steady(system.scenario.workload):
+        return False
+    return prepare(seeded(system, 0)).drawn.tasks == prepare(seeded(system, 1)).drawn.tasks
+
+
 def gather(system: System, options: Options, each: Each, at_least: int = 0) -> tuple[Material, WarmUp | None]:
     """All replications of a study, after a warm-up of `at_least` so many tasks; fewer after Ctrl-C."""
     gathering = _Gathering(prepare(system), options, each)
@@ -105,12 +112,8 @@ class _Gathering:
 
     def terminating(self) -> Material:
         """Runs from an empty system to an empty one: one, where nothing is left to chance."""
-        wanted = self.options.replications if self._leaves_something_to_chance() else 1
+        wanted = 1 if is_one_path(self.system) else self.options.replications
         return self._material("terminating", self._replications(None, wanted), wanted)
-
-    def _leaves_something_to_chance(self) -> bool:
-        first, second = self.prepared.drawn.tasks, prepare(seeded(self.system, 1)).drawn.tasks
-        return first != second
 
     def steady(self, at_least: int) -> tuple[Material, WarmUp]:
         """Cohorts of a steady state. The warm-up grows until its own series, and a passage's time, ask for no more."""
