@@ -198,7 +198,8 @@ class WarmUp:
 
     `asked_tasks` is what the finished replications ask for: no more than `tasks` where the warm-up was long enough.
     MSER-5 alone would cut `mser_tasks`; `passage_tasks` arrive in three mean passages through the system; the floor is
-    a part of the cohort.
+    a part of the cohort. Sojourn times of `memory_tasks` in a row tell no more than one: twice as many are asked
+    for, and ten times as many in a cohort.
     """
 
     tasks: int
@@ -206,6 +207,7 @@ class WarmUp:
     mser_tasks: int
     passage_tasks: int
     floor_tasks: int
+    memory_tasks: float
 
 
 @dataclass(frozen=True)

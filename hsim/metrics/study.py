@@ -36,6 +36,7 @@ Floats = NDArray[np.float64]
 
 FLOOR_FRACTION = 0.25  # of a cohort comes before it, whatever else asks for less
 PASSAGES = 3  # as many mean times through the empty system must have gone by: then its pipes are full
+MEMORIES = 2  # as many stretches over which sojourn times hang together: a queue near its limit forgets slowly
 DRIFT_MARGIN = 0.01  # work in progress that grows by less than this part of what arrives is not called a drift
 DRIFT_BLUR = 0.1  # where the interval of the drift reaches beyond this, the run was too short to tell
 WIP_POINTS = 200
@@ -109,7 +110,9 @@ def warm_up_of(paths: Sequence[Measured]) -> WarmUp:
             if abs(difference.value) > difference.half_width():
                 asked = max(asked, cut)
     floor_tasks = math.ceil(FLOOR_FRACTION * cohort.tasks)
-    return WarmUp(cohort.skipped, asked, longest, passage_tasks, floor_tasks)
+    memory = statistics.memory([_sojourns(path)[cohort.skipped : cohort.end] for path in paths])
+    asked = max(asked, math.ceil(MEMORIES * memory))
+    return WarmUp(cohort.skipped, asked, longest, passage_tasks, floor_tasks, memory)
 
 
 def _sojourns(path: Measured) -> Floats:
@@ -185,10 +188,8 @@ def interval(estimate: Estimate | None) -> Interval:
     """An estimate as reported."""
     if estimate is None:
         return Interval(None)
-    half = estimate.half_width()
-    if math.isnan(half):
-        return Interval(estimate.value)
-    return Interval(estimate.value, estimate.value - half, estimate.value + half)
+    low, high = estimate.interval()
+    return Interval(estimate.value) if math.isnan(low) else Interval(estimate.value, low, high)
 
 
 def joules_of(paths: Sequence[Measured], attribution: Attribution = "full", boundary: Boundary = "facility") -> Floats:
@@ -222,10 +223,16 @@ def estimates_of(paths: Sequence[Measured], accounts: Accounts, energy: bool = T
         for name, p in QUANTILES.items():
             if (estimate := statistics.quantile(samples, p)) is not None:
                 found[f"{metric}.{name}"] = estimate
-    for i, objective in enumerate(paths[0].objectives):
-        within = [path.objectives[i].within for path in paths]
-        found[f"slo.{objective.metric}"] = statistics.ratio(within, [path.objectives[i].points for path in paths])
+    for objective in paths[0].objectives:
+        found[f"slo.{objective.metric}"] = _attained(paths, objective.metric)
     return found
+
+
+def _attained(paths: Sequence[Measured], metric: str, confidence: float = statistics.CONFIDENCE) -> Estimate:
+    """The fraction of a cohort's points that kept an objective."""
+    kept = [next(o for o in path.objectives if o.metric == metric) for path in paths]
+    memory = statistics.memory([path.latency[metric] for path in paths])
+    return statistics.proportion([o.within for o in kept], [o.points for o in kept], memory, confidence)
 
 
 def _dollars(accounts: Accounts, seconds: Floats, joules: Floats) -> Floats:
@@ -283,7 +290,7 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
 def _warnings(material: Material, stability: Stability | None, warm_up: WarmUp | None) -> tuple[str, ...]:
     truncated = sum(replication.truncated for replication in material.replications)
     first = material.replications[0].warnings
-    return (*study_warnings(stability, warm_up, truncated), *first)
+    return (*study_warnings(stability, warm_up, material.paths[0].cohort.tasks, truncated), *first)
 
 
 def _latencies(paths: Sequence[Measured], intervals: Mapping[str, Interval]) -> dict[str, LatencyStudy]:
@@ -299,16 +306,12 @@ def _latencies(paths: Sequence[Measured], intervals: Mapping[str, Interval]) -> 
 def slo_verdicts(material: Material, confidence: float = statistics.CONFIDENCE) -> tuple[SloVerdict, ...]:
     """Each objective against all replications."""
     verdicts, paths = [], material.paths
-    for i, objective in enumerate(paths[0].objectives):
+    for objective in paths[0].objectives:
         slo = getattr(material.system.scenario.slo, objective.metric)
-        within = [path.objectives[i].within for path in paths]
-        points = [path.objectives[i].points for path in paths]
-        if len(paths) > 1:
-            value, low, high = statistics.proportion(within, points, confidence)
-            attained = Interval(value, low, high)
-        else:  # one path without chance: what it attains is what there is
-            low = high = within[0] / points[0]
-            attained = Interval(low)
+        attained = interval(_attained(paths, objective.metric, confidence))
+        # One path that leaves nothing to chance has no interval: what it attains is what there is.
+        low, high = (attained.value if end is None else end for end in (attained.low, attained.high))
+        assert low is not None and high is not None
         verdict: Literal["PASS", "FAIL", "UNDECIDED"] = (
             "PASS" if low >= slo.p else "FAIL" if high < slo.p else "UNDECIDED"
         )
