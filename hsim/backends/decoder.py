@@ -364,7 +364,7 @@ def _random_weights(model: ModelArchitecture, seed: int, dtype: Any, device: Dev
 
     embedding = drawn(model.vocabulary, model.hidden_size)
     head = embedding if model.tied_embeddings else drawn(model.vocabulary, model.hidden_size)
-    qkv, out, gate_up, down = model.gemms
+    qkv, out, gate_up, down = [(product.outputs, product.inputs) for product in model.products]
     layers = [
         Layer(ones(), drawn(*qkv), drawn(*out), ones(), drawn(*gate_up), drawn(*down)) for _ in range(model.layers)
     ]
