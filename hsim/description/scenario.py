@@ -117,8 +117,11 @@ class EnginePool(Strict):
 
 
 def _pool_kind(value: Any) -> str:
-    runs_on = value.get("runs_on", "") if isinstance(value, dict) else getattr(value, "runs_on", "")
-    return "EnginePool" if str(runs_on).endswith(".gpu") else "CorePool"
+    keys = value if isinstance(value, dict) else vars(value)
+    part = str(keys.get("runs_on", "")).rpartition(".")[2]
+    if part not in ("cpu", "gpu"):  # refused later, by its name: no other key shall be blamed before
+        return "CorePool" if set(keys) <= set(CorePool.model_fields) else "EnginePool"
+    return "EnginePool" if part == "gpu" else "CorePool"
 
 
 Pool = Annotated[
