@@ -567,7 +567,10 @@ TRACES: dict[str, tuple[str, bytes | None, str]] = {
     "with a broken line": ("t.csv", f"{HEADER}0,10,5\n1,many,2\n".encode(), "t.csv:3: cannot read '1,many,2'; a row is arrival_s"),
     "with a short line": ("t.csv", f"{HEADER}0,10,5\n\n1,5\n".encode(), "t.csv:4: cannot read '1,5'"),
     "with an empty answer": ("t.csv", f"{HEADER}0,10,0\n".encode(), "t.csv:2: cannot read '0,10,0'; a row is arrival_s, input_tokens, output_tokens; tokens are whole and at least 1"),
-    "with an endless arrival": ("t.csv", f"{HEADER}0,10,5\ninf,10,5\n".encode(), "t.csv:3: "),
+    "with an endless arrival": ("t.csv", f"{HEADER}0,10,5\n\ninf,10,5\n".encode(), "t.csv:4: cannot read 'inf,10,5'"),
+    "with an open quote": ("t.csv", f'{HEADER}0,10,5\n1,"10,5\n'.encode() + b"2,10,5\n" * 3, "t.csv:3: cannot read '1,10,5\\n2,10,5"),
+    "with an open quote in a long file": ("t.csv", f'{HEADER}0,"10,5\n'.encode() + b"2,10,5\n" * 20_000, "t.csv:2: is not CSV (field larger"),
+    "with a broken time": ("t.csv", b"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.97x,1,1\n", "t.csv:2: cannot read '2023-11-16 18:17:03.97x,1,1'; a row is TIMESTAMP"),
     "that is not gzip": ("t.csv.gz", b"0,10,5", "t.csv.gz: cannot be read (Not a gzipped file"),
     "cut short": ("t.csv.gz", gzip.compress(HEADER.encode() * 9)[:30], "t.csv.gz: cannot be read (Compressed file ended"),
     "with a flipped bit": (
