@@ -136,6 +136,16 @@ CASES: dict[str, tuple[Edit, str, str]] = {
         "workload:",
         "workload: classes.agent.input_tokens is missing; only a trace brings its own lengths",
     ),
+    "a task of no rounds": (
+        ("rounds: 2", "rounds: 0"),
+        "agent:",
+        "workload.classes.agent: rounds is 0; a count is whole and at least 1",
+    ),
+    "half a token": (
+        ("output_tokens: 20\n", "output_tokens: 0.5\n"),
+        "agent:",
+        "workload.classes.agent: output_tokens is 0.5; a count is whole and at least 1",
+    ),
     "a p95 below the median": (
         ("p95: 900", "p95: 9"),
         "p95: 9",

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Field, NonNegativeFloat, Po
 
 from hsim.description.catalogue import scenario_file
 from hsim.description.hardware import Precision, Tool
-from hsim.description.quantities import Distribution
+from hsim.description.quantities import Constant, Distribution
 from hsim.description.yamlfile import Document, Strict, did_you_mean, read_document, validated, with_settings
 from hsim.errors import DescriptionError
 
@@ -60,6 +60,14 @@ class TaskClass(Strict):
     input_tokens: Distribution | None = None
     output_tokens: Distribution | None = None
     max_output_tokens: PositiveInt = 4096
+
+    @model_validator(mode="after")
+    def _counts_start_at_one(self) -> TaskClass:
+        for key in ("rounds", "input_tokens", "output_tokens"):
+            count = getattr(self, key)
+            if isinstance(count, Constant) and (count.value < 1 or count.value % 1):
+                raise ValueError(f"{key} is {count.value:g}; a count is whole and at least 1")
+        return self
 
 
 class Workload(Strict):
