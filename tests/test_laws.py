@@ -36,7 +36,11 @@ JOULES = ("dynamic_j", "idle_j", "host_dynamic_j", "host_idle_j")
 
 
 def check(
-    law: Callable[[Run, Counter[str]], None], needed: set[str], examples: int = 30, stepwise: bool = False
+    law: Callable[[Run, Counter[str]], None],
+    needed: set[str],
+    examples: int = 25,
+    stepwise: bool = False,
+    **scenario: Any,
 ) -> None:
     """The law holds on runs of random scenarios, and between them they reached all that it needs."""
     reached = Counter[str]()
@@ -44,7 +48,7 @@ def check(
     @settings(max_examples=examples)
     @given(st.one_of(scenarios(), scenarios(crowded=True)))
     def on_any_scenario(data: dict[str, Any]) -> None:
-        law(run(prepared_of(data), stepwise), reached)
+        law(run(prepared_of(data | scenario), stepwise), reached)
 
     on_any_scenario()
     assert needed <= set(+reached), f"never reached: {needed - set(+reached)}"
@@ -396,6 +400,80 @@ def test_routers_choose_by_the_state_at_the_last_boundary(router: str) -> None:
     law()
     assert reached["not the first"]
     assert reached["all busy"] or router == "round-robin"
+
+
+# ---- what results say
+
+
+def test_latencies_and_objectives_are_what_their_definitions_say() -> None:
+    """TTFT and TPOT per visit to the model, answer TTFT and end to end per task; one plain loop over the visits."""
+
+    def law(done: Run, reached: Counter[str]) -> None:
+        result = done.result()
+        samples: dict[str, list[tuple[int, float]]] = {"ttft": [], "tpot": [], "answer_ttft": [], "e2e": []}
+        for task in done.prepared.drawn.tasks:
+            rows = done.visits_of(task=task.id, stage=Stage.GENERATE)
+            for ready_s, first_s, served_s, tokens in zip(
+                *(rows[c] for c in ("ready_s", "first_token_s", "served_s", "output_tokens")), strict=True
+            ):
+                samples["ttft"].append((task.id, first_s - ready_s))
+                if tokens > 1:
+                    samples["tpot"].append((task.id, (served_s - first_s) / (tokens - 1)))
+            samples["answer_ttft"].append((task.id, rows["first_token_s"][-1] - task.arrival_s))
+            samples["e2e"].append((task.id, rows["served_s"][-1] - task.arrival_s))
+        good = {task.id for task in done.prepared.drawn.tasks}
+        outcomes = {outcome.metric: outcome for outcome in result.slo}
+        for metric, pairs in samples.items():
+            if not pairs:
+                assert metric not in result.latency
+                continue
+            values = np.array([seconds for _, seconds in pairs])
+            spread = result.latency[metric]
+            assert (spread.count, spread.max_s) == (len(values), pytest.approx(values.max()))
+            assert spread.mean_s == pytest.approx(values.mean())
+            for p, said in ((0.5, spread.p50_s), (0.9, spread.p90_s), (0.95, spread.p95_s), (0.99, spread.p99_s)):
+                reached["estimable" if said is not None else "not estimable"] += 1
+                assert (said is not None) == (len(values) * (1 - p) >= 10)
+                assert said is None or said == pytest.approx(np.quantile(values, p))
+            objective = getattr(done.prepared.system.scenario.slo, metric)
+            kept = [seconds <= objective.max_s for _, seconds in pairs]
+            assert outcomes[metric].attained == pytest.approx(np.mean(kept))
+            assert outcomes[metric].met == (np.mean(kept) >= objective.p)
+            reached["kept" if outcomes[metric].met else "missed"] += 1
+            good -= {task for (task, _), keeps in zip(pairs, kept, strict=True) if not keeps}
+        assert result.goodput_tasks_per_s * result.window_s == pytest.approx(len(good))
+        reached["some tasks good"] += 0 < len(good) < result.tasks
+
+    objectives = {"ttft": 0.05, "tpot": 0.012, "answer_ttft": 0.4, "e2e": 0.8}
+    check(
+        law,
+        {"estimable", "not estimable", "kept", "missed", "some tasks good"},
+        slo={metric: {"max_s": max_s, "p": 0.5} for metric, max_s in objectives.items()},
+    )
+
+
+def test_pools_are_as_busy_as_their_devices() -> None:
+    def law(done: Run, reached: Counter[str]) -> None:
+        result, tables = done.result(), done.tables
+        for use in result.pools:
+            pool = done.log.pools[use.pool]
+            if pool.engine:
+                rows = np.isin(tables["steps"]["device"], pool.devices)
+                seconds = (tables["steps"]["end_s"] - tables["steps"]["start_s"])[rows]
+                assert use.mean_batch == pytest.approx(
+                    float((tables["steps"]["decodes"][rows] * seconds).sum() / seconds.sum())
+                )
+                capacity, busy_s = len(pool.devices), seconds.sum()
+            else:
+                stages = next(stages for name, _, stages in _queues(done) if name == use.pool)
+                mine = np.isin(done.visits["stage"], stages)
+                busy_s = (done.visits["served_s"] - done.visits["started_s"])[mine].sum()
+                capacity = done.prepared.cores[use.pool] * len(pool.devices)
+            assert use.busy_fraction == pytest.approx(busy_s / capacity / result.window_s)
+            assert use.busy_fraction <= 1 + 1e-9
+            reached["busy"] += use.busy_fraction > 0.5
+
+    check(law, {"busy"})
 
 
 # ---- equivalences
