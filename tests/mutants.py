@@ -71,7 +71,7 @@ MUTANTS = (
     Mutant("link: a stale timer fires", "engine/link.py", "if version != self._version:", "if False:", LINK),
     Mutant("link: no latency", "engine/link.py", "self.env.now + self.latency_s, WORK_ENDS", "self.env.now, WORK_ENDS", LINK),
     Mutant(
-        "link: a batch of bytes weighs the last visit's tokens",
+        "link: a message weighs nothing beside its tokens",
         "engine/life.py",
         "pipeline.bytes_per_message + pipeline.bytes_per_token * visit.input_tokens",
         "pipeline.bytes_per_token * visit.input_tokens",

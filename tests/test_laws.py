@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,9 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import step_by_kernels
 from systems import ROUTERS, Run, agents, engine_devices, generate_only, prepared_of, run, scenarios, system_of
+from test_exact import UNIT_S, GridCosts
 
+from hsim.costs.cpu import OperationCost
 from hsim.description.scenario import EnginePool
-from hsim.drivers.prepared import Prepared, prepare
+from hsim.drivers.prepared import LinkCosts, Prepared, prepare
 from hsim.drivers.simulated import build
 from hsim.engine.environment import TASK_ARRIVES, EngineEnvironment
 from hsim.engine.executor import ModelledTime
@@ -505,6 +508,63 @@ def test_coalesced_equals_step_by_step() -> None:
         assert fast.latency == total.latency
 
     check(law, {"coalesced", "coalesced chunks", "cut by an arrival"}, examples=60)
+
+
+def on_a_grid(prepared: Prepared, costs: GridCosts) -> Prepared:
+    """The same system with all times whole multiples of one unit: ends, arrivals and boundaries meet all the time."""
+
+    def whole(seconds: float) -> float:
+        return round(seconds / UNIT_S / 8) * 8 * UNIT_S
+
+    tasks = []
+    for task in prepared.drawn.tasks:
+        rounds = [
+            r if r.call is None else replace(r, call=replace(r.call, outside_wait_s=whole(r.call.outside_wait_s)))
+            for r in task.rounds
+        ]
+        tasks.append(replace(task, arrival_s=whole(task.arrival_s), rounds=tuple(rounds)))
+    return replace(
+        prepared,
+        drawn=replace(prepared.drawn, tasks=tasks),
+        replicas={name: replace(spec, costs=costs) for name, spec in prepared.replicas.items()},
+        understand={name: OperationCost(16 * UNIT_S) for name in prepared.understand},
+        tool_s=dict.fromkeys(prepared.tool_s, 24 * UNIT_S),
+        links={ends: LinkCosts(8 * UNIT_S, 2.0**40, 0.0) for ends in prepared.links},
+    )
+
+
+def test_coalesced_equals_step_by_step_where_everything_meets() -> None:
+    """One order among the events of an instant: tasks that reach a replica at the end of its step, several at once."""
+    reached = Counter[str]()
+
+    @settings(max_examples=50)
+    @given(st.one_of(scenarios(), scenarios(crowded=True)), st.integers(1, 4), st.integers(0, 1))
+    def law(data: dict[str, Any], base: int, per_token: int) -> None:
+        prepared = on_a_grid(prepared_of(data), GridCosts(8 * base, 8 * per_token, 0, 0, 60, 8))
+        fast, slow = run(prepared), run(prepared, stepwise=True)
+        for column in ("task", "round", "stage", "device", *TIMES):
+            np.testing.assert_array_equal(fast.visits[column], slow.visits[column], err_msg=column)
+        for column in JOULES:
+            np.testing.assert_allclose(fast.visits[column], slow.visits[column], rtol=1e-9, atol=1e-9, err_msg=column)
+        for replica in engine_devices(slow):
+            steps, here = slow.steps_of(replica.index), slow.visits_of(stage=Stage.GENERATE, device=replica.index)
+            queued_s, ids = np.unique(here["queued_s"], return_counts=True)
+            reached["several at one instant"] += bool((ids > 1).any())
+            met = np.isin(here["queued_s"], np.intersect1d(steps["end_s"][:-1], steps["start_s"][1:]))
+            reached["arrived at the end of a step"] += bool(met.any())
+            reached["arrived together at the end of a step"] += bool(
+                (ids > 1)[np.isin(queued_s, here["queued_s"][met])].any()
+            )
+        reached["coalesced"] += len(fast.steps["steps"]) < len(slow.steps["steps"]) / 2
+
+    law()
+    needed = {
+        "several at one instant",
+        "arrived at the end of a step",
+        "arrived together at the end of a step",
+        "coalesced",
+    }
+    assert needed <= set(+reached), f"never reached: {needed - set(+reached)}"
 
 
 def digest(data: dict[str, Any]) -> str:
