@@ -6,9 +6,10 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +28,20 @@ class Trace:
     output_tokens: NDArray[np.int64]
 
 
-def _azure_time(text: str) -> float:
-    # 2023-11-16 18:17:03.9799600: seven digits of fraction, one more than datetime reads.
+def _azure_time(text: str) -> Decimal:
+    # 2023-11-16 18:17:03.9799600: seven digits of fraction, one more than datetime reads. A double of seconds since
+    # 1970 does not hold the last two.
     whole, dot, fraction = text.partition(".")
-    return datetime.fromisoformat(whole + "+00:00").timestamp() + (float(f"0.{fraction}") if dot else 0.0)
+    if dot and not fraction.isdecimal():
+        raise ValueError(text)
+    seconds = Decimal(int(datetime.fromisoformat(whole + "+00:00").timestamp()))
+    return seconds + Decimal(f"0.{fraction}") if dot else seconds
 
 
 # Header of a format -> how its first column is read. Columns are always arrival, input tokens, output tokens.
-FORMATS: dict[tuple[str, ...], Callable[[str], float]] = {
+FORMATS: dict[tuple[str, ...], Callable[[str], Decimal]] = {
     ("TIMESTAMP", "ContextTokens", "GeneratedTokens"): _azure_time,
-    ("arrival_s", "input_tokens", "output_tokens"): float,
+    ("arrival_s", "input_tokens", "output_tokens"): Decimal,
 }
 
 
@@ -56,32 +61,48 @@ def read_trace(file: Path) -> Trace:
 
 def parse_trace(lines: Iterable[str], file: str) -> Trace:
     """Read CSV lines; `file` is what errors call them."""
-    rows = csv.reader(lines)
-    header = tuple(name.strip() for name in next(rows, ()))
+    rows = _rows(lines, file)
+    header = tuple(name.strip() for name in next(rows, (1, []))[1])
     read_time = FORMATS.get(header[:3])
     if read_time is None:
         known = [",".join(columns) for columns in FORMATS]
         raise DescriptionError(
-            f"{file}:1", f"the header is {','.join(header)!r}", did_you_mean(",".join(header), known)
+            f"{file}:1", f"the header is {','.join(header)[:80]!r}", did_you_mean(",".join(header), known)
         )
-    times, inputs, outputs = [], [], []
-    for row in rows:
-        if not row:
-            continue
+    times, inputs, outputs = list[Decimal](), list[int](), list[int]()
+    for line, row in rows:
         try:
-            times.append(read_time(row[0]))
+            times.append(_finite(read_time(row[0])))
             inputs.append(_tokens(row[1]))
             outputs.append(_tokens(row[2]))
-        except (ValueError, IndexError):
-            columns = ", ".join(header[:3])
+        except (ValueError, IndexError, InvalidOperation):
+            text, columns = ",".join(row)[:80], ", ".join(header[:3])
             raise DescriptionError(
-                f"{file}:{rows.line_num}",
-                f"cannot read {','.join(row)!r}",
-                f"a row is {columns}; tokens are whole and at least 1",
+                f"{file}:{line}", f"cannot read {text!r}", f"a row is {columns}; tokens are whole and at least 1"
             ) from None
     if not times:
         raise DescriptionError(file, "the trace holds no request", "give a trace with at least one row")
-    return _in_order(np.array(times), np.array(inputs), np.array(outputs), file)
+    return _in_order(times, np.array(inputs), np.array(outputs))
+
+
+def _rows(lines: Iterable[str], file: str) -> Iterator[tuple[int, list[str]]]:
+    """Rows that are not empty, each with the line on which it begins: quotes may hide line ends."""
+    rows, line = csv.reader(lines), 1
+    try:
+        for row in rows:
+            if row:
+                yield line, row
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise DescriptionError(
+            f"{file}:{line}", f"is not CSV ({error})", "is there a quote that nothing closes?"
+        ) from None
+
+
+def _finite(time_s: Decimal) -> Decimal:
+    if not time_s.is_finite():
+        raise ValueError(time_s)
+    return time_s
 
 
 def _tokens(text: str) -> int:
@@ -91,9 +112,8 @@ def _tokens(text: str) -> int:
     return tokens
 
 
-def _in_order(times: NDArray[np.float64], inputs: NDArray[np.int64], outputs: NDArray[np.int64], file: str) -> Trace:
-    if not np.isfinite(times).all():
-        row = int(np.flatnonzero(~np.isfinite(times))[0])
-        raise DescriptionError(f"{file}:{row + 2}", "the arrival time is not a finite number")
-    order = np.argsort(times, kind="stable")
-    return Trace((times - times.min())[order], inputs[order], outputs[order])
+def _in_order(times: list[Decimal], inputs: NDArray[np.int64], outputs: NDArray[np.int64]) -> Trace:
+    first = min(times)
+    arrival_s = np.array([float(time - first) for time in times])
+    order = np.argsort(arrival_s, kind="stable")
+    return Trace(arrival_s[order], inputs[order], outputs[order])
