@@ -31,6 +31,68 @@ class PoissonArrivals(Strict):
     rate_per_s: PositiveFloat
 
 
+class UniformArrivals(Strict):
+    """Arrivals evenly spaced, without chance."""
+
+    kind: Literal["uniform"]
+    rate_per_s: PositiveFloat
+
+
+class GammaArrivals(Strict):
+    """Independent gaps from a gamma distribution of the given mean rate.
+
+    `burstiness` is its shape, as in vLLM's benchmark: 1 is Poisson, less is burstier, more is more regular. The
+    gaps' coefficient of variation is burstiness ** -0.5.
+    """
+
+    kind: Literal["gamma"]
+    rate_per_s: PositiveFloat
+    burstiness: PositiveFloat = 1.0
+
+
+class WeibullArrivals(Strict):
+    """Independent gaps from a Weibull distribution of the given mean rate.
+
+    `burstiness` is its shape: 1 is Poisson, less is burstier.
+    """
+
+    kind: Literal["weibull"]
+    rate_per_s: PositiveFloat
+    burstiness: PositiveFloat = 1.0
+
+
+class OnOffArrivals(Strict):
+    """Poisson arrivals whose rate switches between on and off, each for an exponential time of the given mean.
+
+    `rate_per_s` is the mean over all time. `off_rate_fraction` is the rate while off over the rate while on.
+    """
+
+    kind: Literal["on-off"]
+    rate_per_s: PositiveFloat
+    mean_on_s: PositiveFloat
+    mean_off_s: PositiveFloat
+    off_rate_fraction: float = Field(default=0.0, ge=0, lt=1)
+
+
+class HourlyArrivals(Strict):
+    """Arrivals whose rate follows a profile by the hour.
+
+    `relative_rates` holds 24 or more numbers, one an hour from time 0 on, and repeats after the last: 24 make a day,
+    168 a week. `rate_per_s` is the mean over the profile. Within it arrivals are Poisson, or gamma with `burstiness`.
+    """
+
+    kind: Literal["hourly"]
+    rate_per_s: PositiveFloat
+    relative_rates: tuple[NonNegativeFloat, ...] = Field(min_length=24)
+    burstiness: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _somebody_comes(self) -> HourlyArrivals:
+        if not sum(self.relative_rates):
+            raise ValueError("relative_rates are all 0; at least one must be above 0")
+        return self
+
+
 class TraceArrivals(Strict):
     """Arrivals, and lengths where a class declares none, from a trace file.
 
@@ -44,7 +106,8 @@ class TraceArrivals(Strict):
     rate_scale: PositiveFloat = 1.0
 
 
-Arrivals = Annotated[PoissonArrivals | TraceArrivals, Field(discriminator="kind")]
+OpenArrivals = PoissonArrivals | UniformArrivals | GammaArrivals | WeibullArrivals | OnOffArrivals | HourlyArrivals
+Arrivals = Annotated[OpenArrivals | TraceArrivals, Field(discriminator="kind")]
 
 
 class Understand(Strict):
@@ -57,8 +120,9 @@ class Understand(Strict):
 class TaskClass(Strict):
     """One class of tasks: perhaps understanding, then rounds of a tool call and a visit to the language model.
 
-    Each round's visit declares its own input tokens. `first_round_tool` false lets the first round go straight to
-    the model. `tools` gives relative weights. Lengths left out come from the trace.
+    `context: declared`: input_tokens is each round's whole prompt. `context: grows`: a round's prompt is everything
+    before it, prompts and answers, and then its own input_tokens. `first_round_tool` false lets the first round go
+    straight to the model. `tools` gives relative weights. Lengths left out come from the trace.
     """
 
     share: PositiveFloat = 1.0
@@ -66,6 +130,7 @@ class TaskClass(Strict):
     rounds: Distribution = Field(default={"kind": "constant", "value": 1}, validate_default=True)
     tools: dict[str, PositiveFloat] = {}
     first_round_tool: bool = True
+    context: Literal["declared", "grows"] = "declared"
     input_tokens: Distribution | None = None
     output_tokens: Distribution | None = None
     max_output_tokens: PositiveInt = 4096

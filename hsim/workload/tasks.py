@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from hsim.description.hardware import Tool
 from hsim.description.scenario import TaskClass, TraceArrivals, Workload
 from hsim.errors import DescriptionError
+from hsim.workload.arrivals import arrival_times
+from hsim.workload.files import found
+from hsim.workload.histograms import with_histograms_read
 from hsim.workload.streams import Floats, quantiles, uniforms, whole
 from hsim.workload.traces import Trace, read_trace
 
@@ -26,11 +29,15 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Perhaps a tool call, then a visit to the language model."""
+    """Perhaps a tool call, then a visit to the language model.
+
+    `input_tokens` is the whole prompt; the first `context_tokens` of it are the prompts and answers of earlier rounds.
+    """
 
     call: ToolCall | None
     input_tokens: int
     output_tokens: int
+    context_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +66,18 @@ class Drawn:
 
 def draw_tasks(workload: Workload, tools: Mapping[str, Tool], seed: int, beside: Path) -> Drawn:
     """Draw the tasks of a workload. Raises DescriptionError for a trace that cannot be used."""
+    workload = with_histograms_read(workload, beside)
+    tools = {name: with_histograms_read(tool, beside) for name, tool in tools.items()}
     arrivals = workload.arrivals
     trace = None
     if isinstance(arrivals, TraceArrivals):
-        trace = read_trace(_trace_file(arrivals.file, beside))
+        trace = read_trace(found(arrivals.file, beside))
         count = min(len(trace.arrival_s), workload.tasks or len(trace.arrival_s))
         arrival_s = trace.arrival_s[:count] / arrivals.rate_scale
     else:
         assert workload.tasks is not None
         count = workload.tasks
-        arrival_s = np.cumsum(-np.log1p(-uniforms(seed, "arrivals", count)) / arrivals.rate_per_s)
+        arrival_s = arrival_times(arrivals, count, seed)
     names = list(workload.classes)
     shares = np.cumsum([c.share for c in workload.classes.values()])
     chosen = np.searchsorted(shares / shares[-1], uniforms(seed, "class", count), side="right")
@@ -81,11 +90,6 @@ def draw_tasks(workload: Workload, tools: Mapping[str, Tool], seed: int, beside:
             tasks[task.id] = task
         truncated += draw.truncated
     return Drawn([task for task in tasks if task is not None], truncated)
-
-
-def _trace_file(name: str, beside: Path) -> Path:
-    near = beside / name
-    return near if near.is_file() else Path(name)
 
 
 class _ClassDraw:
@@ -125,7 +129,10 @@ class _ClassDraw:
         outputs = np.minimum(outputs, self.kind.max_output_tokens)
         calls = self._calls(number, ids)
         for its_rounds, call, n_in, n_out in zip(rounds, calls, inputs.tolist(), outputs.tolist(), strict=True):
-            its_rounds.append(Round(call, n_in, n_out))
+            context = 0
+            if its_rounds and self.kind.context == "grows":
+                context = its_rounds[-1].input_tokens + its_rounds[-1].output_tokens
+            its_rounds.append(Round(call, context + n_in, n_out, context))
 
     def _lengths(self, key: str, number: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         distribution = getattr(self.kind, key)
