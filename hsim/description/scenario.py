@@ -93,17 +93,28 @@ class HourlyArrivals(Strict):
         return self
 
 
-class TraceArrivals(Strict):
+class TraceFile(Strict):
+    """A file of requests in one of the formats that docs/workloads.md lists, .gz of each too.
+
+    The path is relative to the scenario, else to the working directory. `tokenizer`, a tokenizer.json or a folder
+    that holds one, counts the tokens of a format that has text (ShareGPT).
+    """
+
+    file: str
+    tokenizer: str | None = None
+
+
+class TraceArrivals(TraceFile):
     """Arrivals, and lengths where a class declares none, from a trace file.
 
-    Reads the Azure 2023 CSV as published, and CSV with arrival_s,input_tokens,output_tokens; .gz of either. The
-    path is relative to the scenario, else to the working directory. `rate_scale` 2 makes the same requests arrive
-    twice as fast.
+    `rate_scale` 2 makes the same requests arrive twice as fast. `start_s` and `duration_s` replay a part of the
+    trace, in its own seconds from its first arrival. Sessions arrive with their first round.
     """
 
     kind: Literal["trace"]
-    file: str
     rate_scale: PositiveFloat = 1.0
+    start_s: NonNegativeFloat = 0.0
+    duration_s: PositiveFloat | None = None
 
 
 OpenArrivals = PoissonArrivals | UniformArrivals | GammaArrivals | WeibullArrivals | OnOffArrivals | HourlyArrivals
@@ -122,7 +133,9 @@ class TaskClass(Strict):
 
     `context: declared`: input_tokens is each round's whole prompt. `context: grows`: a round's prompt is everything
     before it, prompts and answers, and then its own input_tokens. `first_round_tool` false lets the first round go
-    straight to the model. `tools` gives relative weights. Lengths left out come from the trace.
+    straight to the model. `tools` gives relative weights. Lengths left out come from `sampled_from`, a trace whose
+    requests (or sessions, with their rounds) are drawn whole and with replacement, its times left aside; else from the
+    trace that brings the arrivals.
     """
 
     share: PositiveFloat = 1.0
@@ -131,6 +144,7 @@ class TaskClass(Strict):
     tools: dict[str, PositiveFloat] = {}
     first_round_tool: bool = True
     context: Literal["declared", "grows"] = "declared"
+    sampled_from: TraceFile | None = None
     input_tokens: Distribution | None = None
     output_tokens: Distribution | None = None
     max_output_tokens: PositiveInt = 4096
@@ -145,14 +159,18 @@ class Workload(Strict):
 
     @model_validator(mode="after")
     def _lengths_come_from_somewhere(self) -> Workload:
-        if self.arrivals.kind == "trace":
-            return self
-        if self.tasks is None:
+        if self.arrivals.kind != "trace" and self.tasks is None:
             raise ValueError("tasks is missing; say how many tasks arrive")
         for name, kind in self.classes.items():
-            for key in ("input_tokens", "output_tokens"):
-                if getattr(kind, key) is None:
-                    raise ValueError(f"classes.{name}.{key} is missing; only a trace brings its own lengths")
+            missing = [key for key in ("input_tokens", "output_tokens") if getattr(kind, key) is None]
+            if missing and self.arrivals.kind != "trace" and kind.sampled_from is None:
+                raise ValueError(
+                    f"classes.{name}.{missing[0]} is missing; declare it, or draw it from a trace with sampled_from"
+                )
+            if not missing and kind.sampled_from:
+                raise ValueError(
+                    f"classes.{name}.sampled_from has nothing to give; leave out input_tokens or output_tokens"
+                )
         return self
 
 
