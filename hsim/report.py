@@ -44,6 +44,7 @@ def _headline(result: Result) -> Group:
         f"Window      {readable_seconds(result.window_s)}, first arrival to last completion; the last {readable_seconds(result.drain_s)} drain the fleet"
         + (f" ({readable(result.energy.drain_j, 'J')})" if result.energy else ""),
         "Statistics  one terminating path; it has no sampling interval",
+        *_failures(result),
         f"Throughput  {result.tasks_per_s:.3g} tasks/s, {result.output_tokens_per_s:,.0f} output tokens/s"
         + (f"; goodput {result.goodput_tasks_per_s:.3g} tasks/s within all objectives" if result.slo else ""),
     ]
@@ -66,6 +67,13 @@ def _headline(result: Result) -> Group:
     texts = [Text(line, style="bold" if i == 0 else "") for i, line in enumerate(lines)]
     texts += [Text(f"{what:<12}unavailable: {why}", style="yellow") for what, why in result.unavailable.items()]
     return Group(*texts)
+
+
+def _failures(result: Result) -> list[str]:
+    said = [f"{result.timed_out:,} tasks timed out"] if result.timed_out else []
+    said += [f"{result.shed:,} were shed"] if result.shed else []
+    said += [f"{result.preemptions:,} preemptions for want of KV cache"] if result.preemptions else []
+    return [f"Failures    {', '.join(said)}"] if said else []
 
 
 def _slo_table(result: Result) -> Table:
@@ -123,11 +131,11 @@ def _stage_table(result: Result) -> Table:
 
 
 def _pool_table(result: Result) -> Table:
-    table = _table("Pool", "busy", "sequences a step", "KV reserved", "what")
+    table = _table("Pool", "busy", "sequences a step", "KV in use", "what")
     table.columns[-1].justify = "left"
     for use in result.pools:
         batch = f"{use.mean_batch:.1f}" if use.mean_batch is not None else "–"
-        kv = f"{use.kv_reserved_fraction:.0%}" if use.kv_reserved_fraction is not None else "–"
+        kv = f"{use.kv_used_fraction:.0%}" if use.kv_used_fraction is not None else "–"
         table.add_row(use.pool, f"{use.busy_fraction:.1%}", batch, kv, use.what)
     return table
 

@@ -310,7 +310,7 @@ def test_grown_context_is_everything_before(tmp_path: Path) -> None:
         assert [visit.output_tokens for visit in before.rounds] == [visit.output_tokens for visit in after.rounds]
         said = 0
         for plain, visit in zip(before.rounds, after.rounds, strict=True):
-            assert (plain.context_tokens, visit.context_tokens) == (0, said)
+            assert (plain.shared_tokens, visit.shared_tokens) == (0, said)
             assert visit.input_tokens == said + plain.input_tokens
             said = visit.input_tokens + visit.output_tokens
 

@@ -201,7 +201,7 @@ def test_a_broken_benchmark_is_explained(tmp_path: Path, text: str, problem: str
     [
         ("", "trace.csv: the file is empty"),
         ("\n  \n", "trace.csv: the file is empty"),
-        ("arrival_s,input_tokens,output_tokens\n", "trace.csv: it holds no request"),
+        ("arrival_s,input_tokens,output_tokens\n", "trace.csv: the trace holds no request"),
         (
             "time,prompt,answer\n1,2,3\n",
             "trace.csv:1: the header is 'time,prompt,answer'; known columns are Azure: TIMEST",
@@ -450,7 +450,7 @@ def test_sessions_become_rounds_with_their_waits(tmp_path: Path) -> None:
     replay = {"arrivals": {"kind": "trace", "file": "trace.csv"}}
     drawn = draw(tmp_path, replay | {"classes": {"agent": {"tools": {"t": 1}}}}, ("t",))
     first, second, third = drawn.tasks
-    assert [(r.input_tokens, r.output_tokens, r.context_tokens) for r in first.rounds] == [
+    assert [(r.input_tokens, r.output_tokens, r.shared_tokens) for r in first.rounds] == [
         (2318, 200, 0),
         (2866, 131, 2518),
     ]
@@ -458,6 +458,18 @@ def test_sessions_become_rounds_with_their_waits(tmp_path: Path) -> None:
     assert (first.rounds[1].call.tool, first.rounds[1].call.outside_wait_s) == ("t", 0.3005)  # type: ignore[union-attr]
     assert second.rounds[1].call.outside_wait_s == 0.273  # type: ignore[union-attr]
     assert len(third.rounds) == 1
+
+
+def test_replayed_prompts_carry_their_blocks_and_sampled_ones_do_not(tmp_path: Path) -> None:
+    written(tmp_path, MOONCAKE)
+    replay: dict[str, Any] = {"arrivals": {"kind": "trace", "file": "trace.csv"}}
+    prefixes = [task.rounds[0].prefix for task in draw(tmp_path, replay).tasks]
+    assert prefixes == [((0, 512), (1, 512), (2, 29)), ((0, 512), (462, 403)), ((0, 512),)]
+    shorter = draw(tmp_path, replay | {"classes": {"a": {"input_tokens": 100}}}).tasks
+    assert [task.rounds[0].prefix for task in shorter] == [(), (), ()], "a declared prompt is not the trace's"
+    kind = {"sampled_from": {"file": "trace.csv"}}
+    sampled = draw(tmp_path, {"arrivals": POISSON, "tasks": 5, "classes": {"a": kind}}).tasks
+    assert {task.rounds[0].prefix for task in sampled} == {()}
 
 
 @pytest.mark.parametrize(

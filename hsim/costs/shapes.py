@@ -64,9 +64,11 @@ class Segment:
         """
         half = 0.5 * self.seconds_growth
         linear, elapsed_s = self.seconds - half, now_s - start_s
-        # The stable root of half k^2 + linear k = elapsed, then corrected against the very expression of a boundary.
+        # The root of half k^2 + linear k = elapsed, in the form that does not cancel for the sign of linear (which is
+        # negative where the second step takes over three times the first), then corrected against the very expression
+        # of a boundary.
         root = math.sqrt(max(0.0, linear * linear + 4.0 * half * elapsed_s))
-        steps = max(0, int(2.0 * elapsed_s / (linear + root)))
+        steps = max(0, int(2.0 * elapsed_s / (linear + root) if linear > 0 else (root - linear) / (2.0 * half)))
         while start_s + self.seconds_of(steps + 1) <= now_s:
             steps += 1
         while steps and start_s + self.seconds_of(steps) > now_s:

@@ -32,7 +32,10 @@ class Operation(Strict):
 
 
 class CpuProfile(Profile):
-    """A CPU socket. Power above idle is (max_w - idle_w) * busy_fraction ** load_power_exponent."""
+    """A CPU socket. Power above idle is (max_w - idle_w) * busy_fraction ** load_power_exponent.
+
+    A core takes contention_slowdown times as long when all are busy as when it is alone, in proportion in between.
+    """
 
     kind: Literal["cpu"]
     cores: PositiveInt
@@ -40,6 +43,7 @@ class CpuProfile(Profile):
     max_w: Figure
     load_power_exponent: Figure
     memory_bytes_per_s: Figure
+    contention_slowdown: Figure
     operations: dict[str, Operation]
 
 
@@ -150,6 +154,8 @@ class EngineProfile(Profile):
     max_num_seqs: PositiveInt
     max_num_batched_tokens: PositiveInt
     gpu_memory_utilization: float = Field(gt=0, le=1)
+    block_tokens: PositiveInt
+    prefix_caching: bool
     defaults_source: str
     host_s_per_layer: Figure
     host_s_per_sequence: Figure

@@ -117,8 +117,16 @@ class TraceArrivals(TraceFile):
     duration_s: PositiveFloat | None = None
 
 
+class ClosedArrivals(Strict):
+    """So many users, each with one task at a time: think, ask, wait for the answer, think again."""
+
+    kind: Literal["closed"]
+    users: PositiveInt
+    think_s: Distribution = Field(default={"kind": "constant", "value": 0}, validate_default=True)
+
+
 OpenArrivals = PoissonArrivals | UniformArrivals | GammaArrivals | WeibullArrivals | OnOffArrivals | HourlyArrivals
-Arrivals = Annotated[OpenArrivals | TraceArrivals, Field(discriminator="kind")]
+Arrivals = Annotated[OpenArrivals | TraceArrivals | ClosedArrivals, Field(discriminator="kind")]
 
 
 class Understand(Strict):
@@ -135,7 +143,7 @@ class TaskClass(Strict):
     before it, prompts and answers, and then its own input_tokens. `first_round_tool` false lets the first round go
     straight to the model. `tools` gives relative weights. Lengths left out come from `sampled_from`, a trace whose
     requests (or sessions, with their rounds) are drawn whole and with replacement, its times left aside; else from the
-    trace that brings the arrivals.
+    trace that brings the arrivals. A client gives its task up `timeout_s` after it arrived.
     """
 
     share: PositiveFloat = 1.0
@@ -148,6 +156,7 @@ class TaskClass(Strict):
     input_tokens: Distribution | None = None
     output_tokens: Distribution | None = None
     max_output_tokens: PositiveInt = 4096
+    timeout_s: PositiveFloat | None = None
 
 
 class Workload(Strict):
@@ -182,17 +191,24 @@ class FleetTier(Strict):
 
 
 class CorePool(Strict):
-    """A pool on the cores of a tier's servers. `cores` per server; all that engines leave free when left out."""
+    """A pool on the cores of a tier's servers. `cores` per server; all that engines leave free when left out.
+
+    With max_batch above 1, jobs of one operation are served together on a core, once there are so many or the first
+    has waited batch_window_s.
+    """
 
     runs_on: str
     cores: PositiveInt | None = None
+    max_batch: PositiveInt = 1
+    batch_window_s: NonNegativeFloat = 0.0
     router: str = "least-outstanding"
 
 
 class EnginePool(Strict):
     """A pool of model replicas on the accelerators of a tier.
 
-    `replicas` over the whole tier; as many as fit when left out. Numbers left out are the engine's defaults.
+    `replicas` over the whole tier; as many as fit when left out. Numbers left out are the engine's defaults. A visit
+    that finds `max_waiting` others in the replica's queue is shed.
     """
 
     runs_on: str
@@ -203,6 +219,9 @@ class EnginePool(Strict):
     max_num_seqs: PositiveInt | None = None
     max_num_batched_tokens: PositiveInt | None = None
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    block_tokens: PositiveInt | None = None
+    prefix_caching: bool | None = None
+    max_waiting: PositiveInt | None = None
     router: str = "least-outstanding-tokens"
 
 
@@ -217,10 +236,14 @@ Pool = Annotated[
 
 
 class Stages(Strict):
-    """Which pool serves which stage. A stage that no class needs may be left out."""
+    """Which pool serves which stage. A stage that no class needs may be left out.
+
+    With `prefill`, prompts are prefilled in that pool and their KV cache moves to the generate pool.
+    """
 
     understand: str | None = None
     tool: str | None = None
+    prefill: str | None = None
     generate: str
 
 
@@ -287,7 +310,8 @@ class Scenario(Strict):
     fleet: dict[str, FleetTier] = Field(min_length=1)
     pools: dict[str, Pool] = Field(min_length=1)
     stages: Stages
-    links: dict[str, str] = {}
+    links: dict[str, str | list[str]] = {}
+    networks: dict[str, str] = {}
     payload: Payload = Payload()
     tools: dict[str, Tool] = {}
     slo: Slos = Slos()
@@ -315,7 +339,12 @@ def _check_references(scenario: Scenario, document: Document) -> None:
             raise DescriptionError(at, f"is {pool.runs_on!r}", "write tier.cpu or tier.gpu, such as gpu-tier.gpu")
         if tier not in scenario.fleet:
             raise DescriptionError(at, f"the fleet has no tier {tier!r}", did_you_mean(tier, list(scenario.fleet)))
-    for stage, kind in (("understand", CorePool), ("tool", CorePool), ("generate", EnginePool)):
+    for stage, kind in (
+        ("understand", CorePool),
+        ("tool", CorePool),
+        ("prefill", EnginePool),
+        ("generate", EnginePool),
+    ):
         name = getattr(scenario.stages, stage)
         at = document.where(("stages", stage))
         if name is None:
@@ -332,6 +361,8 @@ def _check_references(scenario: Scenario, document: Document) -> None:
 
 
 def _check_not_needed(scenario: Scenario, stage: str, at: str) -> None:
+    if stage == "prefill":
+        return
     for name, kind in scenario.workload.classes.items():
         if kind.understand if stage == "understand" else kind.tools:
             raise DescriptionError(

@@ -117,18 +117,21 @@ class FilledPool(EnginePool):
     max_num_seqs: PositiveInt
     max_num_batched_tokens: PositiveInt
     gpu_memory_utilization: float
+    block_tokens: PositiveInt
+    prefix_caching: bool
 
 
 @dataclass(frozen=True)
 class System:
-    """A scenario and all that it refers to."""
+    """A scenario and all that it refers to. `paths` names, for two pools, the networks between them in order."""
 
     scenario: Scenario
     document: Document
     model: ModelArchitecture
     tiers: Mapping[str, Tier]
     engines: Mapping[str, EngineProfile]
-    links: Mapping[frozenset[str], LinkProfile]
+    networks: Mapping[str, LinkProfile]
+    paths: Mapping[frozenset[str], tuple[str, ...]]
     tools: Mapping[str, Tool]
     figures: Figures
 
@@ -144,6 +147,28 @@ class System:
         """Pools on accelerators, by name."""
         return {n: self._filled(n, p) for n, p in self.scenario.pools.items() if isinstance(p, EnginePool)}
 
+    def placements(self) -> dict[str, tuple[int, ...]]:
+        """The server on which each replica of each engine pool stands, servers filled one after another.
+
+        Raises DescriptionError where a tier has too few accelerators.
+        """
+        free = {tier.name: [tier.accelerators_per_server] * tier.count for tier in self.tiers.values()}
+        placed: dict[str, tuple[int, ...]] = {}
+        for name, pool in self.engine_pools().items():
+            left = free[self.tier_of(name).name]
+            servers: list[int] = []
+            for _ in range(pool.replicas):
+                server = next((i for i, count in enumerate(left) if count >= pool.tensor_parallel), None)
+                if server is None:
+                    at = self.document.where(("pools", name, "replicas"))
+                    what = f"{pool.replicas} replicas of {pool.tensor_parallel} accelerators do not fit on tier {self.tier_of(name).name!r}"
+                    more = " beside the pools before it; say how many replicas each pool has" if placed else ""
+                    raise DescriptionError(at, what, f"{len(servers)} fit{more}")
+                left[server] -= pool.tensor_parallel
+                servers.append(server)
+            placed[name] = tuple(servers)
+        return placed
+
     def _filled(self, name: str, pool: EnginePool) -> FilledPool:
         engine, tier = self.engines[name], self.tier_of(name)
         fitting = tier.count * (tier.accelerators_per_server // pool.tensor_parallel)
@@ -151,6 +176,8 @@ class System:
             "max_num_seqs": engine.max_num_seqs,
             "max_num_batched_tokens": engine.max_num_batched_tokens,
             "gpu_memory_utilization": engine.gpu_memory_utilization,
+            "block_tokens": engine.block_tokens,
+            "prefix_caching": engine.prefix_caching,
             "replicas": fitting,
         }
         given = {key: value for key, value in pool.model_dump().items() if value is not None}
@@ -180,13 +207,15 @@ def resolve(scenario: Scenario, document: Document) -> System:
         for name, pool in scenario.pools.items()
         if isinstance(pool, EnginePool)
     }
-    links = {
-        _ends(name, scenario, document): find(link, LinkProfile, ("links", name))
-        for name, link in scenario.links.items()
-    }
+    networks = {name: find(link, LinkProfile, ("networks", name)) for name, link in scenario.networks.items()}
+    paths = {}
+    for name, way in scenario.links.items():
+        if isinstance(way, str):  # a link of their own
+            networks[name] = find(way, LinkProfile, ("links", name))
+        paths[_ends(name, scenario, document)] = (name,) if isinstance(way, str) else tuple(way)
     model = load_model(scenario.model, document.where(("model",)), Path(document.file).parent)
     tools = {**load_tools(document.file).tools, **scenario.tools}
-    system = System(scenario, document, model, tiers, engines, links, tools, figures)
+    system = System(scenario, document, model, tiers, engines, networks, paths, tools, figures)
     _check_tools(system)
     _check_fit_on_servers(system)
     _check_links(system)
@@ -228,43 +257,38 @@ def _check_operation(system: System, operation: str, pool: str, where: str) -> N
 
 
 def _check_fit_on_servers(system: System) -> None:
-    taken: dict[str, int] = {}
     for name, pool in system.engine_pools().items():
         tier, at = system.tier_of(name), system.document.where(("pools", name, "tensor_parallel"))
         if tier.chip is None:
             at = system.document.where(("pools", name, "runs_on"))
-            raise DescriptionError(
-                at, f"the server {tier.server.name!r} has no accelerator", "run it on a tier that has"
-            )
+            what = f"the server {tier.server.name!r} has no accelerator"
+            raise DescriptionError(at, what, "run it on a tier that has")
         if pool.tensor_parallel > tier.accelerators_per_server:
             what = f"{pool.tensor_parallel} accelerators do not fit in a {tier.server.name} with {tier.accelerators_per_server}"
             raise DescriptionError(at, what, f"use at most {tier.accelerators_per_server}")
         if system.model.kv_heads % pool.tensor_parallel and pool.tensor_parallel % system.model.kv_heads:
-            raise DescriptionError(
-                at,
-                f"{pool.tensor_parallel} does not divide the model's {system.model.kv_heads} KV heads",
-                "use 1, 2, 4 or 8",
-            )
-        taken[tier.name] = taken.get(tier.name, 0) + pool.replicas
-        fits = tier.count * (tier.accelerators_per_server // pool.tensor_parallel)
-        if taken[tier.name] > fits or pool.replicas < 1:
-            at = system.document.where(("pools", name, "replicas"))
-            raise DescriptionError(
-                at,
-                f"{pool.replicas} replicas of {pool.tensor_parallel} accelerators do not fit on tier {tier.name!r}",
-                f"at most {fits} fit in all",
-            )
+            what = f"{pool.tensor_parallel} does not divide the model's {system.model.kv_heads} KV heads"
+            raise DescriptionError(at, what, "use 1, 2, 4 or 8")
+    system.placements()
 
 
 def _check_links(system: System) -> None:
-    stages = system.scenario.stages
-    used = [p for p in (stages.understand, stages.tool, stages.generate) if p]
+    stages, where = system.scenario.stages, system.document.where
+    for name, way in system.scenario.links.items():
+        for network in () if isinstance(way, str) else way:
+            if network not in system.scenario.networks:
+                remedy = did_you_mean(network, list(system.scenario.networks))
+                raise DescriptionError(where(("links", name)), f"there is no network {network!r}", remedy)
+    used = [p for p in (stages.understand, stages.tool, stages.prefill, stages.generate) if p]
     for a in used:
         for b in used:
-            if system.tier_of(a).name != system.tier_of(b).name and frozenset((a, b)) not in system.links:
-                at = system.document.where(("links",))
+            apart = system.tier_of(a).name != system.tier_of(b).name
+            moves_kv = {a, b} == {stages.prefill, stages.generate}
+            if a != b and (apart or moves_kv) and frozenset((a, b)) not in system.paths:
+                what = "stand on different servers" if apart else "hand over KV cache"
+                profile = "ethernet-100g" if apart else "nvlink4"
                 raise DescriptionError(
-                    at,
-                    f"pools {a!r} and {b!r} stand on different servers, and no link joins them",
-                    f"add {a}-{b}: ethernet-100g",
+                    where(("links",)),
+                    f"pools {a!r} and {b!r} {what}, and no link joins them",
+                    f"add {a}-{b}: {profile}",
                 )

@@ -6,26 +6,18 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from hsim.costs.composed import ComposedCosts, Placement
+from hsim.costs.composed import KV_BYTES, ComposedCosts, Placement
 from hsim.costs.cpu import HostPower, OperationCost, host_power, operation_cost
 from hsim.costs.memory import kv_capacity_tokens
 from hsim.description.system import FilledPool, System, Tier
 from hsim.description.yamlfile import did_you_mean
+from hsim.engine.link import LinkSpec
 from hsim.engine.replica import ReplicaSpec
 from hsim.errors import DescriptionError
 from hsim.metrics.accounts import Accounts, accounts_of
 from hsim.policies.batching import decode_first
 from hsim.policies.routing import ROUTERS, Router
 from hsim.workload.tasks import Drawn, check_tasks_fit, draw_tasks
-
-
-@dataclass(frozen=True)
-class LinkCosts:
-    """Seconds and joules of a link."""
-
-    latency_s: float
-    bytes_per_s: float
-    joules_per_byte: float
 
 
 @dataclass(frozen=True)
@@ -38,9 +30,11 @@ class Prepared:
     cores: dict[str, int]
     hosts: dict[str, HostPower]
     routers: dict[str, Router]
-    links: dict[frozenset[str], LinkCosts]
+    slowdown: dict[str, float]
+    networks: dict[str, LinkSpec]
     understand: dict[str, OperationCost]
-    tool_s: dict[str, float]
+    tools: dict[str, OperationCost]
+    kv_bytes_per_token: float
     accounts: Accounts
 
 
@@ -48,21 +42,18 @@ def prepare(system: System) -> Prepared:
     """Work out all costs and draw all tasks. Raises DescriptionError for what cannot run."""
     figures, scenario = system.figures, system.scenario
     replicas = {name: _replica(system, name, pool) for name, pool in system.engine_pools().items()}
+    _check_engine_cores(system, replicas)
     drawn = draw_tasks(scenario.workload, system.tools, scenario.seed, Path(system.document.file).parent)
-    generate = scenario.stages.generate
-    check_tasks_fit(
-        drawn.tasks,
-        replicas[generate].kv_capacity_tokens,
-        system.model.max_context_tokens,
-        system.document.where(("workload",)),
-    )
-    links = {
-        ends: LinkCosts(
+    for pool in filter(None, (scenario.stages.generate, scenario.stages.prefill)):
+        capacity = replicas[pool].kv_blocks * replicas[pool].pool.block_tokens
+        check_tasks_fit(drawn.tasks, capacity, system.model.max_context_tokens, system.document.where(("workload",)))
+    networks = {
+        name: LinkSpec(
             figures.value(link, "latency_s"),
             figures.value(link, "bytes_per_s"),
             figures.if_known(link, "joules_per_byte"),
         )
-        for ends, link in system.links.items()
+        for name, link in system.networks.items()
     }
     prepared = Prepared(
         system=system,
@@ -71,9 +62,11 @@ def prepare(system: System) -> Prepared:
         cores={name: _cores(system, name, replicas) for name in system.core_pools()},
         hosts={name: host_power(tier, figures) for name, tier in system.tiers.items()},
         routers={name: _router(system, name) for name in scenario.pools},
-        links=links,
+        slowdown={name: figures.value(tier.cpu, "contention_slowdown") for name, tier in system.tiers.items()},
+        networks=networks,
         understand=_understanding(system),
-        tool_s=_tool_seconds(system),
+        tools=_tool_costs(system),
+        kv_bytes_per_token=KV_BYTES * system.model.kv_elements_per_token,
         accounts=accounts_of(system),
     )
     figures.check_all_assumptions_used(system.document)
@@ -99,21 +92,30 @@ def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
         pool=pool,
         costs=ComposedCosts(placement, figures),
         batcher=decode_first,
-        kv_capacity_tokens=kv_capacity_tokens(placement, pool.gpu_memory_utilization, figures, at),
+        kv_blocks=kv_capacity_tokens(placement, pool.gpu_memory_utilization, figures, at) // pool.block_tokens,
         idle_w=pool.tensor_parallel * figures.if_known(tier.chip, "power.loaded_idle_w"),
         host_cores=ceil(host_cores),
     )
 
 
-def replicas_per_server(pool: FilledPool, tier: Tier) -> int:
-    """How many replicas of a pool a server of its tier holds; the first servers are filled first."""
-    return tier.accelerators_per_server // pool.tensor_parallel
-
-
 def _engine_cores(tier: Tier, system: System, replicas: dict[str, ReplicaSpec]) -> int:
-    """Cores of a server that engines keep for themselves, at most."""
-    mine = [spec for name, spec in replicas.items() if system.tier_of(name) is tier]
-    return sum(replicas_per_server(spec.pool, tier) * spec.host_cores for spec in mine)
+    """Cores that engines keep for themselves on the server of a tier on which they keep most."""
+    kept = [0] * tier.count
+    for name, servers in system.placements().items():
+        if system.tier_of(name) is tier:
+            for server in servers:
+                kept[server] += replicas[name].host_cores
+    return max(kept)
+
+
+def _check_engine_cores(system: System, replicas: dict[str, ReplicaSpec]) -> None:
+    for name in replicas:
+        tier = system.tier_of(name)
+        reserved = _engine_cores(tier, system, replicas)
+        if reserved > tier.cores_per_server:
+            at = system.document.where(("pools", name))
+            what = f"engines keep {reserved} cores of a {tier.server.name}, which has {tier.cores_per_server}"
+            raise DescriptionError(at, what, "use fewer replicas, or a server with more cores")
 
 
 def _cores(system: System, name: str, replicas: dict[str, ReplicaSpec]) -> int:
@@ -153,11 +155,10 @@ def _understanding(system: System) -> dict[str, OperationCost]:
     }
 
 
-def _tool_seconds(system: System) -> dict[str, float]:
+def _tool_costs(system: System) -> dict[str, OperationCost]:
     pool = system.scenario.stages.tool
     used = {tool for kind in system.scenario.workload.classes.values() for tool in kind.tools}
     if pool is None:
         return {}
     cpu = system.tier_of(pool).cpu
-    tools = {name: system.tools[name] for name in sorted(used)}
-    return {n: operation_cost(cpu, t.operation, system.figures).seconds(t.units) for n, t in tools.items()}
+    return {name: operation_cost(cpu, system.tools[name].operation, system.figures) for name in sorted(used)}

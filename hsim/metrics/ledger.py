@@ -103,7 +103,7 @@ def _task_entries(log: Log, visits: Any) -> Iterator[Entry]:
     for stage in Stage:
         mine = visits["stage"] == stage
         devices = visits["device"][mine].astype(np.int64)
-        generates = stage is Stage.GENERATE
+        generates = stage in (Stage.PREFILL, Stage.GENERATE)
         tiers = (tier_of_accelerator if generates else tier_of_host)[devices] if len(devices) else np.array([])
         for tier in np.unique(tiers):
             here = tiers == tier
@@ -116,8 +116,8 @@ def _task_entries(log: Log, visits: Any) -> Iterator[Entry]:
             yield Entry(name, "dynamic", component, str(tier), total("dynamic_j"))
             yield Entry(name, "occupied", component, str(tier), total("idle_j"))
             if generates:
-                yield Entry("generate: host cores", "dynamic", "cpu", str(tier), total("host_dynamic_j"))
-                yield Entry("generate: host cores", "occupied", "cpu", str(tier), total("host_idle_j"))
+                yield Entry(f"{name}: host cores", "dynamic", "cpu", str(tier), total("host_dynamic_j"))
+                yield Entry(f"{name}: host cores", "occupied", "cpu", str(tier), total("host_idle_j"))
 
 
 def _transfer_entries(transfers: Any) -> Iterator[Entry]:

@@ -26,8 +26,8 @@ def bottleneck_of(stages: tuple[StageAnatomy, ...], pools: tuple[PoolUse, ...]) 
         part_s, doing, stage = queue.wait_s, "waiting for", queue
     use = next(p for p in pools if p.pool == stage.pool)
     load = f"{use.busy_fraction:.0%} busy"
-    if use.mean_batch is not None and use.kv_reserved_fraction is not None:
-        load += f", {use.mean_batch:.1f} sequences a step, {use.kv_reserved_fraction:.0%} of its KV cache reserved"
+    if use.mean_batch is not None and use.kv_used_fraction is not None:
+        load += f", {use.mean_batch:.1f} sequences a step, {use.kv_used_fraction:.0%} of its KV cache in use"
     share = part_s / total_s if total_s else 0.0
     return (
         f"{share:.0%} of a task's {readable_seconds(total_s)} goes {doing} {stage.stage} on pool {stage.pool} ({load})"
@@ -42,7 +42,7 @@ def warnings_of(
     total_s = sum(s.transfer_s + s.wait_s + s.service_s + s.outside_s for s in stages)
     for use in pools:
         waits = sum(s.wait_s for s in stages if s.pool == use.pool) > QUEUE * total_s
-        full = use.busy_fraction if use.kv_reserved_fraction is None else use.kv_reserved_fraction
+        full = use.busy_fraction if use.kv_used_fraction is None else use.kv_used_fraction
         if waits and (full > FULL or use.busy_fraction > FULL):
             warnings.append(
                 f"pool {use.pool} is full and tasks queue for it: under this load for longer the queue may grow without end"
@@ -75,7 +75,14 @@ def assumptions_of(system: System) -> tuple[Assumption, ...]:
     ]
     for name, pool in system.engine_pools().items():
         engine = system.engines[name]
-        for key in ("max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "replicas"):
+        for key in (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "gpu_memory_utilization",
+            "block_tokens",
+            "prefix_caching",
+            "replicas",
+        ):
             if getattr(scenario.pools[name], key) is None:
                 why = "as many as fit" if key == "replicas" else f"default of {engine.name}: {engine.defaults_source}"
                 found.append(Assumption(f"pools.{name}.{key}", f"{getattr(pool, key):g}", why))

@@ -50,14 +50,14 @@ class PoolUse:
     """How busy a pool was: busy device-seconds (or core-seconds) over those of the window.
 
     A replica is busy while it has one sequence; how near it is to its limits, `mean_batch` (decoding sequences per
-    step, by time) and `kv_reserved_fraction` (by time) say.
+    step, by time) and `kv_used_fraction` (by time) say.
     """
 
     pool: str
     what: str
     busy_fraction: float
     mean_batch: float | None = None
-    kv_reserved_fraction: float | None = None
+    kv_used_fraction: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Assumption:
 
 @dataclass(frozen=True)
 class Result:
-    """One run: a terminating window, one path, no sampling interval.
+    """One run: a terminating window, one path, no sampling interval. `tasks` were completed.
 
     `unavailable` says why energy, money or CO2 is None; `evidence` counts the figures that the run stood on by tier.
     """
@@ -106,6 +106,9 @@ class Result:
     seed: int
     statistics: str
     tasks: int
+    timed_out: int
+    shed: int
+    preemptions: int
     output_tokens: int
     window_s: float
     arrivals_s: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 
 from hsim.description.scenario import Scenario
 from hsim.description.system import System
-from hsim.log import Log, Stage
+from hsim.errors import HsimError
+from hsim.log import Log, Outcome, Stage
 from hsim.metrics.accounts import Accounts
 from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES, Ledger, Window, busy_seconds, keep_books
 from hsim.metrics.notes import assumptions_of, bottleneck_of, evidence_of, warnings_of
@@ -30,10 +32,13 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
     tables = log.arrays()
     tasks, visits = tables["tasks"], tables["visits"]
     window = Window(float(tasks["arrival_s"].min()), float(tasks["arrival_s"].max()), float(tasks["ended_s"].max()))
-    count = len(tasks["task"])
+    served = tasks["outcome"] == Outcome.SERVED
+    count, failed = int(served.sum()), int((~served).sum())
+    if not count:
+        raise HsimError(f"{system.document.file}: none of {failed} tasks was completed; each was shed or timed out")
     samples = _samples(tasks, visits)
-    generated = visits["stage"] == Stage.GENERATE
-    output_tokens = int(visits["output_tokens"][generated].sum())
+    kept = np.isin(visits["task"], tasks["task"][served])
+    output_tokens = int(visits["output_tokens"][kept].sum())
     ledger = keep_books(log, tables, accounts, window)
     unavailable = _unavailable(system)
     energy = None if "energy" in unavailable else _energy(log, tables, accounts, ledger, count, output_tokens)
@@ -47,15 +52,18 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
         seed=scenario.seed,
         statistics=STATISTICS,
         tasks=count,
+        timed_out=int((tasks["outcome"] == Outcome.TIMED_OUT).sum()),
+        shed=int((tasks["outcome"] == Outcome.SHED).sum()),
+        preemptions=len(log.preemptions),
         output_tokens=output_tokens,
         window_s=window.seconds,
         arrivals_s=window.arrivals_end_s - window.start_s,
         drain_s=window.end_s - window.arrivals_end_s,
         tasks_per_s=count / window.seconds,
         output_tokens_per_s=output_tokens / window.seconds,
-        goodput_tasks_per_s=_good_tasks(scenario, tasks, visits, samples) / window.seconds,
-        latency={name: spread(values) for name, values in samples.items()},
-        slo=_slo_outcomes(scenario, samples),
+        goodput_tasks_per_s=_good_tasks(scenario, samples) / window.seconds,
+        latency={name: spread(sample.seconds) for name, sample in samples.items()},
+        slo=_slo_outcomes(scenario, samples, failed),
         energy=energy,
         money=None if "money" in unavailable else _money(accounts, window, kwh, count, output_tokens),
         gco2_per_task=None if kwh is None else kwh * accounts.site.gco2_per_kwh / count,
@@ -99,55 +107,59 @@ def spread(values: NDArray[np.float64]) -> Spread:
     )
 
 
-def _samples(tasks: Any, visits: Any) -> dict[str, NDArray[np.float64]]:
-    """Seconds of each latency: ttft and tpot by generate visit, answer_ttft and e2e by task in order of task id."""
-    generated = visits["stage"] == Stage.GENERATE
-    rows = {name: column[generated] for name, column in visits.items()}
-    several = rows["output_tokens"] > 1
-    by_task = np.argsort(tasks["task"])
-    arrival_s, ended_s = tasks["arrival_s"][by_task], tasks["ended_s"][by_task]
-    last = _last_visit_of_each_task(rows["task"], rows["round"])
+@dataclass(frozen=True)
+class _Sample:
+    """Seconds of one latency, and the row of the task (among those served) that each belongs to. Shapes (n,)."""
+
+    seconds: NDArray[np.float64]
+    owner: NDArray[np.int64]
+
+
+def _samples(tasks: Any, visits: Any) -> dict[str, _Sample]:
+    """Each latency of the tasks that were served: ttft and tpot by visit, answer_ttft and e2e by task.
+
+    Where prefill has a pool of its own, the first token comes from there.
+    """
+    order = np.argsort(tasks["task"])
+    order = order[tasks["outcome"][order] == Outcome.SERVED]
+    ids, arrival_s, ended_s = tasks["task"][order], tasks["arrival_s"][order], tasks["ended_s"][order]
+    kept = np.isin(visits["task"], ids)
+    first_stage = Stage.PREFILL if (visits["stage"] == Stage.PREFILL).any() else Stage.GENERATE
+    first = {name: column[kept & (visits["stage"] == first_stage)] for name, column in visits.items()}
+    rows = {name: column[kept & (visits["stage"] == Stage.GENERATE)] for name, column in visits.items()}
+    later_tokens = rows["output_tokens"] - (first_stage is Stage.GENERATE)
+    several = later_tokens > 0
+    tpot_s = (rows["served_s"] - rows["first_token_s"])[several] / later_tokens[several]
+    first_owner, owner = np.searchsorted(ids, first["task"]), np.searchsorted(ids, rows["task"][several])
+    answers = np.lexsort((first["round"], first["task"]))
+    answers = answers[np.append(np.diff(first["task"][answers]) > 0, True)]  # each task's last round
+    everybody = np.arange(len(ids))
     samples = {
-        "ttft": rows["first_token_s"] - rows["ready_s"],
-        "tpot": ((rows["served_s"] - rows["first_token_s"])[several]) / (rows["output_tokens"][several] - 1),
-        "answer_ttft": rows["first_token_s"][last] - arrival_s,
-        "e2e": ended_s - arrival_s,
+        "ttft": _Sample(first["first_token_s"] - first["ready_s"], first_owner),
+        "tpot": _Sample(tpot_s, owner),
+        "answer_ttft": _Sample(first["first_token_s"][answers] - arrival_s, everybody),
+        "e2e": _Sample(ended_s - arrival_s, everybody),
     }
-    return {name: values for name, values in samples.items() if len(values)}
+    return {name: sample for name, sample in samples.items() if len(sample.seconds)}
 
 
-def _last_visit_of_each_task(task: NDArray[np.float64], number: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Row of each task's last round, in order of task id."""
-    order = np.lexsort((number, task))
-    ends = np.append(np.flatnonzero(np.diff(task[order])), len(order) - 1)
-    return np.asarray(order[ends])
-
-
-def _slo_outcomes(scenario: Scenario, samples: dict[str, NDArray[np.float64]]) -> tuple[SloOutcome, ...]:
+def _slo_outcomes(scenario: Scenario, samples: dict[str, _Sample], failed: int) -> tuple[SloOutcome, ...]:
+    """Each objective against this path. A task that was shed or given up counts as one miss."""
     outcomes = []
-    for metric, values in samples.items():
+    for metric, sample in samples.items():
         if slo := getattr(scenario.slo, metric):
-            attained = float((values <= slo.max_s).mean())
+            kept = int((sample.seconds <= slo.max_s).sum())
+            attained = kept / (len(sample.seconds) + failed)
             outcomes.append(SloOutcome(metric, slo.max_s, slo.p, attained, attained >= slo.p))
     return tuple(outcomes)
 
 
-def _good_tasks(scenario: Scenario, tasks: Any, visits: Any, samples: dict[str, NDArray[np.float64]]) -> int:
-    """Tasks that kept every objective, those of each of their visits included."""
-    ids = np.sort(tasks["task"])
-    good = np.ones(len(ids), dtype=bool)
-    generated = visits["stage"] == Stage.GENERATE
-    visit_task = np.searchsorted(ids, visits["task"][generated])
-    several = visits["output_tokens"][generated] > 1
-    owners = {
-        "ttft": visit_task,
-        "tpot": visit_task[several],
-        "answer_ttft": np.arange(len(ids)),
-        "e2e": np.arange(len(ids)),
-    }
-    for metric, values in samples.items():
+def _good_tasks(scenario: Scenario, samples: dict[str, _Sample]) -> int:
+    """Tasks that were served and kept every objective, those of each of their visits included."""
+    good = np.ones(len(samples["e2e"].seconds), dtype=bool)
+    for metric, sample in samples.items():
         if slo := getattr(scenario.slo, metric):
-            good[owners[metric][values > slo.max_s]] = False
+            good[sample.owner[sample.seconds > slo.max_s]] = False
     return int(good.sum())
 
 
@@ -237,7 +249,7 @@ def _pools(log: Log, tables: dict[str, Any], system: System, window: Window) -> 
             rows = np.isin(steps["device"], pool.devices)
             seconds = (steps["end_s"] - steps["start_s"])[rows]
             batch = float((steps["decodes"][rows] * seconds).sum() / seconds.sum()) if rows.any() else 0.0
-            kv = _kv_token_seconds(visits) / (pool.capacity * pool.kv_capacity_tokens * window.seconds)
+            kv = _kv_token_seconds(steps, rows) / (pool.capacity * pool.kv_capacity_tokens * window.seconds)
             uses.append(PoolUse(name, pool.what, busy_s / (pool.capacity * window.seconds), batch, kv))
         else:
             rows = np.isin(visits["stage"], [s for s in Stage if getattr(stages, s.name.lower()) == name])
@@ -246,8 +258,7 @@ def _pools(log: Log, tables: dict[str, Any], system: System, window: Window) -> 
     return tuple(uses)
 
 
-def _kv_token_seconds(visits: Any) -> float:
-    """Reserved tokens of KV cache times the seconds for which they were held, over all generate visits."""
-    rows = visits["stage"] == Stage.GENERATE
-    held_s = visits["served_s"][rows] - visits["started_s"][rows]
-    return float((visits["reserved_tokens"][rows] * held_s).sum())
+def _kv_token_seconds(steps: Any, rows: Any) -> float:
+    """Tokens in KV cache times seconds over the steps of these rows. Context grows by a token a sequence and step."""
+    context = steps["context_tokens"] + (steps["steps"] - 1) / 2 * steps["decodes"] + steps["chunk_context_tokens"]
+    return float((context * (steps["end_s"] - steps["start_s"]))[rows].sum())

@@ -23,10 +23,10 @@ def found(name: str, beside: Path) -> Path:
 
 @contextmanager
 def open_text(file: Path, what: str, remedy: str) -> Iterator[TextIO]:
-    """A file as text, unpacked where it begins as gzip does. Raises DescriptionError where that fails, also midway."""
+    """A file as text, unpacked if it begins as gzip does or is named .gz. Raises DescriptionError where that fails, also midway."""
     try:
         with file.open("rb") as raw:
-            packed = raw.read(len(_GZIP)) == _GZIP
+            packed = raw.read(len(_GZIP)) == _GZIP or file.suffix == ".gz"
         if packed:
             with gzip.open(file, "rt", encoding="utf-8-sig", newline="") as stream:
                 yield stream

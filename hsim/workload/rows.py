@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from hsim.workload.streams import uniforms
 from hsim.workload.traces import Trace, read_trace
 
 Ints = NDArray[np.int64]
+Prefix = tuple[tuple[Hashable, int], ...]
+"""Pieces of a prompt in order: what names each, and its tokens. Equal names, equal text up to there."""
+
 BROUGHT_BY_SESSIONS = ("rounds", "input_tokens", "output_tokens", "context")
 
 
@@ -36,6 +40,17 @@ class TraceRows:
         first = self.trace.first_rows[self.chosen[ids]]
         return np.asarray(first + number if self.trace.sessions else first)
 
+    def prefixes(self, number: int, ids: Ints) -> list[Prefix]:
+        """The blocks of each prompt, by hash, with the tokens of each; none where the trace has no hashes."""
+        blocks, size, inputs = self.trace.prefix_blocks, self.trace.block_tokens, self.trace.input_tokens
+        if blocks is None or size is None:
+            return [()] * len(ids)
+        pieces = []
+        for row in self.rows(number, ids).tolist():
+            left = int(inputs[row])
+            pieces.append(tuple((h, min(size, left - size * i)) for i, h in enumerate(blocks[row]) if left > size * i))
+        return pieces
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user must know of how the file was read."""
@@ -54,8 +69,11 @@ def replayed(arrivals: TraceArrivals, beside: Path) -> Trace:
 
 
 def sampled(named: TraceFile, count: int, seed: int, beside: Path) -> TraceRows:
-    """`count` tasks drawn from a trace with replacement, each as a whole, so that its lengths stay together."""
-    trace = _read(named, beside)
+    """`count` tasks drawn from a trace with replacement, each as a whole, so that its lengths stay together.
+
+    Hashes of prompts are left aside: the same row drawn twice stands for two prompts of that length, not for one text.
+    """
+    trace = replace(_read(named, beside), prefix_blocks=None, block_tokens=None)
     # min: u is below 1, yet its product with a large number may round up to that number
     drawn = np.minimum(np.floor(uniforms(seed, "sampled-from", count) * trace.tasks), trace.tasks - 1)
     return TraceRows(named.file, trace, drawn.astype(np.int64))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hsim.description.hardware import Tool
-from hsim.description.scenario import TaskClass, TraceArrivals, Workload
+from hsim.description.scenario import ClosedArrivals, TaskClass, TraceArrivals, Workload
 from hsim.errors import DescriptionError
 from hsim.workload.arrivals import arrival_times
 from hsim.workload.histograms import with_histograms_read
-from hsim.workload.rows import TraceRows, check_class_fits, replayed, sampled
+from hsim.workload.rows import Prefix, TraceRows, check_class_fits, replayed, sampled
 from hsim.workload.streams import Floats, quantiles, uniforms, whole
 
 
@@ -30,18 +31,23 @@ class ToolCall:
 class Round:
     """Perhaps a tool call, then a visit to the language model.
 
-    `input_tokens` is the whole prompt; the first `context_tokens` of it are the prompts and answers of earlier rounds.
+    Its prompt's first `shared_tokens` repeat the context that the task has built up; or `prefix` names the pieces of
+    the prompt that other tasks may have in common, with the tokens of each.
     """
 
     call: ToolCall | None
     input_tokens: int
     output_tokens: int
-    context_tokens: int = 0
+    shared_tokens: int = 0
+    prefix: Prefix = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task's demand, fixed before it arrives. `understand_tokens` 0 means no understanding stage."""
+    """One task's demand, fixed before it arrives. `understand_tokens` 0 means no understanding stage.
+
+    In a closed loop a task belongs to a `user`, who thinks for think_s before asking; its arrival_s has no meaning.
+    """
 
     id: int
     arrival_s: float
@@ -49,6 +55,9 @@ class Task:
     understand_tokens: int
     max_output_tokens: int
     rounds: tuple[Round, ...]
+    timeout_s: float = math.inf
+    user: int | None = None
+    think_s: float = 0.0
 
     @property
     def output_tokens(self) -> int:
@@ -79,6 +88,9 @@ def draw_tasks(workload: Workload, tools: Mapping[str, Tool], seed: int, beside:
         assert trace.arrival_s is not None
         arrival_s = trace.arrival_s[:count] / arrivals.rate_scale
         replay = TraceRows(arrivals.file, trace, np.arange(count))
+    elif isinstance(arrivals, ClosedArrivals):
+        assert workload.tasks is not None
+        count, arrival_s = workload.tasks, np.zeros(workload.tasks)
     else:
         assert workload.tasks is not None
         count = workload.tasks
@@ -95,7 +107,16 @@ def draw_tasks(workload: Workload, tools: Mapping[str, Tool], seed: int, beside:
         for task in draw.tasks(members, arrival_s):
             tasks[task.id] = task
         truncated += draw.truncated
-    return Drawn([task for task in tasks if task is not None], truncated, notes)
+    drawn = [task for task in tasks if task is not None]
+    if isinstance(arrivals, ClosedArrivals):
+        drawn = _given_to_users(drawn, arrivals, seed)
+    return Drawn(drawn, truncated, notes)
+
+
+def _given_to_users(tasks: list[Task], arrivals: ClosedArrivals, seed: int) -> list[Task]:
+    """Task i is user (i mod users)'s: the nth task of a user is the same whatever the number of tasks."""
+    think_s = quantiles(arrivals.think_s, uniforms(seed, "think", len(tasks))).tolist()
+    return [replace(task, user=task.id % arrivals.users, think_s=think_s[task.id]) for task in tasks]
 
 
 class _ClassDraw:
@@ -127,7 +148,15 @@ class _ClassDraw:
             here = np.flatnonzero(rounds > number)
             self._draw_round(number, members[here], [drawn[i] for i in here])
         return [
-            Task(int(i), float(arrival_s[i]), self.name, int(tokens), kind.max_output_tokens, tuple(its_rounds))
+            Task(
+                int(i),
+                float(arrival_s[i]),
+                self.name,
+                int(tokens),
+                kind.max_output_tokens,
+                tuple(its_rounds),
+                kind.timeout_s or math.inf,
+            )
             for i, tokens, its_rounds in zip(members, understand, drawn, strict=True)
         ]
 
@@ -142,9 +171,11 @@ class _ClassDraw:
         context = self._context(number, ids, rounds)
         if self.kind.context == "grows":
             inputs = inputs + context
-        columns = zip(rounds, self._calls(number, ids), *(c.tolist() for c in (inputs, outputs, context)), strict=True)
-        for its_rounds, call, n_in, n_out, n_context in columns:
-            its_rounds.append(Round(call, n_in, n_out, n_context))
+        columns = [column.tolist() for column in (inputs, outputs, context)]
+        for its_rounds, *its_round in zip(
+            rounds, self._calls(number, ids), *columns, self._prefixes(number, ids), strict=True
+        ):
+            its_rounds.append(Round(*its_round))
 
     def _context(self, number: int, ids: NDArray[np.int64], rounds: list[list[Round]]) -> NDArray[np.int64]:
         """How many tokens of each prompt the task has sent or received in earlier rounds."""
@@ -153,6 +184,12 @@ class _ClassDraw:
         if number and self.kind.context == "grows":
             return np.array([its[-1].input_tokens + its[-1].output_tokens for its in rounds])
         return np.zeros(len(ids), dtype=np.int64)
+
+    def _prefixes(self, number: int, ids: NDArray[np.int64]) -> Iterable[Prefix]:
+        """The pieces of each prompt that the trace says others may share."""
+        if self.rows and self.kind.input_tokens is None and self.kind.context == "declared":
+            return self.rows.prefixes(number, ids)
+        return [()] * len(ids)
 
     def _lengths(self, key: str, number: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         distribution = getattr(self.kind, key)

@@ -30,7 +30,7 @@ def _read(stream: TextIO, file: str, tokenizer: Path | None) -> Columns:
             break
         blank += 1
     if not head:
-        raise DescriptionError(file, "the file is empty", "give a trace with at least one request")
+        raise DescriptionError(file, "the file is empty", "give a trace with at least one row")
     text = chain(["\n"] * blank, [head], stream)
     match head.lstrip()[0]:
         case "[":

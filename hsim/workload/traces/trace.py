@@ -124,8 +124,12 @@ def in_order(found: Columns, file: str) -> Trace:
     if skipped:
         notes += (f"{skipped:,} requests without a prompt or an answer are left out",)
     if not answered.any():
-        why = f"none of its {skipped:,} requests has both a prompt and an answer" if skipped else "it holds no request"
-        raise DescriptionError(file, why, "give a trace with at least one request")
+        why = (
+            f"none of its {skipped:,} requests has both a prompt and an answer"
+            if skipped
+            else "the trace holds no request"
+        )
+        raise DescriptionError(file, why, "give a trace with at least one row")
     if skipped > found.skipped:
         found = found.rows(np.flatnonzero(answered))
     sessions = None

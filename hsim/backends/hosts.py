@@ -1,0 +1,139 @@
+"""What a worker process may host, and the words in which it is asked. Needs no torch: the driver's loop imports this."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+from hsim.description.model import ModelArchitecture, from_hugging_face
+from hsim.errors import DescriptionError
+
+Dtype = Literal["bf16", "fp16", "fp32"]
+
+
+class Opened(NamedTuple):
+    """Work made ready: a function from request to answer, and plain statements of what it really is."""
+
+    run: Callable[[Any], Any]
+    notes: tuple[str, ...]
+
+
+class Host(Protocol):
+    """Something that a worker process can open: small and picklable, it imports and allocates only when opened."""
+
+    def open(self) -> Opened:
+        """Load and allocate. Raises BackendError where that cannot be done on this machine."""
+        ...
+
+
+class StepItem(NamedTuple):
+    """One sequence's part of a step: the tokens that it adds at positions start, start + 1 ... of its slot.
+
+    A decode adds one, the token that its last step gave; a chunk of a prompt adds many. A number stands for so many
+    made-up tokens (the same for the same slot and positions), for prompts of which only the length matters.
+    """
+
+    slot: int
+    start: int
+    tokens: Sequence[int] | int
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens it adds."""
+        return self.tokens if isinstance(self.tokens, int) else len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3's stretching of rotary embeddings (`rope_type: llama3`), in the words of its config.json."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding."""
+
+    theta: float = 500_000.0
+    scaling: Llama3Scaling | None = None
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A Llama-class decoder. Opened, it answers a list of StepItem with the list of their next tokens.
+
+    `slots` sequences of up to max_context_tokens each have their KV cache preallocated. Weights are random, from the
+    seed (and the kind of device): what a step costs does not depend on them.
+    """
+
+    architecture: ModelArchitecture
+    slots: int
+    max_context_tokens: int
+    dtype: Dtype = "fp32"
+    device: str = "cpu"
+    seed: int = 0
+    rope: Rope = Rope()
+    norm_epsilon: float = 1e-5
+
+    def open(self) -> Opened:
+        """See Host."""
+        from hsim.backends.decoder import Decoder
+        from hsim.backends.device import open_device
+
+        device = open_device(self.device)
+        decoder = Decoder(self, device)
+        return Opened(decoder.step, (f"{self.architecture.name} in {self.dtype} with random weights on {device.name}",))
+
+
+@dataclass(frozen=True)
+class ToolSpec:
+    """CPU operations by name, each prepared for units up to a size (see tools.OPERATIONS).
+
+    Opened, it answers (operation, units) with that operation's result.
+    """
+
+    sizes: Mapping[str, int]
+
+    def open(self) -> Opened:
+        """See Host."""
+        from hsim.backends.tools import operation
+
+        tools = {name: operation(name).prepare(size) for name, size in self.sizes.items()}
+
+        def run(request: tuple[str, float]) -> object:
+            name, units = request
+            return tools[name].run(units)
+
+        return Opened(run, tuple(f"{name}: {tool.what}" for name, tool in tools.items()))
+
+
+def hugging_face_decoder(file: Path, slots: int, max_context_tokens: int, dtype: Dtype, device: str) -> DecoderSpec:
+    """The decoder that a Hugging Face config.json describes. Raises DescriptionError for what hsim does not build."""
+    architecture = from_hugging_face(file)
+    config = json.loads(file.read_text(encoding="utf-8"))
+    rope, epsilon = rope_of(config, str(file)), float(config.get("rms_norm_eps", 1e-6))
+    return DecoderSpec(architecture, slots, max_context_tokens, dtype, device, rope=rope, norm_epsilon=epsilon)
+
+
+def rope_of(config: Mapping[str, Any], where: str) -> Rope:
+    """Rotary embedding of a config: `rope_parameters` as transformers 5 writes it, or rope_theta and rope_scaling."""
+    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = float(found.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    kind = found.get("rope_type") or found.get("type") or "default"
+    if kind == "default":
+        return Rope(theta)
+    if kind != "llama3":
+        raise DescriptionError(where, f"rope_type is {kind!r}", "hsim's decoder knows default and llama3")
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise DescriptionError(
+            where, f"llama3 rope scaling lacks {', '.join(missing)}", "use the model's own config.json"
+        )
+    return Rope(theta, Llama3Scaling(*(found[name] for name in names)))
