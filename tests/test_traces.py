@@ -110,12 +110,12 @@ def test_a_trace_reads_as_published(tmp_path: Path, text: str, expected: tuple[A
 def test_failed_requests_are_left_out_and_counted(tmp_path: Path) -> None:
     trace = read(tmp_path, BURSTGPT)
     assert (trace.tasks, trace.skipped) == (3, 2)
-    assert trace.notes == ("2 requests without a prompt or an answer are left out",)
+    assert trace.notes == ("requests left out for want of a prompt or an answer: 2",)
 
 
-def test_columns_that_are_not_used_are_named(tmp_path: Path) -> None:
-    assert read(tmp_path, AZURE_2025).notes == ("columns not used: NumImages",)
-    assert read(tmp_path, AZURE_2023).notes == ()
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    assert read(tmp_path, AZURE_2025).unused == ("NumImages",)
+    assert read(tmp_path, AZURE_2023).unused == ()
 
 
 def test_mooncake_blocks_are_kept_by_row(tmp_path: Path) -> None:
@@ -428,7 +428,7 @@ def test_a_replay_keeps_times_rows_and_notes(tmp_path: Path) -> None:
         (1087, 230),
         (417, 276),
     ]
-    assert drawn.notes == ("trace.csv: 2 requests without a prompt or an answer are left out",)
+    assert drawn.notes == ("trace.csv: requests left out for want of a prompt or an answer: 2",)
 
 
 def test_a_part_of_a_trace_is_replayed(tmp_path: Path) -> None:
@@ -443,6 +443,22 @@ def test_a_part_of_a_trace_is_replayed(tmp_path: Path) -> None:
     assert [len(task.rounds) for task in later.tasks] == [2, 1]
     with pytest.raises(DescriptionError, match="no task arrives between 50 and 60 s; the trace spans 883 ms"):
         draw(tmp_path, {"arrivals": arrivals | {"start_s": 50, "duration_s": 10}})
+
+
+def test_tasks_with_long_prompts_are_left_out_and_counted(tmp_path: Path) -> None:
+    """A session with one prompt too long goes as a whole: its later rounds would lack what came before."""
+    written(tmp_path, AGENTS)
+    kinds = {"agent": {"tools": {"t": 1}}}
+    arrivals = {"kind": "trace", "file": "trace.csv", "max_input_tokens": 2500}
+    drawn = draw(tmp_path, {"arrivals": arrivals, "classes": kinds}, ("t",))
+    assert [[r.input_tokens for r in task.rounds] for task in drawn.tasks] == [[861, 1326], [50]]
+    assert [task.arrival_s for task in drawn.tasks] == pytest.approx([0.0, 0.607])
+    assert drawn.notes == ("trace.csv: tasks left out for prompts beyond max_input_tokens 2,500: 1",)
+    written(tmp_path, MOONCAKE, "mooncake.jsonl")
+    trace = read_trace(tmp_path / "mooncake.jsonl").with_prompts_up_to(1000, "")
+    assert (trace.prefix_blocks, trace.skipped) == (((0, 462), (0,)), 1)
+    with pytest.raises(DescriptionError, match="every task has a prompt beyond max_input_tokens 49"):
+        draw(tmp_path, {"arrivals": arrivals | {"max_input_tokens": 49}, "classes": kinds}, ("t",))
 
 
 def test_sessions_become_rounds_with_their_waits(tmp_path: Path) -> None:

@@ -97,11 +97,13 @@ class TraceFile(Strict):
     """A file of requests in one of the formats that docs/workloads.md lists, .gz of each too.
 
     The path is relative to the scenario, else to the working directory. `tokenizer`, a tokenizer.json or a folder
-    that holds one, counts the tokens of a format that has text (ShareGPT).
+    that holds one, counts the tokens of a format that has text (ShareGPT). Tasks with a prompt beyond
+    `max_input_tokens` are left out, and counted.
     """
 
     file: str
     tokenizer: str | None = None
+    max_input_tokens: PositiveInt | None = None
 
 
 class TraceArrivals(TraceFile):

@@ -94,4 +94,5 @@ def check_class_fits(name: str, kind: TaskClass, rows: TraceRows) -> None:
 
 
 def _read(named: TraceFile, beside: Path) -> Trace:
-    return read_trace(found(named.file, beside), found(named.tokenizer, beside) if named.tokenizer else None)
+    trace = read_trace(found(named.file, beside), found(named.tokenizer, beside) if named.tokenizer else None)
+    return trace.with_prompts_up_to(named.max_input_tokens, named.file) if named.max_input_tokens else trace

@@ -108,10 +108,9 @@ class Table:
                 return DescriptionError(place, f"{name} is {text!r}", f"it must be {cell.what}")
         raise AssertionError(f"{place}: the row can be read after all")
 
-    def ignored(self, *used: str) -> tuple[str, ...]:
-        """A note that names the columns that are not used, if there are any."""
-        unused = [name for name in self.header if name not in used]
-        return (f"columns not used: {', '.join(unused)}",) if unused else ()
+    def unused(self, *used: str) -> tuple[str, ...]:
+        """The columns that are not read."""
+        return tuple(name for name in self.header if name not in used)
 
 
 def read_csv(lines: Iterator[str], file: str) -> Columns:
@@ -129,7 +128,7 @@ def read_csv(lines: Iterator[str], file: str) -> Columns:
 def _azure(table: Table, name: str) -> Columns:
     used = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
     found = table.read(dict(zip(used, (CLOCK, TOKENS, TOKENS), strict=True)))
-    return Columns(name, found["lines"], found[used[1]], found[used[2]], found[used[0]], notes=table.ignored(*used))
+    return Columns(name, found["lines"], found[used[1]], found[used[2]], found[used[0]], unused=table.unused(*used))
 
 
 def _burstgpt(table: Table, name: str) -> Columns:
@@ -137,7 +136,7 @@ def _burstgpt(table: Table, name: str) -> Columns:
     # every request has its own time, people's pauses included.
     used = ("Timestamp", "Request tokens", "Response tokens")
     found = table.read(dict(zip(used, (NUMBER, TOKENS, TOKENS), strict=True)))
-    return Columns(name, found["lines"], found[used[1]], found[used[2]], found[used[0]])
+    return Columns(name, found["lines"], found[used[1]], found[used[2]], found[used[0]], unused=table.unused(*used))
 
 
 def _agent_sessions(table: Table, name: str) -> Columns:
@@ -166,7 +165,7 @@ def _agent_sessions(table: Table, name: str) -> Columns:
         rounds=found["round_idx"],
         context_tokens=found["prefix_len"],
         wait_after_s=found["tool_wait_after_ms"] / MS_PER_S,
-        notes=table.ignored(*cells),
+        unused=table.unused(*cells),
     )
 
 
@@ -205,7 +204,7 @@ def _own(table: Table, name: str) -> Columns:
         wait_after_s=found.get("wait_after_s"),
         prefix_blocks=blocks,
         block_tokens=_block_tokens(table, found) if blocks is not None and len(lines) else None,
-        notes=table.ignored(*cells),
+        unused=table.unused(*cells),
     )
 
 

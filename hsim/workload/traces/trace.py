@@ -35,8 +35,8 @@ class Trace:
 
     Shapes: arrival_s (tasks,), seconds from the first arrival, None where the format has no times; tokens (rows,).
     `input_tokens` is the whole prompt. `prefix_blocks` holds, row by row, the hashes of the prompt's blocks of
-    `block_tokens` tokens: equal hashes, equal text up to there. `skipped` counts requests left out because they had no
-    prompt or no answer. `notes` is what a user must know of how the file was read.
+    `block_tokens` tokens: equal hashes, equal text up to there. `skipped` counts requests that were left out. `unused` names columns of the file that hsim does not read. `notes`
+    is what a user must know of how the file was read.
     """
 
     format: str
@@ -47,6 +47,7 @@ class Trace:
     prefix_blocks: tuple[Blocks, ...] | None = None
     block_tokens: int | None = None
     skipped: int = 0
+    unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -62,24 +63,40 @@ class Trace:
         """The part whose tasks arrive in that time. Raises DescriptionError if nobody does."""
         assert self.arrival_s is not None
         end_s = np.inf if duration_s is None else start_s + duration_s
-        first, last = np.searchsorted(self.arrival_s, [start_s, end_s])
-        if first == last:
-            span = readable_seconds(float(self.arrival_s[-1]))
-            raise DescriptionError(
-                where, f"no task arrives between {start_s:g} and {end_s:g} s", f"the trace spans {span}"
-            )
-        first_rows = self.first_rows[first : last + 1]
-        rows = slice(int(first_rows[0]), int(first_rows[-1]))
+        inside = (self.arrival_s >= start_s) & (self.arrival_s < end_s)
+        if not inside.any():
+            what = f"no task arrives between {start_s:g} and {end_s:g} s"
+            raise DescriptionError(where, what, f"the trace spans {readable_seconds(float(self.arrival_s[-1]))}")
+        return self._only(inside)
+
+    def with_prompts_up_to(self, max_input_tokens: int, where: str) -> Trace:
+        """Without tasks that have a longer prompt in any round. Raises DescriptionError if none is left."""
+        fitting = np.maximum.reduceat(self.input_tokens, self.first_rows[:-1]) <= max_input_tokens
+        if fitting.all():
+            return self
+        if not fitting.any():
+            what = f"every task has a prompt beyond max_input_tokens {max_input_tokens}"
+            raise DescriptionError(where, what, f"the shortest prompt has {self.input_tokens.min()}")
+        gone = int((~fitting).sum())
+        note = f"tasks left out for prompts beyond max_input_tokens {max_input_tokens:,}: {gone:,}"
+        return replace(self._only(fitting), skipped=self.skipped + gone, notes=(*self.notes, note))
+
+    def _only(self, chosen: NDArray[np.bool_]) -> Trace:
+        """The chosen tasks, timed from the first of them."""
+        counts = np.diff(self.first_rows)
+        rows = np.flatnonzero(np.repeat(chosen, counts))
+        sessions = self.sessions and Sessions(
+            np.concatenate([[0], np.cumsum(counts[chosen])]),
+            self.sessions.context_tokens[rows],
+            self.sessions.wait_after_s[rows],
+        )
         return replace(
             self,
             input_tokens=self.input_tokens[rows],
             output_tokens=self.output_tokens[rows],
-            arrival_s=self.arrival_s[first:last] - self.arrival_s[first],
-            sessions=self.sessions
-            and Sessions(
-                first_rows - first_rows[0], self.sessions.context_tokens[rows], self.sessions.wait_after_s[rows]
-            ),
-            prefix_blocks=self.prefix_blocks and self.prefix_blocks[rows],
+            arrival_s=None if self.arrival_s is None else self.arrival_s[chosen] - self.arrival_s[chosen][0],
+            sessions=sessions,
+            prefix_blocks=self.prefix_blocks and tuple(self.prefix_blocks[row] for row in rows),
         )
 
 
@@ -102,6 +119,7 @@ class Columns:
     prefix_blocks: list[Blocks] | None = None
     block_tokens: int | None = None
     skipped: int = 0
+    unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def rows(self, chosen: Ints) -> Columns:
@@ -122,7 +140,7 @@ def in_order(found: Columns, file: str) -> Trace:
     skipped = found.skipped + int((~answered).sum())
     notes = found.notes
     if skipped:
-        notes += (f"{skipped:,} requests without a prompt or an answer are left out",)
+        notes += (f"requests left out for want of a prompt or an answer: {skipped:,}",)
     if not answered.any():
         why = (
             f"none of its {skipped:,} requests has both a prompt and an answer"
@@ -149,6 +167,7 @@ def in_order(found: Columns, file: str) -> Trace:
         prefix_blocks=None if found.prefix_blocks is None else tuple(found.prefix_blocks),
         block_tokens=found.block_tokens,
         skipped=skipped,
+        unused=found.unused,
         notes=notes,
     )
 
