@@ -133,7 +133,11 @@ def calibrate(
     from hsim.report import calibration_tables
     from hsim.units import parse_seconds
 
-    options = CalibrationOptions(device, parse_seconds(budget, "--budget"), out, name, resume, model)
+    try:
+        budget_s = parse_seconds(budget)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--budget") from None
+    options = CalibrationOptions(device, budget_s, out, name, resume, model)
     with _Progress() as progress:
         report = run(options, progress)
     _print(calibration_tables(report))
