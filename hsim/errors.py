@@ -3,6 +3,7 @@
 HsimError
     DescriptionError   a scenario, profile, model or trace that cannot be used; raised before time zero
     BackendError       live work that failed, or that cannot be done on this machine
+    CalibrationError   a calibration that cannot begin, go on or be written
     ResultError        results that cannot be written or read
 """
 
@@ -31,6 +32,10 @@ class DescriptionError(ExplainedError):
 
 class BackendError(ExplainedError):
     """Live work that failed or cannot be done here; `where` is the worker, the device, the operation or the meter."""
+
+
+class CalibrationError(ExplainedError):
+    """A calibration that cannot begin, go on or be written; `where` is the device, the file or the option."""
 
 
 class ResultError(HsimError):

@@ -136,6 +136,16 @@ CASES: dict[str, tuple[Edit, str, str]] = {
         "workload:",
         "workload: classes.agent.input_tokens is missing; declare it, or draw it from a trace with sampled_from",
     ),
+    "a task of no rounds": (
+        ("rounds: 2", "rounds: 0"),
+        "agent:",
+        "workload.classes.agent: rounds is 0; a count is whole and at least 1",
+    ),
+    "half a token": (
+        ("output_tokens: 20\n", "output_tokens: 0.5\n"),
+        "agent:",
+        "workload.classes.agent: output_tokens is 0.5; a count is whole and at least 1",
+    ),
     "a p95 below the median": (
         ("p95: 900", "p95: 9"),
         "p95: 9",
@@ -145,6 +155,16 @@ CASES: dict[str, tuple[Edit, str, str]] = {
         ("kind: lognormal", "kind: lognorml"),
         "lognorml",
         "workload.classes.agent.understand.tokens: kind is 'lognorml'; did you mean 'lognormal'?",
+    ),
+    "a distribution of no kind": (
+        ("{kind: lognormal, median: 300, p95: 900}", "{median: 300, p95: 900}"),
+        "p95: 900",
+        "workload.classes.agent.understand.tokens: has no kind; say which: constant, geometric, lognormal",
+    ),
+    "arrivals of no kind": (
+        ("    kind: poisson\n", ""),
+        "arrivals:",
+        "workload.arrivals: has no kind; say which: poisson, trace",
     ),
     "an unknown kind of arrivals": (
         ("kind: poisson", "kind: poison"),
@@ -180,6 +200,16 @@ CASES: dict[str, tuple[Edit, str, str]] = {
         ("gpu-tier.gpu", "cpu-tier.gpu"),
         "cpu-tier.gpu",
         "pools.decode.runs_on: the server 'epyc-9654-2s' has no accelerator; run it on a tier that has",
+    ),
+    "a pool on no part of a tier": (
+        ("gpu-tier.gpu", "gpu-tier"),
+        "runs_on: gpu-tier",
+        "pools.decode.runs_on: is 'gpu-tier'; write tier.cpu or tier.gpu, such as gpu-tier.gpu",
+    ),
+    "a pool on an unknown part of a tier": (
+        ("cpu-tier.cpu", "cpu-tier.cores"),
+        "cpu-tier.cores",
+        "pools.agents.runs_on: is 'cpu-tier.cores'; write tier.cpu or tier.gpu, such as gpu-tier.gpu",
     ),
     "a dangling pool": (
         ("generate: decode", "generate: decoder"),
@@ -292,6 +322,11 @@ CASES: dict[str, tuple[Edit, str, str]] = {
         "capex_usd",
         "assume.hgx-h100-8.capex_usd: is not a figure that this run uses",
     ),
+    "an assumption that is no number": (
+        ("  pue: 1.2", "  pue: 1.2\nassume:\n  h100-sxm:\n    memory_bytes: lots"),
+        "lots",
+        "assume.h100-sxm.memory_bytes: is 'lots'; input should be a valid number",
+    ),
     "a misspelt assumption": (
         ("  pue: 1.2", "  pue: 1.2\nassume:\n  h100-sxm:\n    power:\n      idle: 3"),
         "idle: 3",
@@ -379,13 +414,16 @@ SETTINGS = {
     "pools.decode.max_num_seqs": "has no value; write --set path.to.key=value",
     "=3": "has no value; write --set path.to.key=value",
     "pools.decode.max_num_seq=3": "pools.decode.max_num_seq: unknown key 'max_num_seq'; did you mean 'max_num_seqs'?",
-    "workload.tasks.foo=1": "workload.tasks.foo cannot be set: its parent is 3",
-    "workload.tasks.foo.bar=1": "workload.tasks.foo is not a mapping, so no key can be set in it",
+    "workload.tasks.foo=1": "workload.tasks is 3; no key 'foo' can be set in it",
+    "workload.tasks.foo.bar=1": "workload.tasks is 3; no key 'foo' can be set in it",
+    "links.agents-decode.0=1": "links.agents-decode is 'ethernet-100g'; no key '0' can be set in it",
     "site.pue=0.5": "site.pue: is 0.5; input should be greater than or equal to 1",
     "pools=3": "pools: is 3; input should be a valid dictionary",
     "fleet.gpu-tier.count=": "fleet.gpu-tier.count: is None; input should be a valid integer",
     "workload.classes={}": "workload.classes: is {}; dictionary should have at least 1 item",
     "pools.decode.runs_on=gpu-tear.gpu": "pools.decode.runs_on: the fleet has no tier 'gpu-tear'; did you mean 'gpu-tier'?",
+    "slo.ttft.max_s=1": "slo.ttft.p: 'p' is missing; add it",
+    "sloe.ttft.max_s=1": "sloe: unknown key 'sloe'; did you mean 'slo'?",
     "workload.tasks=4=5": "workload.tasks: is '4=5'; input should be a valid integer",
 }
 
@@ -408,6 +446,14 @@ def test_settings_edit_the_parsed_scenario(tmp_path: Path) -> None:
     assert scenario.slo.ttft is not None
     assert scenario.slo.ttft.max_s == 1
     assert scenario.workload.arrivals.rate_per_s == 1000
+
+
+def test_a_setting_may_name_a_class_that_is_a_number(tmp_path: Path) -> None:
+    ready = prepared(
+        tmp_path, [("    agent:", "    7:")], ["workload.classes.7.share=2", "assume.h100-sxm.memory_bytes=70e9"]
+    )
+    assert ready.system.scenario.workload.classes["7"].share == 2
+    assert ready.system.figures.used["h100-sxm.memory_bytes"].value == 70e9
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Limits, Request, Serving, Watts, serve, step_by_kernels
 from simpy.events import Event
-from systems import agents, generate_only, prepared_of, run, with_kv
+from systems import UTILIZATION, agents, generate_only, memory_bytes_for, prepared_of, run, with_kv
 
 from hsim.costs.composed import ComposedCosts
 from hsim.costs.cpu import HostPower
@@ -250,6 +250,7 @@ batches = st.one_of(
 def test_composed_costs_are_the_sum_of_their_kernels(placement: str) -> None:
     costs, of = costs_of(placement)
     model, ways, precision = costs.placement.model, costs.placement.tensor_parallel, costs.placement.precision
+    cap_w = ways * (of("power.cap_w") - of("power.loaded_idle_w")) * (1 - 1e-9)
     reached = Counter[str]()
 
     @settings(max_examples=60)
@@ -260,12 +261,18 @@ def test_composed_costs_are_the_sum_of_their_kernels(placement: str) -> None:
         seconds, joules = step_by_kernels(model, of, ways, precision, contexts, chunks)
         assert segment.seconds == pytest.approx(seconds, rel=1e-9)
         assert segment.joules == pytest.approx(joules, rel=1e-9)
-        capped = joules / seconds >= ways * (of("power.cap_w") - of("power.loaded_idle_w")) * (1 - 1e-9)
-        reached["capped" if capped else "not capped"] += 1
+        if contexts:  # what one more token of context costs, by asking for a thousand more
+            longer_s, longer_j = step_by_kernels(
+                model, of, ways, precision, [contexts[0] + 1000, *contexts[1:]], chunks
+            )
+            if (joules / seconds >= cap_w) == (longer_j / longer_s >= cap_w):
+                assert segment.context_joules == pytest.approx((longer_j - joules) / 1000, rel=1e-6)
+                reached["joules of context"] += 1
+        reached["capped" if joules / seconds >= cap_w else "not capped"] += 1
         reached["decode alone" if not chunks else "prefill alone" if not contexts else "both"] += 1
 
     law()
-    assert {"not capped", "decode alone", "prefill alone", "both"} <= set(reached)
+    assert {"not capped", "joules of context", "decode alone", "prefill alone", "both"} <= set(reached)
 
 
 def after(batch: tuple[list[int], list[tuple[int, int]]], k: int) -> StepShape:
@@ -328,6 +335,15 @@ def test_segment_is_every_step_asked_for_anew_for_exactly_as_long_as_it_says(pla
     assert reached["holds for good"]
     assert reached["prefill turns from bytes to FLOPs"], reached
     assert reached["cap begins to bind"] or reached["cap lets go"], reached
+
+
+@pytest.mark.parametrize("ways", [1, 2, 8])
+def test_memory_that_the_weights_leave_is_kv_cache_to_the_token(ways: int) -> None:
+    data = generate_only(tensor_parallel=ways, gpu_memory_utilization=UTILIZATION)
+    data["workload"]["classes"]["chat"] |= {"input_tokens": 10, "max_output_tokens": 20}
+    for room, expected in ((1000.0, 1000), (1000.99, 1000), (999.99, 999)):
+        data["assume"] = {"h100-sxm": {"memory_bytes": memory_bytes_for(room + 1e-3, ways)}}
+        assert prepared_of(data).replicas["decode"].kv_capacity_tokens == expected
 
 
 # ---- one replica against brute force
@@ -556,6 +572,8 @@ class Alone:
 @pytest.mark.parametrize("seed", range(4))
 def test_alone_a_task_takes_the_sum_of_its_parts(split: bool, ways: int, seed: int) -> None:
     data = agents(split, tensor_parallel=ways, replicas=2, max_num_batched_tokens=64) | {"seed": seed}
+    for tier in data["fleet"].values():
+        tier["count"] = 2
     data["site"] = {"pue": 1.5}
     data["workload"]["tasks"] = 1
     data["workload"]["classes"]["agent"]["rounds"] = 3
@@ -592,11 +610,10 @@ def test_alone_a_task_takes_the_sum_of_its_parts(split: bool, ways: int, seed: i
     figures = system.figures
     window_s, wall_j, dynamic_j = alone.now_s - task.arrival_s, 0.0, alone.transfer_j * 1.5
     for name, its in system.tiers.items():
-        watts = figures.value(its.server, "base_w") + prepared.hosts[name].idle_w
+        watts = 2 * (figures.value(its.server, "base_w") + prepared.hosts[name].idle_w)
         if its.chip:
-            watts += 2 * ways * figures.value(its.chip, "power.loaded_idle_w") + (8 - 2 * ways) * figures.value(
-                its.chip, "power.idle_w"
-            )
+            watts += 2 * ways * figures.value(its.chip, "power.loaded_idle_w")
+            watts += (16 - 2 * ways) * figures.value(its.chip, "power.idle_w")
         own_j = sum(
             sum(row[i] for i in (0, 2))
             for row, g in zip(expected, generated, strict=True)
@@ -610,7 +627,7 @@ def test_alone_a_task_takes_the_sum_of_its_parts(split: bool, ways: int, seed: i
     assert energy.tst_j["marginal"]["facility"] == pytest.approx(dynamic_j, rel=1e-9)
     if split:
         assert energy.tst_j["full"]["accelerator"] == pytest.approx(
-            (2 * ways * 121.7 + (8 - 2 * ways) * 71.8) * window_s
+            (2 * ways * 121.7 + (16 - 2 * ways) * 71.8) * window_s
             + sum(j[0] for j, g in zip(expected, generated, strict=True) if g),
             rel=1e-9,
         )

@@ -146,6 +146,10 @@ class Decoder:
             head = embedding if self.spec.architecture.tied_embeddings else joined("lm_head.weight")
             self.weights = Weights(embedding, tuple(layers), joined("model.norm.weight"), head)
 
+    def assume_filled(self) -> None:
+        """Take every slot as full, whatever stands in it: for timing steps at any place, which its content does not change."""
+        self._filled = [self.spec.max_context_tokens] * self.spec.slots
+
     def step(self, items: Sequence[StepItem]) -> list[int]:
         """One forward pass of the batch: the greedy next token of each item. Returns when the device is done."""
         tokens: list[int] = self.logits(items).argmax(-1).tolist()
@@ -360,7 +364,7 @@ def _random_weights(model: ModelArchitecture, seed: int, dtype: Any, device: Dev
 
     embedding = drawn(model.vocabulary, model.hidden_size)
     head = embedding if model.tied_embeddings else drawn(model.vocabulary, model.hidden_size)
-    qkv, out, gate_up, down = model.gemms
+    qkv, out, gate_up, down = [(product.outputs, product.inputs) for product in model.products]
     layers = [
         Layer(ones(), drawn(*qkv), drawn(*out), ones(), drawn(*gate_up), drawn(*down)) for _ in range(model.layers)
     ]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from hsim.description.model import ModelArchitecture, from_hugging_face
-from hsim.errors import DescriptionError
+from hsim.description.huggingface import from_hugging_face
+from hsim.description.model import ModelArchitecture
+from hsim.errors import BackendError, DescriptionError
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 
@@ -69,7 +70,8 @@ class DecoderSpec:
     """A Llama-class decoder. Opened, it answers a list of StepItem with the list of their next tokens.
 
     `slots` sequences of up to max_context_tokens each have their KV cache preallocated. Weights are random, from the
-    seed (and the kind of device): what a step costs does not depend on them.
+    seed (and the kind of device): what a step costs does not depend on them. It computes what ModelArchitecture counts:
+    Qwen's biases and its norms of queries and keys are left out.
     """
 
     architecture: ModelArchitecture
@@ -86,6 +88,12 @@ class DecoderSpec:
         from hsim.backends.decoder import Decoder
         from hsim.backends.device import open_device
 
+        model = self.architecture
+        if model.experts or model.latent or model.state or model.window or not model.gated_mlp:
+            what = (
+                "has experts, windows, latent attention, states or a plain MLP, which hsim's own decoder does not build"
+            )
+            raise BackendError(f"model {model.name}", what, "live runs take Llama-class models")
         device = open_device(self.device)
         decoder = Decoder(self, device)
         return Opened(decoder.step, (f"{self.architecture.name} in {self.dtype} with random weights on {device.name}",))

@@ -19,7 +19,7 @@ from pydantic import (
 
 from hsim.description.catalogue import scenario_file
 from hsim.description.hardware import Precision, Tool
-from hsim.description.quantities import Distribution
+from hsim.description.quantities import Constant, Distribution
 from hsim.description.yamlfile import Document, Strict, did_you_mean, read_document, validated, with_settings
 from hsim.errors import DescriptionError
 
@@ -160,6 +160,14 @@ class TaskClass(Strict):
     max_output_tokens: PositiveInt = 4096
     timeout_s: PositiveFloat | None = None
 
+    @model_validator(mode="after")
+    def _counts_start_at_one(self) -> TaskClass:
+        for key in ("rounds", "input_tokens", "output_tokens"):
+            count = getattr(self, key)
+            if isinstance(count, Constant) and (count.value < 1 or count.value % 1):
+                raise ValueError(f"{key} is {count.value:g}; a count is whole and at least 1")
+        return self
+
 
 class Workload(Strict):
     """Who asks for what, and when. `tasks` limits a trace; left out, the whole trace is replayed."""
@@ -228,8 +236,11 @@ class EnginePool(Strict):
 
 
 def _pool_kind(value: Any) -> str:
-    runs_on = value.get("runs_on", "") if isinstance(value, dict) else getattr(value, "runs_on", "")
-    return "EnginePool" if str(runs_on).endswith(".gpu") else "CorePool"
+    keys = value if isinstance(value, dict) else vars(value)
+    part = str(keys.get("runs_on", "")).rpartition(".")[2]
+    if part not in ("cpu", "gpu"):  # refused later, by its name: no other key shall be blamed before
+        return "CorePool" if set(keys) <= set(CorePool.model_fields) else "EnginePool"
+    return "EnginePool" if part == "gpu" else "CorePool"
 
 
 Pool = Annotated[

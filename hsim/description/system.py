@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hsim.description.hardware import (
     LinkProfile,
     Profile,
     ServerProfile,
+    StepTable,
     Tool,
 )
 from hsim.description.model import ModelArchitecture
@@ -72,6 +73,10 @@ class Figures:
         except DescriptionError as error:
             self.unknown[f"{profile.name}.{path}"] = str(error)
             return math.nan
+
+    def stands_on(self, name: str, value: float, tier: str, source: str) -> None:
+        """Note something other than a figure that the run stood on, such as a table."""
+        self.used[name] = FigureUse(name, value, tier, source, None, None)
 
     def check_all_assumptions_used(self, scenario: Document) -> None:
         """Raises DescriptionError for an assumption about a figure that this run does not use."""
@@ -134,6 +139,7 @@ class System:
     paths: Mapping[frozenset[str], tuple[str, ...]]
     tools: Mapping[str, Tool]
     figures: Figures
+    step_tables: Mapping[str, StepTable] = field(default_factory=dict)
 
     def tier_of(self, pool: str) -> Tier:
         """The tier on which a pool runs."""
@@ -189,7 +195,7 @@ def resolve(scenario: Scenario, document: Document) -> System:
     figures = Figures(scenario.assume)
 
     def find(name: str, kind: Any, path: tuple[str | int, ...], source: Document = document) -> Any:
-        profile, found = load_profile(name, kind, source.where(path))
+        profile, found = load_profile(name, kind, source.where(path), Path(document.file).parent)
         figures.documents[profile.name] = found
         return profile
 
@@ -216,10 +222,26 @@ def resolve(scenario: Scenario, document: Document) -> System:
     model = load_model(scenario.model, document.where(("model",)), Path(document.file).parent)
     tools = {**load_tools(document.file).tools, **scenario.tools}
     system = System(scenario, document, model, tiers, engines, networks, paths, tools, figures)
+    system = replace(system, step_tables=_step_tables(system, find))
     _check_tools(system)
     _check_fit_on_servers(system)
     _check_links(system)
     return system
+
+
+def _step_tables(system: System, find: Callable[..., Any]) -> dict[str, StepTable]:
+    """For each engine pool the table that was measured on its chip with its model and precision, if there is one."""
+    tables = {}
+    for name, pool in system.engine_pools().items():
+        engine, chip = system.engines[name], system.tier_of(name).chip
+        for number, table_name in enumerate(engine.step_tables):
+            path = ("step_tables", number)
+            table: StepTable = find(table_name, StepTable, path, system.figures.documents[engine.name])
+            measured = (table.chip, table.precision, table.tensor_parallel)
+            wanted = (chip.name if chip else "", pool.precision, pool.tensor_parallel)
+            if measured == wanted and table.model.same_work_as(system.model):
+                tables[name] = table
+    return tables
 
 
 def _ends(name: str, scenario: Scenario, document: Document) -> frozenset[str]:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from hsim.costs.composed import KV_BYTES, ComposedCosts, Placement
+from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, check_runs, working_precision
 from hsim.costs.cpu import HostPower, OperationCost, host_power, operation_cost
+from hsim.costs.measured import MeasuredCosts
 from hsim.costs.memory import kv_capacity_tokens
+from hsim.costs.shapes import StepCosts
 from hsim.description.system import FilledPool, System, Tier
 from hsim.description.yamlfile import did_you_mean
 from hsim.engine.link import LinkSpec
@@ -66,36 +68,45 @@ def prepare(system: System) -> Prepared:
         networks=networks,
         understand=_understanding(system),
         tools=_tool_costs(system),
-        kv_bytes_per_token=KV_BYTES * system.model.kv_elements_per_token,
+        kv_bytes_per_token=_kv_bytes_per_token(system),
         accounts=accounts_of(system),
     )
     figures.check_all_assumptions_used(system.document)
     return prepared
 
 
+def _kv_bytes_per_token(system: System) -> float:
+    """Bytes of keys and values that one token weighs where they are handed over: in the generate pool's precision."""
+    precision = system.engine_pools()[system.scenario.stages.generate].precision
+    return ELEMENT_BYTES[working_precision(precision)] * system.model.kv_elements_per_token
+
+
 def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
     tier, engine, figures = system.tier_of(name), system.engines[name], system.figures
     assert tier.chip is not None
-    if pool.precision not in tier.chip.peak_flops_per_s or pool.precision not in tier.chip.kernels.gemm:
-        at = system.document.where(("pools", name, "precision"))
-        raise DescriptionError(
-            at, f"{tier.chip.name} has no figures for {pool.precision}", f"it has {', '.join(tier.chip.kernels.gemm)}"
-        )
-    if pool.tensor_parallel > 1 and tier.chip.kernels.all_reduce is None:
-        at = system.document.where(("pools", name, "tensor_parallel"))
-        raise DescriptionError(at, f"{tier.chip.name} has no all-reduce figures", "use tensor_parallel 1")
     placement = Placement(system.model, tier.chip, engine, pool.tensor_parallel, pool.precision)
+    check_runs(placement, system.document.where(("pools", name, "precision")))
     at = system.document.where(("pools", name))
     host_cores = figures.value(engine, "host_cores_per_replica")
     host_cores += pool.tensor_parallel * figures.value(engine, "host_cores_per_accelerator")
     return ReplicaSpec(
         pool=pool,
-        costs=ComposedCosts(placement, figures),
+        costs=_step_costs(system, name, placement),
         batcher=decode_first,
         kv_blocks=kv_capacity_tokens(placement, pool.gpu_memory_utilization, figures, at) // pool.block_tokens,
         idle_w=pool.tensor_parallel * figures.if_known(tier.chip, "power.loaded_idle_w"),
         host_cores=ceil(host_cores),
     )
+
+
+def _step_costs(system: System, name: str, placement: Placement) -> StepCosts:
+    """Measured steps where there is a table of them, else kernel laws composed."""
+    composed = ComposedCosts(placement, system.figures)
+    table = system.step_tables.get(name)
+    if table is None:
+        return composed
+    system.figures.stands_on(table.name, len(table.decodes) * len(table.contexts), table.tier, table.source)
+    return MeasuredCosts(table, composed)
 
 
 def _engine_cores(tier: Tier, system: System, replicas: dict[str, ReplicaSpec]) -> int:

@@ -6,6 +6,7 @@ import gc
 from functools import partial
 from typing import Any
 
+from hsim.costs.cpu import OperationCost
 from hsim.drivers.prepared import Prepared
 from hsim.engine.cores import Cores, Host
 from hsim.engine.environment import EngineEnvironment
@@ -50,14 +51,18 @@ def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Execut
     return Pipeline(
         pools={stage: pools[name] for stage, name in serving.items() if name},
         links=_links(env, log, prepared),
-        understand={name: OperationTime(cost.seconds, cost.base_s) for name, cost in prepared.understand.items()},
-        tools={name: OperationTime(cost.seconds, cost.base_s) for name, cost in prepared.tools.items()},
+        understand={name: _timed(cost) for name, cost in prepared.understand.items()},
+        tools={name: _timed(cost) for name, cost in prepared.tools.items()},
         tool_units={name: prepared.system.tools[name].units for name in prepared.tools},
         bytes_per_message=payload.bytes_per_message,
         bytes_per_token=payload.bytes_per_token,
         kv_bytes_per_token=prepared.kv_bytes_per_token,
         prefix_caching=any(spec.pool.prefix_caching for spec in prepared.replicas.values()),
     )
+
+
+def _timed(cost: OperationCost) -> OperationTime:
+    return OperationTime(cost.operation, cost.seconds, cost.base_s)
 
 
 def _links(env: EngineEnvironment, log: Log, prepared: Prepared) -> dict[tuple[str, str], Send]:

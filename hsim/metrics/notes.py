@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from hsim.description.system import System
+from hsim.log import Log
 from hsim.metrics.ledger import Window
 from hsim.metrics.result import Assumption, PoolUse, StageAnatomy
 from hsim.units import readable_seconds
@@ -57,6 +62,27 @@ def warnings_of(
     if drawn.truncated:
         warnings.append(f"{drawn.truncated} of the drawn answers were longer than max_output_tokens and were cut there")
     return (*warnings, *drawn.notes)
+
+
+def beyond_measured(log: Log, system: System, steps: Any) -> tuple[str, ...]:
+    """Warnings about steps that lay beyond the table of measured ones that their pool read."""
+    warnings = []
+    for name, table in system.step_tables.items():
+        mine = np.isin(steps["device"], log.pools[name].devices)
+        rows = {column: values[mine] for column, values in steps.items()}
+        decodes = np.maximum(rows["decodes"], 1)
+        reached = {
+            "sequences": (rows["decodes"], table.decodes[-1]),
+            "prompt tokens a step": (rows["chunk_tokens"], table.chunk_tokens[-1]),
+            "context tokens a sequence": (rows["context_tokens"] / decodes + rows["steps"] - 1, table.contexts[-1]),
+        }
+        for what, (values, last) in reached.items():
+            if (beyond := values > last).any():
+                warnings.append(
+                    f"{beyond.mean():.0%} of {name}'s runs of steps lie beyond the {last} {what} that {table.name} measured, "
+                    f"the farthest at {values.max():.0f}: extrapolated"
+                )
+    return tuple(warnings)
 
 
 def assumptions_of(system: System) -> tuple[Assumption, ...]:

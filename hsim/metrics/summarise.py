@@ -16,7 +16,7 @@ from hsim.errors import HsimError
 from hsim.log import Log, Outcome, Stage
 from hsim.metrics.accounts import Accounts
 from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES, Ledger, Window, busy_seconds, keep_books
-from hsim.metrics.notes import assumptions_of, bottleneck_of, evidence_of, warnings_of
+from hsim.metrics.notes import assumptions_of, beyond_measured, bottleneck_of, evidence_of, warnings_of
 from hsim.metrics.power import facility_joules
 from hsim.metrics.result import Energy, Money, PoolUse, Result, SloOutcome, Spread, StageAnatomy
 from hsim.units import KWH_J
@@ -70,7 +70,7 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
         stages=stages,
         pools=pools,
         bottleneck=bottleneck_of(stages, pools),
-        warnings=warnings_of(drawn, stages, pools, window),
+        warnings=warnings_of(drawn, stages, pools, window) + beyond_measured(log, system, tables["steps"]),
         unavailable=unavailable,
         evidence=evidence_of(system),
         assumptions=assumptions_of(system),
@@ -141,6 +141,11 @@ def _samples(tasks: Any, visits: Any) -> dict[str, _Sample]:
         "e2e": _Sample(ended_s - arrival_s, everybody),
     }
     return {name: sample for name, sample in samples.items() if len(sample.seconds)}
+
+
+def latency_seconds(tasks: Any, visits: Any) -> dict[str, NDArray[np.float64]]:
+    """Seconds of each latency of the tasks that were served: ttft and tpot by visit, answer_ttft and e2e by task."""
+    return {name: sample.seconds for name, sample in _samples(tasks, visits).items()}
 
 
 def _slo_outcomes(scenario: Scenario, samples: dict[str, _Sample], failed: int) -> tuple[SloOutcome, ...]:

@@ -1,0 +1,155 @@
+"""From points to laws: non-negative relative least squares, each with errors on points that its fit had not seen."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hsim.calibrate.options import Law
+from hsim.calibrate.points import Point
+
+Array = NDArray[np.float64]
+
+FOLDS = 5
+SOFT = 0.1  # a relative residual beyond this counts by its size, no longer by its square: outliers do not rule
+
+
+def tested(
+    name: str,
+    points: Sequence[Point],
+    fewest: int,
+    fit: Callable[[Sequence[Point]], Array],
+    predict: Callable[[Array, Point], float],
+) -> tuple[Array | None, Law]:
+    """Fit a law to the clean points (to all where too few are clean), and test it on folds left out in turn."""
+    clean = [point for point in points if not point.marks]
+    used = clean if len(clean) >= fewest else list(points)
+    noisy = len(points) - len(clean)
+    if len(used) < fewest:
+        return None, Law(name, len(used), noisy, None, None, f"not fitted: it takes {fewest} points")
+    folds = min(FOLDS, len(used) - fewest + 1, len(used))
+    errors: list[float] = []
+    if folds > 1:
+        order = list(used)
+        random.Random(0).shuffle(order)
+        for fold in range(folds):
+            held = order[fold::folds]
+            rest = fit([point for i, point in enumerate(order) if i % folds != fold])
+            errors += [abs(predict(rest, point) / point.seconds - 1) for point in held]
+    return fit(used), law_of(name, len(used), noisy, errors, f"{folds} folds left out in turn")
+
+
+def law_of(name: str, points: int, noisy: int, errors: Sequence[float], method: str) -> Law:
+    """A law's record from the absolute relative errors of held-out points."""
+    if not len(errors):
+        return Law(name, points, noisy, None, None, "no point could be held out")
+    median, p90 = np.quantile(errors, (0.5, 0.9))
+    return Law(name, points, noisy, float(median), float(p90), method)
+
+
+def relative_nonnegative(
+    columns: Array, seconds: Array, least: Array | None = None, explained_s: Array | None = None
+) -> Array:
+    """Coefficients >= `least` (default 0) whose sum over columns misses `seconds` least, relative to each.
+
+    Shapes (points, coefficients), (points,), (coefficients,); `explained_s`, shape (points,), is taken off first. Each
+    column is scaled to its own size: seconds per launch and seconds per FLOP lie twelve orders of magnitude apart.
+    """
+    from scipy.optimize import nnls
+
+    least = np.zeros(columns.shape[1]) if least is None else least
+    target = (seconds - columns @ least - (0.0 if explained_s is None else explained_s)) / seconds
+    scaled = columns / seconds[:, None]
+    sizes = np.linalg.norm(scaled, axis=0)
+    sizes[sizes == 0] = 1.0
+    coefficients, _ = nnls(scaled / sizes, target)
+    return np.asarray(coefficients / sizes + least)
+
+
+# ---- products
+
+
+def gemm_bytes(point: Point, element_bytes: float, working_bytes: float) -> float:
+    """Bytes that a product moves: its weights, and its inputs and outputs in the working precision."""
+    m, n, k = (point.number(x) for x in "mnk")
+    return n * k * element_bytes + (m * k + m * n) * working_bytes
+
+
+def gemm_flops(point: Point) -> float:
+    """Floating-point operations of a product."""
+    return 2.0 * point.number("m") * point.number("n") * point.number("k")
+
+
+def fit_gemm(bytes_s: Array, flops_s: Array, seconds: Array) -> Array:
+    """(launch_s, bandwidth_fraction, flops_fraction) of GemmLaw.
+
+    `bytes_s` and `flops_s` are the seconds that bytes and FLOPs take at the peaks; fractions stay in (0, 1].
+    """
+    from scipy.optimize import least_squares
+
+    def residuals(x: Array) -> Array:
+        launch_s, bandwidth, flops = np.exp(x)
+        return np.asarray((launch_s + ((bytes_s / bandwidth) ** 4 + (flops_s / flops) ** 4) ** 0.25) / seconds - 1.0)
+
+    shortest_s = float(seconds.min())
+    low = np.log([shortest_s * 1e-4, 1e-3, 1e-3])
+    high = np.log([shortest_s * 1.5, 1.0, 1.0])
+    best = None
+    for launch, fraction in ((0.5, 0.8), (0.05, 0.5), (0.9, 0.3)):
+        start = np.log([shortest_s * launch, fraction, fraction])
+        found = least_squares(residuals, start, bounds=(low, high), loss="soft_l1", f_scale=SOFT)
+        if best is None or found.cost < best.cost:
+            best = found
+    assert best is not None
+    return np.asarray(np.exp(best.x))
+
+
+def gemm_seconds(law: Array, bytes_s: float, flops_s: float) -> float:
+    """Seconds by GemmLaw."""
+    launch_s, bandwidth, flops = law
+    return float(launch_s + ((bytes_s / bandwidth) ** 4 + (flops_s / flops) ** 4) ** 0.25)
+
+
+# ---- attention and operations: laws that are sums of terms
+
+
+def fit_sum(
+    terms: Callable[[Point], Sequence[float]], least: Sequence[float]
+) -> tuple[Callable[[Sequence[Point]], Array], Callable[[Array, Point], float]]:
+    """How to fit a law that is a sum of coefficients times terms, and how to predict by it."""
+
+    def fit(points: Sequence[Point]) -> Array:
+        columns = np.array([terms(point) for point in points])
+        return relative_nonnegative(columns, np.array([point.seconds for point in points]), np.array(least))
+
+    def predict(law: Array, point: Point) -> float:
+        return float(np.dot(terms(point), law))
+
+    return fit, predict
+
+
+def decode_attention_terms(point: Point, element_bytes: float) -> tuple[float, float, float, float]:
+    """Of DecodeAttentionLaw: launch, elements of the queries, sequences, bytes of keys and values."""
+    batch, width = point.number("batch"), point.number("heads") * point.number("head_dim")
+    kv_bytes = 2 * batch * point.number("context") * point.number("kv_heads") * point.number("head_dim") * element_bytes
+    return 1.0, batch * width, batch, kv_bytes
+
+
+def prefill_attention_terms(point: Point) -> tuple[float, float, float]:
+    """Of PrefillAttentionLaw: launch, FLOPs of the pairs that causality leaves, elements of the queries."""
+    tokens, width = point.number("tokens"), point.number("heads") * point.number("head_dim")
+    return 1.0, 4 * width * tokens * (tokens + 1) / 2, tokens * width
+
+
+def rising(values: Sequence[float]) -> list[float]:
+    """The nearest sequence (in squares) that nowhere falls: neighbours that do are replaced by their mean."""
+    blocks: list[tuple[float, int]] = []
+    for value in values:
+        blocks.append((value, 1))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (a, n), (b, m) = blocks[-2:]
+            blocks[-2:] = [((a * n + b * m) / (n + m), n + m)]
+    return [mean for mean, count in blocks for _ in range(count)]
