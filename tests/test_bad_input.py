@@ -159,12 +159,12 @@ CASES: dict[str, tuple[Edit, str, str]] = {
     "a distribution of no kind": (
         ("{kind: lognormal, median: 300, p95: 900}", "{median: 300, p95: 900}"),
         "p95: 900",
-        "workload.classes.agent.understand.tokens: has no kind; say which: constant, geometric, lognormal",
+        "workload.classes.agent.understand.tokens: has no kind; say which: constant, exponential, geometric, histogram, lognormal, uniform",
     ),
     "arrivals of no kind": (
         ("    kind: poisson\n", ""),
         "arrivals:",
-        "workload.arrivals: has no kind; say which: poisson, trace",
+        "workload.arrivals: has no kind; say which: closed, gamma, hourly, on-off, poisson, trace, uniform, weibull",
     ),
     "an unknown kind of arrivals": (
         ("kind: poisson", "kind: poison"),

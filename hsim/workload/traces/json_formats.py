@@ -76,7 +76,7 @@ def _timed_lines(lines: Iterable[str], file: str) -> Columns:
         inputs.append(row["input_length"])
         outputs.append(row["output_length"])
         blocks.append(tuple(row.get("hash_ids", ())))
-    input_tokens = np.array(inputs)
+    input_tokens, since_s = np.array(inputs), np.array(times) - times[0]
     size = None
     if any(blocks):
         size = block_size(input_tokens, blocks, BAILIAN_BLOCK_TOKENS if bailian else MOONCAKE_BLOCK_TOKENS, file)
@@ -85,7 +85,7 @@ def _timed_lines(lines: Iterable[str], file: str) -> Columns:
         np.array(numbers),
         input_tokens,
         np.array(outputs),
-        np.array(times) if bailian else np.array(times) / MS_PER_S,
+        since_s if bailian else since_s / MS_PER_S,
         prefix_blocks=blocks if any(blocks) else None,
         block_tokens=size,
     )
