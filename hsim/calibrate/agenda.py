@@ -67,9 +67,9 @@ class Target:
 
 def agenda(target: Target) -> list[Unit]:
     """Every unit worth measuring, best first; of equal worth a like part of every kind, wherever the budget ends."""
-    first = [
-        unit for part in (_idle, _steps, _gemms, _attention, _movement, _operations, _power) for unit in part(target)
-    ]
+    beside = (_movement, _operations, _power)
+    parts = beside if target.host_only else (_steps, _gemms, _attention, *beside)
+    first = [unit for part in parts for unit in part(target)]
     rounds = [
         replace(unit, round=number, worth=unit.worth + 2 * (number - 1))
         for number in range(1, ROUNDS + 1)
@@ -89,9 +89,7 @@ def in_turn(units: Sequence[Unit]) -> list[Unit]:
 
 
 def _rounds_of(unit: Unit) -> int:
-    if unit.kind == "idle":
-        return 1  # bare idle cannot be had again once something was loaded
-    return POWER_ROUNDS if unit.kind in ("power", "cpu-power") else ROUNDS
+    return POWER_ROUNDS if unit.kind in ("idle", "power", "cpu-power") else ROUNDS
 
 
 # ---- steps of hsim's decoder
@@ -134,7 +132,7 @@ def _checks(target: Target) -> Iterator[Unit]:
     draw = random.Random(served.model.name)  # the same points on every machine, so that errors compare
     for number in range(CHECKS):
         chunks = number % 3
-        decodes = draw.randint(0 if chunks else 1, served.slots - 2)
+        decodes = draw.randint(0 if chunks else 1, max(1, served.slots - 2))
         contexts = [draw.randint(16, served.max_context_tokens - 1) for _ in range(decodes)]
         room = served.max_num_batched_tokens - decodes
         tokens = [draw.randint(2, max(2, room // max(1, chunks))) for _ in range(chunks)]
@@ -235,10 +233,9 @@ def _operation(name: str, units: int, sizes: Sequence[int], workers: int) -> Par
     return {"name": name, "units": units, "size": size, "workers": workers}
 
 
-def _idle(target: Target) -> Iterator[Unit]:
-    if target.metered and target.kind != "cpu":
-        # Before all else: a bare device is one on which nothing has been loaded yet.
-        yield Unit("idle", target.device, {"state": "bare"}, -1, RAMP_S + WINDOW_S)
+def bare_idle(device: str) -> Unit:
+    """The power of a device on which nothing was loaded yet: it must be measured before anything else."""
+    return Unit("idle", device, {"state": "bare"}, -1, RAMP_S + WINDOW_S)
 
 
 def _power(target: Target) -> Iterator[Unit]:

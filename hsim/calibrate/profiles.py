@@ -237,7 +237,7 @@ def _step_work(served: Served, name: str) -> ComposedCosts:
     one = {"value": 1.0, "tier": "assumed", "source": "to count"}
     nothing = one | {"value": 0.0}
     power = dict.fromkeys(("idle_w", "loaded_idle_w", "floor_w", "joules_per_byte", "joules_per_flop"), nothing)
-    power |= {"joules_per_output_token": nothing, "cap_w": one | {"value": 1e300}, name: one}
+    power |= {"joules_per_output_token": nothing, "cap_w": one | {"value": 1e100}, name: one}
     law = {"launch_s": one, "bandwidth_fraction": one, "flops_fraction": one}
     chip = {
         "name": "counter", "kind": "accelerator", "memory_bytes": one, "memory_bytes_per_s": one,
