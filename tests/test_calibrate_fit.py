@@ -9,7 +9,7 @@ from typing import Any
 import calibrated_world as world
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsim.calibrate import fit, profiles
@@ -150,6 +150,7 @@ def test_noisy_points_are_counted_and_do_not_bend_the_law() -> None:
     assert test.p90_error == pytest.approx(0.0, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 10.0), min_size=1, max_size=20))
 def test_rising_never_falls_and_leaves_what_rises_alone(values: list[float]) -> None:
     risen = fit.rising(values)
@@ -158,12 +159,31 @@ def test_rising_never_falls_and_leaves_what_rises_alone(values: list[float]) -> 
     assert fit.rising(sorted(values)) == pytest.approx(sorted(values))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_coefficients_never_go_below_their_least(seed: int) -> None:
     rng = np.random.default_rng(seed)
     columns, seconds = rng.uniform(0, 1, (8, 3)), rng.uniform(0.5, 2, 8)
     least = np.array([0.0, 0.3, 0.1])
     assert (fit.relative_nonnegative(columns, seconds, least) >= least - 1e-12).all()
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 4))
+def test_nonnegative_least_squares_is_scipy_s(seed: int, count: int) -> None:
+    nnls = pytest.importorskip("scipy.optimize").nnls
+    rng = np.random.default_rng(seed)
+    columns, target = rng.normal(size=(9, count)), rng.normal(size=9)
+    assert fit.nonnegative(columns, target) == pytest.approx(nnls(columns, target)[0], abs=1e-9)
+
+
+@settings(deadline=None)
+@given(st.floats(1e-6, 2e-5), st.floats(0.2, 1.0), st.floats(0.2, 1.0))
+def test_the_product_law_is_found_wherever_it_lies(launch_s: float, bandwidth: float, flops: float) -> None:
+    planted = np.array([launch_s, bandwidth, flops])
+    bytes_s, flops_s = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e-7, 1e-2, 8), np.geomspace(1e-7, 1e-2, 8)))
+    seconds = np.array([fit.gemm_seconds(planted, b, f) for b, f in zip(bytes_s, flops_s, strict=True)])
+    assert fit.fit_gemm(bytes_s, flops_s, seconds) == pytest.approx(planted, rel=0.01)
 
 
 # ---- rounds

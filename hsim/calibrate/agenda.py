@@ -71,7 +71,7 @@ def agenda(target: Target) -> list[Unit]:
     parts = beside if target.host_only else (_steps, _gemms, _attention, *beside)
     first = [unit for part in parts for unit in part(target)]
     rounds = [
-        replace(unit, round=number, worth=unit.worth + 2 * (number - 1))
+        replace(unit, round=number, worth=unit.worth + 2 * (number - 1), setup_s=unit.setup_s if number == 1 else 0.0)
         for number in range(1, ROUNDS + 1)
         for unit in first
         if number <= _rounds_of(unit)
@@ -138,7 +138,7 @@ def _checks(target: Target) -> Iterator[Unit]:
         tokens = [draw.randint(2, max(2, room // max(1, chunks))) for _ in range(chunks)]
         history = [draw.choice((0, draw.randint(1, served.max_context_tokens - t))) for t in tokens]
         at = {"contexts": _listed(contexts), "tokens": _listed(tokens), "history": _listed(history)}
-        yield _step(target, 0 if number < FIRST_CHECKS else 1, {"role": "check", **at})
+        yield _step(target, 1 if number < FIRST_CHECKS else 2, {"role": "check", **at})
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -165,10 +165,10 @@ def _gemms(target: Target) -> Iterator[Unit]:
     own = {*served.model.gemms, (served.model.vocabulary, served.model.hidden_size)}
     squares = {(size, size) for size in SQUARES[kind]}
     others = {shape for model in target.shapes for shape in (*model.gemms, (model.vocabulary, model.hidden_size))}
-    few = (ROWS[kind][0], ROWS[kind][3])
+    few, corners = (ROWS[kind][0], ROWS[kind][3]), {min(own), max(own)}
     for precision in sorted(target.precisions, key=lambda p: p != served.precision):
         extra = 0 if precision == served.precision else 1
-        for shapes, worth in ((own, 0), (squares - own, 0), (others - own - squares, 1)):
+        for shapes, worth in ((corners, 0), ((own | squares) - corners, 1), (others - own - squares, 2)):
             for n, k in sorted(shapes):
                 for m in ROWS[kind]:
                     if kind == "cpu" and (2.0 * m * n * k > MOST_CPU_FLOPS or n * k > MOST_CPU_WEIGHTS):
@@ -192,18 +192,18 @@ def _attention(target: Target) -> Iterator[Unit]:
             for context, other in _ladder(CONTEXTS[kind]):
                 at = {"batch": batch, "context": context, **shape}
                 yield Unit("decode-attention", target.device, at, less + max(one, other), KERNEL_S[kind])
-        for tokens in PROMPTS[kind]:
+        for i, tokens in enumerate(PROMPTS[kind]):
             if kind == "cpu" and 4.0 * heads * head_dim * tokens**2 > MOST_CPU_FLOPS:
                 continue
             at = {"tokens": tokens, "heads": heads, "head_dim": head_dim, "dtype": precision}
-            yield Unit("prefill-attention", target.device, at, less, KERNEL_S[kind])
+            yield Unit("prefill-attention", target.device, at, less + i % 2, KERNEL_S[kind])
 
 
 def _movement(target: Target) -> Iterator[Unit]:
     kind = target.kind
-    for n_bytes, worth in _ladder(COPIES_BYTES):
-        yield Unit("memory-copy", target.device, {"bytes": n_bytes}, worth, KERNEL_S[kind])
-    yield Unit("launch", target.device, {}, 0, KERNEL_S[kind])
+    for n_bytes in COPIES_BYTES:
+        yield Unit("memory-copy", target.device, {"bytes": n_bytes}, 1, KERNEL_S[kind])
+    yield Unit("launch", target.device, {}, 1, KERNEL_S[kind])
     if kind != "cpu":
         for memory in ("pinned", "pageable"):
             for direction in ("h2d", "d2h"):
@@ -221,10 +221,10 @@ def _operations(target: Target) -> Iterator[Unit]:
         for units, worth in _ladder(sizes):
             at, first = _operation(name, units, sizes, 1), units == sizes[0]
             setup_s = SETUP_S.get(name, 0.0) if first else 0.0
-            yield Unit("operation", target.device, at, worth, OPERATION_S, setup_s=setup_s)
+            yield Unit("operation", target.device, at, worth + 1, OPERATION_S, setup_s=setup_s)
         for workers in _powers(2, target.cores, 2) if target.cores > 1 else ():
             at = _operation(name, sizes[len(sizes) // 2], sizes, workers)
-            yield Unit("operation", target.device, at, 1, OPERATION_S, setup_s=SETUP_S.get(name, 0.0))
+            yield Unit("operation", target.device, at, 2, OPERATION_S, setup_s=SETUP_S.get(name, 0.0))
 
 
 def _operation(name: str, units: int, sizes: Sequence[int], workers: int) -> Parameters:
@@ -244,7 +244,7 @@ def _power(target: Target) -> Iterator[Unit]:
     served, each_s = target.served, RAMP_S + WINDOW_S
     if target.kind == "cpu":
         for busy, worth in _ladder((0, *_powers(1, target.cores, 2))):
-            yield Unit("cpu-power", target.device, {"busy": busy}, worth, each_s)
+            yield Unit("cpu-power", target.device, {"busy": busy}, worth + 1, each_s)
         return
     yield Unit("idle", target.device, {"state": "loaded"}, 0, each_s)
     named = {"model": served.model.name, "dtype": served.precision}
@@ -252,14 +252,14 @@ def _power(target: Target) -> Iterator[Unit]:
     at: Parameters
     for decodes, worth in _ladder(_powers(1, served.slots, 4)):
         at = {"of": "step", **named, "role": "decode", "decodes": decodes, "context": context}
-        yield Unit("power", target.device, at, worth, each_s)
+        yield Unit("power", target.device, at, worth + 1, each_s)
     at = {"of": "step", **named, "role": "chunk", "tokens": served.max_num_batched_tokens, "history": 0}
-    yield Unit("power", target.device, at, 0, each_s)
+    yield Unit("power", target.device, at, 1, each_s)
     size = SQUARES[target.kind][-1]
-    for m, worth in ((1, 0), (128, 1), (512, 1), (8192, 0)):
+    for m, worth in ((1, 1), (128, 2), (512, 2), (8192, 1)):
         at = {"of": "gemm", "m": m, "n": size, "k": size, "dtype": served.precision}
         yield Unit("power", target.device, at, worth, each_s)
-    yield Unit("power", target.device, {"of": "memory-copy", "bytes": COPIES_BYTES[-1]}, 1, each_s)
+    yield Unit("power", target.device, {"of": "memory-copy", "bytes": COPIES_BYTES[-1]}, 2, each_s)
 
 
 # ---- grids

@@ -33,7 +33,7 @@ from hsim.metrics.result import Result
 from hsim.metrics.summarise import summarise
 
 # What of the budget is kept for fitting, writing and the simulation at the end.
-FINISH_S, FINISH_FRACTION = 15.0, 0.25
+FINISH_S, FINISH_FRACTION = 15.0, 0.15
 SLOWER_THAN_EXPECTED = 1.3  # until units of a kind have shown how long they really take
 CATALOGUE = ("llama-3.1-8b", "llama-3.1-70b")  # models whose shapes kernels are measured at
 SERVED_BY_DEFAULT = {"cpu": ("tiny-12m",), "cuda": ("llama-3.1-8b", "tiny-12m")}  # the first that fits
