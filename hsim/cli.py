@@ -67,16 +67,80 @@ def simulate(
 ) -> None:
     """Predict latency, throughput, joules per task (TST), tokens per watt (TPW), cost and CO2 of a scenario."""
     from hsim.report import result_tables
-    from hsim.runs import result_json, write_atomically
+    from hsim.runs import as_json, write_atomically
     from hsim.runs import simulate as run
 
     result = run(scenario, settings, stepwise)
     if out:
-        write_atomically(out / "result.json", result_json(result))
+        write_atomically(out / "result.json", as_json(result))
     if json:
-        print(result_json(result), end="")
+        print(as_json(result), end="")
     else:
         _print(result_tables(result, explain))
+
+
+Device = Annotated[str, typer.Option(help="Where the decoder runs: cpu or cuda:0.")]
+
+
+@app.command()
+def validate(
+    scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped scenario.")],
+    settings: Settings = [],  # noqa: B006
+    device: Device = "cpu",
+    json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write validation.json into this folder.")] = None,
+) -> None:
+    """Simulate a scenario, run the same tasks live on this machine, and show how far the prediction was off."""
+    from hsim.report import validation_tables
+    from hsim.runs import as_json, write_atomically
+    from hsim.validate import validate as run
+
+    validation = run(scenario, settings, device)
+    if out:
+        write_atomically(out / "validation.json", as_json(validation))
+    if json:
+        print(as_json(validation), end="")
+    else:
+        _print(validation_tables(validation))
+
+
+@app.command()
+def live(
+    scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped scenario.")],
+    settings: Settings = [],  # noqa: B006
+    device: Device = "cpu",
+    sleep: Annotated[bool, typer.Option(help="Sleep for the modelled times instead of doing the work.")] = False,
+) -> None:
+    """Run a scenario's tasks for real on this machine: its own decoder, encoder and tools, on the wall clock."""
+    from hsim.report import live_tables
+    from hsim.validate import live as run
+
+    _print(live_tables(run(scenario, settings, device, sleep)))
+
+
+@app.command()
+def calibrate(
+    device: Annotated[str, typer.Option(help="cpu, cuda:0, or all.")] = "all",
+    budget: Annotated[str, typer.Option(help="How long it may take, such as 9m or 90s.")] = "9m",
+    out: Annotated[Path, typer.Option(help="Where calibration/ and hardware_profiles/ are written.")] = Path(),
+    name: Annotated[str | None, typer.Option(help="What to call it; the machine's name when left out.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model whose decoder steps are tabled.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with what an earlier calibration of that name measured.")] = False,
+) -> None:
+    """Measure this machine's kernels and tools, fit cost and power models, and write them as profiles."""
+    from hsim.calibrate.options import CalibrationOptions
+    from hsim.calibrate.run import calibrate as run
+    from hsim.report import calibration_tables
+    from hsim.units import parse_seconds
+
+    try:
+        budget_s = parse_seconds(budget)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--budget") from None
+    options = CalibrationOptions(device, budget_s, out, name, resume, model)
+    with _Progress() as progress:
+        report = run(options, progress)
+    _print(calibration_tables(report))
 
 
 @app.command()
@@ -87,6 +151,31 @@ def scenarios() -> None:
     for file in sorted(shipped("scenarios").glob("*.yaml")):
         question = file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         print(f"{file.stem:<24} {question}")
+
+
+class _Progress:
+    """A progress bar on stderr for phases that count down a budget."""
+
+    def __enter__(self) -> _Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            TextColumn("{task.fields[left]}  {task.fields[message]}"),
+        )
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task("", total=1.0, left="", message="")
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, phase: str, done_fraction: float, left_s: float, message: str) -> None:
+        left = f"{left_s:4.0f} s left"
+        self._bar.update(self._task, description=phase, completed=done_fraction, left=left, message=message)
 
 
 def _print(tables: RenderableType) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -10,6 +11,11 @@ from rich.text import Text
 
 from hsim.metrics.result import Result, Spread
 from hsim.units import readable, readable_seconds
+
+if TYPE_CHECKING:
+    from hsim.calibrate.options import CalibrationReport
+    from hsim.drivers.live import MeteredJoules
+    from hsim.validate import LiveResult, Validation
 
 LATENCY_NAMES = {
     "ttft": "TTFT, each generate visit",
@@ -29,6 +35,71 @@ def result_tables(result: Result, explain: bool = False) -> RenderableType:
     parts += [Text(f"Warning     {warning}.", style="yellow") for warning in result.warnings]
     parts += [Text(), *_assumptions(result, explain)]
     return Group(*parts)
+
+
+def validation_tables(validation: Validation) -> RenderableType:
+    """Predicted beside measured."""
+    table = _table("", "predicted", "measured", "error")
+    for row in validation.compared:
+        show = readable_seconds if row.unit == "s" else lambda value: f"{value:.4g}/s"
+        error = "–" if row.error_fraction is None else f"{row.error_fraction:+.1%}"
+        table.add_row(row.quantity, show(row.predicted), show(row.measured), error)
+    lines = [
+        f"{Path(validation.scenario).stem}: {validation.tasks:,} tasks simulated, then run live on {validation.device}",
+        f"Calibration  sha256 {validation.calibration_sha256[:16]}, frozen before the live run",
+        *(f"Backend      {note}" for note in validation.notes),
+        *(f"Energy       {_metered(meter)}" for meter in validation.energy),
+    ]
+    if not validation.energy:
+        lines.append("Energy       unavailable: no meter at hand")
+    return Group(*(Text(line) for line in lines), Text(), table)
+
+
+def live_tables(result: LiveResult) -> RenderableType:
+    """What a live run measured."""
+    table = _table("", "measured")
+    for name, (value, unit) in result.measured.items():
+        table.add_row(name, readable_seconds(value) if unit == "s" else f"{value:.4g}/s")
+    lines = [f"{Path(result.scenario).stem}: {result.tasks:,} tasks run live on {result.device}"]
+    lines += [f"Backend      {note}" for note in result.notes]
+    lines += [f"Energy       {_metered(meter)}" for meter in result.energy] or [
+        "Energy       unavailable: no meter at hand"
+    ]
+    return Group(*(Text(line) for line in lines), Text(), table)
+
+
+def calibration_tables(report: CalibrationReport) -> RenderableType:
+    """What a calibration measured, how well its laws hold, and what it left out."""
+    table = _table("Law", "points", "noisy", "median error", "p90 error", "held out by")
+    table.columns[-1].justify = "left"
+    for law in report.laws:
+        errors = [f"{e:.1%}" if e is not None else "–" for e in (law.median_error, law.p90_error)]
+        table.add_row(law.name, str(law.points), str(law.noisy), *errors, law.method)
+    resumed = f", {report.resumed} taken from before" if report.resumed else ""
+    parts: list[RenderableType] = [
+        Text(f"Calibration {report.name}: {report.measured} points in {readable_seconds(report.seconds)}{resumed}")
+    ]
+    parts += [Text(), table, Text()]
+    said = [f"Unavailable {what}: {why}" for what, why in report.unavailable.items()]
+    said += [f"Failed      {what}: {why}" for what, why in report.failed.items()]
+    said += [f"Warning     {warning}" for warning in report.warnings]
+    if report.left_out:
+        said.append(f"Left out    for want of time: {', '.join(report.left_out)}")
+    said += [f"Wrote       {file}" for file in report.files]
+    parts += [Text(line) for line in said]
+    if report.simulated:
+        parts += [
+            Text(),
+            Text(f"{report.scenario}, simulated from these profiles:"),
+            Text(),
+            _latency_table(report.simulated),
+        ]
+    return Group(*parts)
+
+
+def _metered(meter: MeteredJoules) -> str:
+    counted = readable(meter.joules, "J") if meter.joules is not None else f"unavailable: {meter.unavailable}"
+    return f"{meter.meter} ({meter.boundary}): {counted}"
 
 
 def _table(*columns: str, title: str = "") -> Table:

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 from hsim.description.scenario import load
 from hsim.description.system import resolve
@@ -45,6 +46,14 @@ def write_atomically(file: Path, text: str) -> None:
         raise ResultError(f"{file}: cannot be written ({error.strerror or error}); choose another --out") from None
 
 
-def result_json(result: Result) -> str:
+class Record(Protocol):
+    """Something to be written as JSON."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready data."""
+        ...
+
+
+def as_json(result: Record) -> str:
     """A result as JSON text."""
     return json.dumps(result.as_dict(), indent=2, allow_nan=False) + "\n"

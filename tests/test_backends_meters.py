@@ -134,7 +134,6 @@ def test_without_a_counter_power_is_integrated(nvml):
     assert meter.name == "gpu 0, power sampled"
     assert threading.active_count() >= before + 1
     assert meter.joules() >= 0
-    nvml.power_mw = None  # as a driver that goes away in mid-run; uiVal is then no number
     nvml.broken |= {"nvmlDeviceGetFieldValues": 9, "nvmlDeviceGetPowerUsage": 9}
     assert meter.joules() is None
     assert "neither its energy nor its power" in meter.unavailable_reason
@@ -247,7 +246,9 @@ def sysfs(tmp_path):
 
 
 def set_energy(sysfs, zone, microjoules):
-    (sysfs / zone / "energy_uj").write_text(f"{microjoules}\n")
+    new = sysfs / "new"  # put in place at once: the meter's own thread reads it all the time
+    new.write_text(f"{microjoules}\n")
+    new.replace(sysfs / zone / "energy_uj")
 
 
 def test_rapl_counts_packages_and_dram_once_and_comes_round(sysfs):
@@ -261,6 +262,9 @@ def test_rapl_counts_packages_and_dram_once_and_comes_round(sysfs):
     set_energy(sysfs, "intel-rapl:0", 500_000)  # round once: 1 J up to 10 J, then 0.5 J
     assert package.joules() == pytest.approx(9.5)
     assert dram.joules() == 0
+    set_energy(sysfs, "intel-rapl:0", "")
+    assert package.joules() is None
+    assert "no whole number of microjoules" in package.unavailable_reason
     package.close()
     dram.close()
 

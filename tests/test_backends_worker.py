@@ -60,6 +60,13 @@ def wait_for_end(pid):
     return False
 
 
+@pytest.fixture(scope="module")
+def lasting():
+    """One worker for the tests that leave it as it was: starting a process is most of what these tests take."""
+    with Worker(Puppet(), WorkerSettings("puppet", threads=3, answer_timeout_s=30)) as worker:
+        yield worker
+
+
 @pytest.fixture
 def worker():
     with Worker(Puppet(), WorkerSettings("puppet", threads=3, answer_timeout_s=30)) as worker:
@@ -69,43 +76,43 @@ def worker():
     assert not alive(pid)
 
 
-def test_answers_come_with_times_on_the_parents_own_clock(worker):
+def test_answers_come_with_times_on_the_parents_own_clock(lasting):
     before_s = time.monotonic()
-    done = worker.call(("sleep", 0.05))
+    done = lasting.call(("sleep", 0.05))
     after_s = time.monotonic()
     assert before_s < done.start_s < done.end_s < after_s
     assert done.end_s - done.start_s >= 0.05
     assert done.value == 0.05
 
 
-def test_the_loop_can_wait_on_connections(worker):
-    worker.send(("say", 7))
-    assert multiprocessing.connection.wait([worker.connection], timeout=30) == [worker.connection]
-    assert worker.answer().value == 7
+def test_the_loop_can_wait_on_connections(lasting):
+    lasting.send(("say", 7))
+    assert multiprocessing.connection.wait([lasting.connection], timeout=30) == [lasting.connection]
+    assert lasting.answer().value == 7
 
 
-def test_threads_reach_libraries_through_the_environment_and_leave_no_trace_here(worker):
-    assert worker.call(("environment", "OMP_NUM_THREADS")).value == "3"
-    assert worker.call(("environment", "OMP_WAIT_POLICY")).value == "passive"
+def test_threads_reach_libraries_through_the_environment_and_leave_no_trace_here(lasting):
+    assert lasting.call(("environment", "OMP_NUM_THREADS")).value == "3"
+    assert lasting.call(("environment", "OMP_WAIT_POLICY")).value == "passive"
     assert os.environ.get("OMP_NUM_THREADS") != "3"
 
 
-def test_an_error_is_told_and_the_worker_goes_on(worker):
+def test_an_error_is_told_and_the_worker_goes_on(lasting):
     with pytest.raises(BackendError, match=r"worker puppet: failed with KeyError: 'no such key'") as caught:
-        worker.call(("raise", KeyError("no such key")))
+        lasting.call(("raise", KeyError("no such key")))
     assert "in act" in "".join(caught.value.__notes__)
     with pytest.raises(BackendError) as caught:
-        worker.call(("raise", BackendError("slot 3", "is full", "use another")))
+        lasting.call(("raise", BackendError("slot 3", "is full", "use another")))
     assert str(caught.value) == "worker puppet: slot 3: is full; use another"
-    assert worker.call(("say", "still here")).value == "still here"
+    assert lasting.call(("say", "still here")).value == "still here"
 
 
 @pytest.mark.parametrize(
     "error", [MemoryError("no room"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 TB")]
 )
-def test_out_of_memory_is_called_so(worker, error):
+def test_out_of_memory_is_called_so(lasting, error):
     with pytest.raises(BackendError, match=r"out of memory .*; use fewer slots"):
-        worker.call(("raise", error))
+        lasting.call(("raise", error))
 
 
 def test_a_killed_worker_is_an_error_at_once_and_ever_after(worker):
@@ -196,12 +203,19 @@ def test_workers_end_with_their_parent_idle_or_at_work(tmp_path, ending):
     script.write_text(PARENT.format(tests=str(Path(__file__).parent), ending=ending))
     parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     pids = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(pids) == 2
-    if "sleep" in ending:
-        assert all(alive(pid) for pid in pids)
+    try:
+        assert len(pids) == 2
+        if "sleep" in ending:
+            assert all(alive(pid) for pid in pids)
+            parent.kill()
+        parent.wait()
+        assert all(wait_for_end(pid) for pid in pids)
+    finally:
         parent.kill()
-    parent.communicate()
-    assert all(wait_for_end(pid) for pid in pids)
+        parent.stdout.close()
+        for pid in pids:
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_one_core_is_kept_for_the_loop_where_there_are_more_than_two(monkeypatch):

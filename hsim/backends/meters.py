@@ -223,13 +223,20 @@ def rapl_meters(root: Path = POWERCAP) -> list[Meter]:
 
 def _rapl_meter(zone: Path, name: str, boundary: str) -> Meter:
     def read_j() -> float:
-        return int(_read(zone / "energy_uj")) / 1e6
+        return _joules_in(zone / "energy_uj")
 
     try:
-        wraps_at_j = int(_read(zone / "max_energy_range_uj")) / 1e6
+        wraps_at_j = _joules_in(zone / "max_energy_range_uj")
         return Counter(name, boundary, read_j, wraps_at_j, sample_s=wraps_at_j / _MOST_SOCKET_W / 2)
     except BackendError as error:
         return Unavailable(name, boundary, str(error))
+
+
+def _joules_in(file: Path) -> float:
+    text = _read(file)
+    if not text.isdigit():
+        raise BackendError(str(file), f"holds {text!r}, which is no whole number of microjoules")
+    return int(text) / 1e6
 
 
 def _read(file: Path) -> str:

@@ -160,11 +160,16 @@ def step_parts(at: Parameters) -> tuple[list[int], list[tuple[int, int]]]:
 # ---- kernels
 
 
+def _products(model: ModelArchitecture) -> list[tuple[int, int]]:
+    """(outputs, inputs) of a model's matrix products."""
+    return [(product.outputs, product.inputs) for product in model.products]
+
+
 def _gemms(target: Target) -> Iterator[Unit]:
     served, kind = target.served, target.kind
-    own = {*served.model.gemms, (served.model.vocabulary, served.model.hidden_size)}
+    own = {*_products(served.model), (served.model.vocabulary, served.model.hidden_size)}
     squares = {(size, size) for size in SQUARES[kind]}
-    others = {shape for model in target.shapes for shape in (*model.gemms, (model.vocabulary, model.hidden_size))}
+    others = {shape for model in target.shapes for shape in (*_products(model), (model.vocabulary, model.hidden_size))}
     few, corners = (ROWS[kind][0], ROWS[kind][3]), {min(own), max(own)}
     for precision in sorted(target.precisions, key=lambda p: p != served.precision):
         extra = 0 if precision == served.precision else 1

@@ -21,6 +21,7 @@ from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, working
 from hsim.description.hardware import AcceleratorProfile, EngineProfile, Precision, StepTable
 from hsim.description.system import Figures
 from hsim.description.yamlfile import Document, validated
+from hsim.units import GB
 
 Profile = dict[str, Any]
 LARGE_BYTES = 1 << 24  # a copy this large does not fit beside its source in a core's own cache
@@ -307,7 +308,7 @@ def engine(points: Sequence[Point], target: Target, chip: Profile, cores: int, f
         findings.unknown(f"{name} {n}", test.method) for n in _HOST[:2]
     ]  # fmt: skip
     on_cpu = target.kind == "cpu"
-    reserved = known(1e9, "assumed", "torch itself and what its kernels put aside while they run")
+    reserved = known(GB, "assumed", "torch itself and what its kernels put aside while they run")
     replica = known(
         cores, "assumed", "the cores that the decoder runs on" if on_cpu else "one process launches all kernels"
     )

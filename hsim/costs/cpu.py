@@ -12,6 +12,7 @@ from hsim.description.system import Figures, Tier
 class OperationCost:
     """base_s + per_unit_s * units + per_unit_squared_s * units^2 seconds of one core."""
 
+    operation: str
     base_s: float
     per_unit_s: float = 0.0
     per_unit_squared_s: float = 0.0
@@ -28,7 +29,7 @@ def operation_cost(cpu: CpuProfile, operation: str, figures: Figures) -> Operati
     def of(name: str) -> float:
         return figures.value(cpu, f"operations.{operation}.{name}") if getattr(described, name) else 0.0
 
-    return OperationCost(of("base_s"), of("per_unit_s"), of("per_unit_squared_s"))
+    return OperationCost(operation, of("base_s"), of("per_unit_s"), of("per_unit_squared_s"))
 
 
 @dataclass(frozen=True, slots=True)

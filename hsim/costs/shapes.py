@@ -15,6 +15,11 @@ class StepShape:
     chunks of `chunks` sequences that add `chunk_tokens` between them, read `chunk_context_tokens` (their own
     included) and attend `pairs` (query, key) pairs. From one such step to the next, context grows by `decodes`, the
     chunks' by `chunk_tokens`, and pairs by `pairs_growth`.
+
+    For a model some of whose layers see only a window of W tokens: `window_context_tokens` is the sum over the decoding
+    sequences of min(context, W); `window_growing` of them are still below W, and that holds for `window_steps` steps
+    (min over those of W - context). `window_pairs` are the pairs that chunks attend within the window. A step that leaves
+    these at -1 has them derived from the mean context, which is exact for equal sequences.
     """
 
     decodes: int
@@ -24,6 +29,10 @@ class StepShape:
     chunk_context_tokens: int = 0
     pairs: int = 0
     pairs_growth: int = 0
+    window_context_tokens: int = -1
+    window_growing: int = 0
+    window_steps: float = math.inf
+    window_pairs: int = -1
 
     @property
     def sequences(self) -> int:
@@ -64,9 +73,11 @@ class Segment:
         """
         half = 0.5 * self.seconds_growth
         linear, elapsed_s = self.seconds - half, now_s - start_s
-        # The stable root of half k^2 + linear k = elapsed, then corrected against the very expression of a boundary.
+        # The root of half k^2 + linear k = elapsed, in the form that does not cancel for the sign of linear (which is
+        # negative where the second step takes over three times the first), then corrected against the very expression
+        # of a boundary.
         root = math.sqrt(max(0.0, linear * linear + 4.0 * half * elapsed_s))
-        steps = max(0, int(2.0 * elapsed_s / (linear + root)))
+        steps = max(0, int(2.0 * elapsed_s / (linear + root) if linear > 0 else (root - linear) / (2.0 * half)))
         while start_s + self.seconds_of(steps + 1) <= now_s:
             steps += 1
         while steps and start_s + self.seconds_of(steps) > now_s:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from hsim.description.hardware import PROFILE_KINDS, Profile, ToolCatalogue
-from hsim.description.model import ModelArchitecture, from_hugging_face
+from hsim.description.huggingface import from_hugging_face
+from hsim.description.model import ModelArchitecture
 from hsim.description.yamlfile import Document, did_you_mean, read_document, validated
 from hsim.errors import DescriptionError
 

@@ -10,7 +10,9 @@ from hsim.description.model import ModelArchitecture
 from hsim.description.quantities import Distribution, Figure
 from hsim.description.yamlfile import Strict
 
-Precision = Literal["bf16", "fp16", "fp32", "fp8"]
+# What weights are kept in. fp8_block has a scale for each block of weights; mxfp4 is for the weights of experts alone,
+# and they are computed with in bf16 where the chip has no fp4.
+Precision = Literal["bf16", "fp16", "fp32", "fp8", "fp8_block", "mxfp4"]
 
 
 class Profile(Strict):
@@ -49,27 +51,72 @@ class CpuProfile(Profile):
 
 
 class GemmLaw(Strict):
-    """One matrix product: launch_s + ((bytes/(bandwidth_fraction BW))^4 + (flops/(flops_fraction peak))^4)^(1/4)."""
+    """One product of m x k activations with n x k weights.
+
+    launch_s + per_depth_s k + per_activation_s m k (quantising them)
+    + ((bytes/(bandwidth_fraction BW))^sharpness + (flops/(flops_fraction peak))^sharpness)^(1/sharpness).
+    """
 
     launch_s: Figure
     bandwidth_fraction: Figure
     flops_fraction: Figure
+    per_depth_s: Figure | None = None
+    per_activation_s: Figure | None = None
+    sharpness: Figure | None = None
+
+
+class ExpertsLaw(Strict):
+    """All routed experts of one layer for m tokens, of which each goes to per_token of E experts.
+
+    launch_s + per_expert_s touched + per_element_s m per_token hidden + the two-sided form of GemmLaw, where bytes are the
+    weights of the touched = E (1 - (1 - per_token/E)^(imbalance m)) experts, and FLOPs are those of m per_token +
+    padding_tokens touched rows.
+    """
+
+    launch_s: Figure
+    bandwidth_fraction: Figure
+    flops_fraction: Figure
+    per_expert_s: Figure
+    per_element_s: Figure
+    padding_tokens: Figure
+    imbalance: Figure
+    sharpness: Figure
 
 
 class DecodeAttentionLaw(Strict):
-    """One decode-attention kernel: launch + B (heads head_dim per_element_s + per_sequence_s) + KV/(fraction BW)."""
+    """One decode-attention kernel of B sequences.
+
+    launch + B (heads head_dim per_element_s + kv_heads per_kv_head_s + per_sequence_s) + KV/(bandwidth_fraction BW).
+    Latent attention reads one vector for all heads and is bound by FLOPs where flops_fraction peak is the slower.
+    """
 
     launch_s: Figure
     per_element_s: Figure
     per_sequence_s: Figure
     bandwidth_fraction: Figure
+    per_kv_head_s: Figure | None = None
+    flops_fraction: Figure | None = None
 
 
 class PrefillAttentionLaw(Strict):
-    """One prefill-attention kernel: launch + flops/(fraction peak) + tokens heads head_dim per_element_s."""
+    """One prefill-attention kernel of chunks that attend so many (query, key) pairs.
+
+    launch + pairs heads (4 head_dim/(flops_fraction peak) + per_pair_s) + tokens heads head_dim per_element_s
+    + KV/(bandwidth_fraction BW of decode) + mean context of a chunk per_depth_s.
+    """
 
     launch_s: Figure
     flops_fraction: Figure
+    per_element_s: Figure
+    per_pair_s: Figure | None = None
+    per_depth_s: Figure | None = None
+
+
+class StateLaw(Strict):
+    """The kernels of one state layer: launch + B state bytes read and written / (bandwidth_fraction BW)."""
+
+    launch_s: Figure
+    bandwidth_fraction: Figure
     per_element_s: Figure
 
 
@@ -81,18 +128,32 @@ class AllReduceLaw(Strict):
     bytes_per_s: Figure
 
 
+class AllToAllLaw(Strict):
+    """One all-to-all over n devices: launch + (n-1)/n bytes/bytes_per_s, bytes being what one device sends."""
+
+    launch_s: Figure
+    bytes_per_s: Figure
+
+
 class Kernels(Strict):
-    """How fast the kernels of one accelerator really are."""
+    """How fast the kernels of one accelerator really are. What is left out cannot be run: no experts, no peers ..."""
 
     overlap_factor: Figure
     gemm: dict[Precision, GemmLaw]
     decode_attention: DecodeAttentionLaw
     prefill_attention: PrefillAttentionLaw
+    experts: dict[Precision, ExpertsLaw] = {}
+    state: StateLaw | None = None
     all_reduce: AllReduceLaw | None = None
+    all_to_all: AllToAllLaw | None = None
 
 
 class AcceleratorPower(Strict):
-    """Watts of one accelerator. While busy: floor_w plus joules per byte, FLOP and output token, capped at cap_w."""
+    """Watts of one accelerator. While busy: floor_w plus joules per byte, FLOP and output token, capped at cap_w.
+
+    `joules_per_unpacked_byte` comes on top for weights that must be unpacked before they are computed with: mxfp4 where
+    the chip has no fp4.
+    """
 
     idle_w: Figure
     loaded_idle_w: Figure
@@ -101,6 +162,7 @@ class AcceleratorPower(Strict):
     joules_per_byte: Figure
     joules_per_flop: Figure
     joules_per_output_token: Figure
+    joules_per_unpacked_byte: Figure | None = None
 
 
 class AcceleratorProfile(Profile):
@@ -151,7 +213,10 @@ class LinkProfile(Profile):
 class EngineProfile(Profile):
     """A serving engine: its defaults, and the host time that it adds to every step.
 
-    `step_tables` names profiles of measured steps; one that is of a run's chip, model and precision is used for it.
+    A step adds host_s_per_step + host_s_per_layer layers + host_s_per_sequence B, and where a model's experts take a code
+    path of their own, host_s_per_expert_layer[path] for each such layer. Steps of more than graph_tokens new tokens are
+    launched kernel by kernel: they take eager_s_per_layer a layer at least. `measured_paths` are those for which the
+    figures were fitted; a model that takes another is predicted with low confidence, and says so. `step_tables` names profiles of measured steps; one that is of a run's chip, model and precision is used for it.
     """
 
     kind: Literal["engine"]
@@ -163,6 +228,11 @@ class EngineProfile(Profile):
     defaults_source: str
     host_s_per_layer: Figure
     host_s_per_sequence: Figure
+    host_s_per_step: Figure | None = None
+    host_s_per_expert_layer: dict[str, Figure] = {}
+    graph_tokens: PositiveInt | None = None
+    eager_s_per_layer: Figure | None = None
+    measured_paths: tuple[str, ...] = ()
     reserved_bytes: Figure
     host_cores_per_replica: Figure
     host_cores_per_accelerator: Figure

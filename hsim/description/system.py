@@ -153,6 +153,28 @@ class System:
         """Pools on accelerators, by name."""
         return {n: self._filled(n, p) for n, p in self.scenario.pools.items() if isinstance(p, EnginePool)}
 
+    def placements(self) -> dict[str, tuple[int, ...]]:
+        """The server on which each replica of each engine pool stands, servers filled one after another.
+
+        Raises DescriptionError where a tier has too few accelerators.
+        """
+        free = {tier.name: [tier.accelerators_per_server] * tier.count for tier in self.tiers.values()}
+        placed: dict[str, tuple[int, ...]] = {}
+        for name, pool in self.engine_pools().items():
+            left = free[self.tier_of(name).name]
+            servers: list[int] = []
+            for _ in range(pool.replicas):
+                server = next((i for i, count in enumerate(left) if count >= pool.tensor_parallel), None)
+                if server is None:
+                    at = self.document.where(("pools", name, "replicas"))
+                    what = f"{pool.replicas} replicas of {pool.tensor_parallel} accelerators do not fit on tier {self.tier_of(name).name!r}"
+                    more = " beside the pools before it; say how many replicas each pool has" if placed else ""
+                    raise DescriptionError(at, what, f"{len(servers)} fit{more}")
+                left[server] -= pool.tensor_parallel
+                servers.append(server)
+            placed[name] = tuple(servers)
+        return placed
+
     def _filled(self, name: str, pool: EnginePool) -> FilledPool:
         engine, tier = self.engines[name], self.tier_of(name)
         fitting = tier.count * (tier.accelerators_per_server // pool.tensor_parallel)
@@ -257,32 +279,19 @@ def _check_operation(system: System, operation: str, pool: str, where: str) -> N
 
 
 def _check_fit_on_servers(system: System) -> None:
-    taken: dict[str, int] = {}
     for name, pool in system.engine_pools().items():
         tier, at = system.tier_of(name), system.document.where(("pools", name, "tensor_parallel"))
         if tier.chip is None:
             at = system.document.where(("pools", name, "runs_on"))
-            raise DescriptionError(
-                at, f"the server {tier.server.name!r} has no accelerator", "run it on a tier that has"
-            )
+            what = f"the server {tier.server.name!r} has no accelerator"
+            raise DescriptionError(at, what, "run it on a tier that has")
         if pool.tensor_parallel > tier.accelerators_per_server:
             what = f"{pool.tensor_parallel} accelerators do not fit in a {tier.server.name} with {tier.accelerators_per_server}"
             raise DescriptionError(at, what, f"use at most {tier.accelerators_per_server}")
         if system.model.kv_heads % pool.tensor_parallel and pool.tensor_parallel % system.model.kv_heads:
-            raise DescriptionError(
-                at,
-                f"{pool.tensor_parallel} does not divide the model's {system.model.kv_heads} KV heads",
-                "use 1, 2, 4 or 8",
-            )
-        taken[tier.name] = taken.get(tier.name, 0) + pool.replicas
-        fits = tier.count * (tier.accelerators_per_server // pool.tensor_parallel)
-        if taken[tier.name] > fits or pool.replicas < 1:
-            at = system.document.where(("pools", name, "replicas"))
-            raise DescriptionError(
-                at,
-                f"{pool.replicas} replicas of {pool.tensor_parallel} accelerators do not fit on tier {tier.name!r}",
-                f"at most {fits} fit in all",
-            )
+            what = f"{pool.tensor_parallel} does not divide the model's {system.model.kv_heads} KV heads"
+            raise DescriptionError(at, what, "use 1, 2, 4 or 8")
+    system.placements()
 
 
 def _check_links(system: System) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Protocol
 
 
 class Clock(Protocol):
@@ -15,8 +16,8 @@ class Clock(Protocol):
         """Seconds since the clock was made."""
         ...
 
-    def wait(self, until_s: float, finished: SimpleQueue[Any]) -> Any:
-        """Wait until an instant or until something is finished, whichever comes first; return that, or None."""
+    def wait(self, until_s: float, awaited: Sequence[Connection]) -> list[Connection]:
+        """Wait until an instant or until an answer can be read, whichever comes first; return what can be read."""
         ...
 
 
@@ -30,13 +31,14 @@ class WallClock:
         """See Clock."""
         return time.monotonic() - self._start_s
 
-    def wait(self, until_s: float, finished: SimpleQueue[Any]) -> Any:
+    def wait(self, until_s: float, awaited: Sequence[Connection]) -> list[Connection]:
         """See Clock."""
-        left_s = until_s - self.now_s()
-        try:
-            return finished.get(timeout=None if math.isinf(left_s) else max(0.0, left_s))
-        except Empty:
-            return None
+        left_s = None if math.isinf(until_s) else max(0.0, until_s - self.now_s())
+        if awaited:
+            return [ready for ready in wait(list(awaited), left_s) if isinstance(ready, Connection)]
+        assert left_s is not None, "nothing is awaited"
+        time.sleep(left_s)
+        return []
 
 
 class ManualClock:
@@ -49,6 +51,7 @@ class ManualClock:
         """See Clock."""
         return self._now_s
 
-    def wait(self, until_s: float, finished: SimpleQueue[Any]) -> Any:
-        """See Clock. Work done by threads has no place on this clock."""
+    def wait(self, until_s: float, awaited: Sequence[Connection]) -> list[Connection]:
+        """See Clock. Work done by others has no place on this clock."""
         self._now_s = until_s
+        return []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, working_precision
+from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, check_runs, working_precision
 from hsim.costs.cpu import HostPower, OperationCost, host_power, operation_cost
 from hsim.costs.measured import MeasuredCosts
 from hsim.costs.memory import kv_capacity_tokens
@@ -44,6 +44,7 @@ def prepare(system: System) -> Prepared:
     """Work out all costs and draw all tasks. Raises DescriptionError for what cannot run."""
     figures, scenario = system.figures, system.scenario
     replicas = {name: _replica(system, name, pool) for name, pool in system.engine_pools().items()}
+    _check_engine_cores(system, replicas)
     drawn = draw_tasks(scenario.workload, system.tools, scenario.seed, Path(system.document.file).parent)
     for pool in filter(None, (scenario.stages.generate, scenario.stages.prefill)):
         capacity = replicas[pool].kv_blocks * replicas[pool].pool.block_tokens
@@ -83,15 +84,8 @@ def _kv_bytes_per_token(system: System) -> float:
 def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
     tier, engine, figures = system.tier_of(name), system.engines[name], system.figures
     assert tier.chip is not None
-    if pool.precision not in tier.chip.peak_flops_per_s or pool.precision not in tier.chip.kernels.gemm:
-        at = system.document.where(("pools", name, "precision"))
-        raise DescriptionError(
-            at, f"{tier.chip.name} has no figures for {pool.precision}", f"it has {', '.join(tier.chip.kernels.gemm)}"
-        )
-    if pool.tensor_parallel > 1 and tier.chip.kernels.all_reduce is None:
-        at = system.document.where(("pools", name, "tensor_parallel"))
-        raise DescriptionError(at, f"{tier.chip.name} has no all-reduce figures", "use tensor_parallel 1")
     placement = Placement(system.model, tier.chip, engine, pool.tensor_parallel, pool.precision)
+    check_runs(placement, system.document.where(("pools", name, "precision")))
     at = system.document.where(("pools", name))
     host_cores = figures.value(engine, "host_cores_per_replica")
     host_cores += pool.tensor_parallel * figures.value(engine, "host_cores_per_accelerator")
@@ -115,15 +109,24 @@ def _step_costs(system: System, name: str, placement: Placement) -> StepCosts:
     return MeasuredCosts(table, composed)
 
 
-def replicas_per_server(pool: FilledPool, tier: Tier) -> int:
-    """How many replicas of a pool a server of its tier holds; the first servers are filled first."""
-    return tier.accelerators_per_server // pool.tensor_parallel
-
-
 def _engine_cores(tier: Tier, system: System, replicas: dict[str, ReplicaSpec]) -> int:
-    """Cores of a server that engines keep for themselves, at most."""
-    mine = [spec for name, spec in replicas.items() if system.tier_of(name) is tier]
-    return sum(replicas_per_server(spec.pool, tier) * spec.host_cores for spec in mine)
+    """Cores that engines keep for themselves on the server of a tier on which they keep most."""
+    kept = [0] * tier.count
+    for name, servers in system.placements().items():
+        if system.tier_of(name) is tier:
+            for server in servers:
+                kept[server] += replicas[name].host_cores
+    return max(kept)
+
+
+def _check_engine_cores(system: System, replicas: dict[str, ReplicaSpec]) -> None:
+    for name in replicas:
+        tier = system.tier_of(name)
+        reserved = _engine_cores(tier, system, replicas)
+        if reserved > tier.cores_per_server:
+            at = system.document.where(("pools", name))
+            what = f"engines keep {reserved} cores of a {tier.server.name}, which has {tier.cores_per_server}"
+            raise DescriptionError(at, what, "use fewer replicas, or a server with more cores")
 
 
 def _cores(system: System, name: str, replicas: dict[str, ReplicaSpec]) -> int:

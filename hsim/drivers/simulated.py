@@ -6,7 +6,8 @@ import gc
 from functools import partial
 from typing import Any
 
-from hsim.drivers.prepared import Prepared, replicas_per_server
+from hsim.costs.cpu import OperationCost
+from hsim.drivers.prepared import Prepared
 from hsim.engine.cores import Cores, Host
 from hsim.engine.environment import EngineEnvironment
 from hsim.engine.executor import Executor, ModelledTime
@@ -50,14 +51,18 @@ def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Execut
     return Pipeline(
         pools={stage: pools[name] for stage, name in serving.items() if name},
         links=_links(env, log, prepared),
-        understand={name: OperationTime(cost.seconds, cost.base_s) for name, cost in prepared.understand.items()},
-        tools={name: OperationTime(cost.seconds, cost.base_s) for name, cost in prepared.tools.items()},
+        understand={name: _timed(cost) for name, cost in prepared.understand.items()},
+        tools={name: _timed(cost) for name, cost in prepared.tools.items()},
         tool_units={name: prepared.system.tools[name].units for name in prepared.tools},
         bytes_per_message=payload.bytes_per_message,
         bytes_per_token=payload.bytes_per_token,
         kv_bytes_per_token=prepared.kv_bytes_per_token,
         prefix_caching=any(spec.pool.prefix_caching for spec in prepared.replicas.values()),
     )
+
+
+def _timed(cost: OperationCost) -> OperationTime:
+    return OperationTime(cost.operation, cost.seconds, cost.base_s)
 
 
 def _links(env: EngineEnvironment, log: Log, prepared: Prepared) -> dict[tuple[str, str], Send]:
@@ -93,11 +98,9 @@ def _engine_pool(
     env: EngineEnvironment, log: Log, prepared: Prepared, name: str, hosts: list[Host], executor: Executor
 ) -> Pool[Prompt]:
     spec, tier = prepared.replicas[name], prepared.system.tier_of(name)
-    per_server = replicas_per_server(spec.pool, tier)
     replicas = []
-    for number in range(spec.pool.replicas):
-        host = hosts[number // per_server]
-        replicas.append(Replica(env, log, len(log.accelerators), spec, host, executor))
+    for number, server in enumerate(prepared.system.placements()[name]):
+        replicas.append(Replica(env, log, len(log.accelerators), spec, hosts[server], executor))
         log.accelerators.append(Device(f"{name}/{number}", tier.name, spec.idle_w))
     assert tier.chip is not None
     what = f"{len(replicas)} x {spec.pool.tensor_parallel} {tier.chip.name}"

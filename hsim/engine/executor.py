@@ -23,6 +23,9 @@ class Executor(Protocol):
     stepwise: bool
     """Whether steps are taken one at a time."""
 
+    real: bool
+    """Whether work takes the time it takes: then each step is planned anew from when the last one ended."""
+
     def job(self, job: Job, seconds: float, host: Host, done: Done) -> None:
         """Carry out a job (the first of its batch) on a core of a host; modelled to take so many seconds alone."""
         ...
@@ -36,7 +39,7 @@ class ModelledTime:
     """Lets the modelled time pass: simulated runs on a simulated clock, and sleeping ones on the wall clock."""
 
     def __init__(self, env: EngineEnvironment, stepwise: bool = False) -> None:
-        self.env, self.stepwise = env, stepwise
+        self.env, self.stepwise, self.real = env, stepwise, False
 
     def job(self, job: Job, seconds: float, host: Host, done: Done) -> None:
         """See Executor."""

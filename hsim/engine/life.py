@@ -23,8 +23,9 @@ Send = Callable[[int, float], Event]
 
 @dataclass(frozen=True)
 class OperationTime:
-    """Seconds of a CPU operation: all of it, and the part that a batch pays once."""
+    """A CPU operation: its name, its seconds by units, and the part of them that a batch pays once."""
 
+    name: str
     seconds: Callable[[float], float]
     base_s: float
 
@@ -127,12 +128,12 @@ def visits_of(env: EngineEnvironment, pipeline: Pipeline, task: Task) -> Iterato
     carried_tokens = task.understand_tokens
     if task.understand_tokens:
         job = Job(task.id, 0, Stage.UNDERSTAND, task.understand_tokens, Event(env))
-        _cost(job, task.class_name, pipeline.understand[task.class_name], task.understand_tokens)
+        _cost(job, pipeline.understand[task.class_name], task.understand_tokens)
         yield job
     for number, this in enumerate(task.rounds):
         if this.call:
             job = Job(task.id, number, Stage.TOOL, carried_tokens, Event(env))
-            _cost(job, this.call.tool, pipeline.tools[this.call.tool], pipeline.tool_units[this.call.tool])
+            _cost(job, pipeline.tools[this.call.tool], pipeline.tool_units[this.call.tool])
             job.outside_wait_s = this.call.outside_wait_s
             job.payload_bytes = _payload(pipeline, carried_tokens)
             yield job
@@ -140,8 +141,8 @@ def visits_of(env: EngineEnvironment, pipeline: Pipeline, task: Task) -> Iterato
         carried_tokens = this.output_tokens
 
 
-def _cost(job: Job, operation: str, time: OperationTime, units: float) -> None:
-    job.operation, job.seconds, job.base_s = operation, time.seconds(units), time.base_s
+def _cost(job: Job, time: OperationTime, units: float) -> None:
+    job.operation, job.units, job.seconds, job.base_s = time.name, units, time.seconds(units), time.base_s
 
 
 def _payload(pipeline: Pipeline, tokens: int) -> float:

@@ -116,6 +116,16 @@ class Replica:
         self.kv.release(prompt, prompt.input_tokens)
         self._attend(joined=bool(self.waiting))
 
+    def batch(self) -> Iterator[tuple[Prompt, int, int]]:
+        """The sequences of the step under way, each with the position of its first new token and how many there are."""
+        assert self._run is not None
+        for prompt in self.running:
+            if prompt.decoding:
+                yield prompt, prompt.prefill_tokens + self._step - prompt.first_step, 1
+        for prompt, chunk in zip(self.prefilling, self._run.chunks, strict=True):
+            if chunk:
+                yield prompt, prompt.prefill_tokens - prompt.prompt_left, chunk
+
     def _attend(self, joined: bool) -> None:
         """Somebody may be able to join: start if idle, else plan anew at the next boundary if that could change it."""
         if self._run is None:
@@ -152,7 +162,7 @@ class Replica:
         steps = min(plan.steps, segment.valid_steps)
         if self._decodes:
             steps = min(steps, self._first_finish() - self._step)
-        self._run = run = Run(segment, shape, now, int(steps), chunks)
+        self._run = run = Run(segment, shape, now, 1 if self.executor.real else int(steps), chunks)
         run.steps = self._affordable(run)
         if chunks:
             run.marks = self._shares.marks()

@@ -64,18 +64,17 @@ class Visit:
 
 
 class Job(Visit):
-    """A visit to a core: `seconds` of an operation, of which `base_s` is paid once in a batch of like jobs.
+    """A visit to a core: `units` of an operation take `seconds`, of which a batch of like jobs pays `base_s` once.
 
     Then perhaps a wait outside, which holds no core.
     """
 
-    __slots__ = ("base_s", "batch", "joules_mark", "operation", "outside_wait_s", "seconds", "work_end")
+    __slots__ = ("base_s", "joules_mark", "operation", "outside_wait_s", "seconds", "units")
 
     def __init__(self, task: int, number: int, stage: Stage, input_tokens: int, done: Event) -> None:
         super().__init__(task, number, stage, input_tokens, done)
-        self.seconds = self.base_s = self.outside_wait_s = self.work_end = self.joules_mark = 0.0
+        self.seconds = self.base_s = self.units = self.outside_wait_s = self.joules_mark = 0.0
         self.operation = ""
-        self.batch: list[Job] = []
 
 
 class Prompt(Visit):

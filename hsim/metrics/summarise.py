@@ -143,6 +143,11 @@ def _samples(tasks: Any, visits: Any) -> dict[str, _Sample]:
     return {name: sample for name, sample in samples.items() if len(sample.seconds)}
 
 
+def latency_seconds(tasks: Any, visits: Any) -> dict[str, NDArray[np.float64]]:
+    """Seconds of each latency of the tasks that were served: ttft and tpot by visit, answer_ttft and e2e by task."""
+    return {name: sample.seconds for name, sample in _samples(tasks, visits).items()}
+
+
 def _slo_outcomes(scenario: Scenario, samples: dict[str, _Sample], failed: int) -> tuple[SloOutcome, ...]:
     """Each objective against this path. A task that was shed or given up counts as one miss."""
     outcomes = []

@@ -1,0 +1,216 @@
+"""Brute force: a replica that walks over its batch one step at a time, and a step's cost kernel by kernel.
+
+Slow and plain on purpose. It shares with hsim only the words of a question (StepShape), and nothing of the answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from hsim.costs.shapes import StepShape
+from hsim.description.model import ModelArchitecture
+
+
+@dataclass(frozen=True)
+class Request:
+    id: int
+    arrival_s: float
+    input_tokens: int
+    output_tokens: int
+    max_output_tokens: int
+
+    @property
+    def reserve_tokens(self) -> int:
+        return self.input_tokens + self.max_output_tokens
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_tokens: int
+
+
+@dataclass(frozen=True)
+class Watts:
+    """What a replica draws while a step runs, beside the step's own joules: its idle watts, and those of its host cores."""
+
+    idle_w: float
+    host_dynamic_w: float
+    host_idle_w: float
+
+
+@dataclass
+class Serving:
+    """A request being served: a countdown, and its joules."""
+
+    request: Request
+    prompt_left: int
+    answer_left: int
+    started_s: float = 0.0
+    first_token_s: float = 0.0
+    served_s: float = 0.0
+    joules: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])  # dynamic, idle, host dynamic, host idle
+
+    @property
+    def context_tokens(self) -> int:
+        return self.request.input_tokens + self.request.output_tokens - self.answer_left
+
+
+@dataclass
+class Reference:
+    """What came of it: the requests served, by id; when each step ended; and how often which state was reached."""
+
+    served: list[Serving]
+    ends_s: list[float]
+    reached: Counter[str]
+
+
+# Seconds, joules above idle, and how many of those go with each context token that a decode reads.
+StepCost = Callable[[StepShape], tuple[float, float, float]]
+
+
+def serve(requests: Sequence[Request], cost: StepCost, limits: Limits, watts: Watts) -> Reference:
+    """Serve requests on one replica. Who arrives at the end of a step joins at the end of the next one."""
+    todo = deque(sorted(requests, key=lambda r: (r.arrival_s, r.id)))
+    waiting, batch, served = deque[Request](), list[Serving](), list[Serving]()
+    reached, ends_s, now = Counter[str](), list[float](), 0.0
+    while todo or waiting or batch:
+        if not batch and not waiting:
+            now = todo[0].arrival_s
+            while todo and todo[0].arrival_s == now:
+                waiting.append(todo.popleft())
+        decodes, chunks = _plan(batch, waiting, limits, now, reached)
+        shape = _shape(decodes, chunks)
+        seconds, joules, context_j = cost(shape)
+        token_j = (joules - context_j * shape.context_tokens) / shape.new_tokens
+        for sequence in [*decodes, *(s for s, _ in chunks)]:
+            for i, watt in enumerate((watts.idle_w, watts.host_dynamic_w, watts.host_idle_w)):
+                sequence.joules[1 + i] += watt * seconds / shape.sequences
+        now += seconds
+        ends_s.append(now)
+        for sequence in decodes:
+            sequence.joules[0] += token_j + context_j * sequence.context_tokens
+            sequence.answer_left -= 1
+        for sequence, chunk in chunks:
+            sequence.joules[0] += token_j * chunk
+            sequence.prompt_left -= chunk
+            if not sequence.prompt_left:
+                sequence.first_token_s, sequence.answer_left = now, sequence.answer_left - 1
+        for sequence in [s for s in batch if not s.answer_left]:
+            sequence.served_s = now
+            batch.remove(sequence)
+            served.append(sequence)
+        while todo and todo[0].arrival_s < now:
+            waiting.append(todo.popleft())
+        reached["arrival on a boundary of a busy replica"] += bool(batch and todo and todo[0].arrival_s == now)
+        reached["went idle"] += not batch and not waiting
+        reached["steps"] += 1
+    return Reference(sorted(served, key=lambda s: s.request.id), ends_s, reached)
+
+
+def _plan(
+    batch: list[Serving], waiting: deque[Request], limits: Limits, now: float, reached: Counter[str]
+) -> tuple[list[Serving], list[tuple[Serving, int]]]:
+    """Decodes first, then prompts under way, then those that wait, first come first served, while all limits allow."""
+    decodes = [s for s in batch if not s.prompt_left]
+    left, chunks = limits.max_num_batched_tokens - len(decodes), []
+    for sequence in batch:
+        if sequence.prompt_left and left:
+            chunk = min(sequence.prompt_left, left)
+            chunks.append((sequence, chunk))
+            left -= chunk
+    while waiting and left and len(batch) < limits.max_num_seqs:
+        if waiting[0].reserve_tokens + sum(s.request.reserve_tokens for s in batch) > limits.kv_tokens:
+            reached["KV full"] += 1
+            break
+        request = waiting.popleft()
+        batch.append(sequence := Serving(request, request.input_tokens, request.output_tokens, now))
+        chunk = min(sequence.prompt_left, left)
+        chunks.append((sequence, chunk))
+        left -= chunk
+    reached["prompt in several chunks"] += any(chunk < s.prompt_left for s, chunk in chunks)
+    reached["token budget exhausted"] += not left and bool(waiting)
+    reached["max_num_seqs reached"] += len(batch) == limits.max_num_seqs and bool(waiting)
+    reached["decodes beside chunks"] += bool(decodes and chunks)
+    return decodes, chunks
+
+
+def _shape(decodes: list[Serving], chunks: list[tuple[Serving, int]]) -> StepShape:
+    context = sum(s.context_tokens for s in decodes)
+    ends = [(s.request.input_tokens - s.prompt_left + chunk, chunk) for s, chunk in chunks]
+    pairs = sum(sum(range(end - chunk + 1, end + 1)) for end, chunk in ends)  # each query sees all up to itself
+    return StepShape(len(decodes), context, len(chunks), sum(c for _, c in chunks), sum(e for e, _ in ends), pairs)
+
+
+def step_by_kernels(
+    model: ModelArchitecture,
+    of: Callable[[str], float],
+    ways: int,
+    precision: str,
+    contexts: Sequence[int],
+    chunks: Sequence[tuple[int, int]],
+) -> tuple[float, float]:
+    """Seconds and joules above loaded idle of one step, from the kernel laws as hardware.py states them.
+
+    `of` gives figures by name: the chip's, and the engine's host_s_per_layer and host_s_per_sequence. `contexts` are
+    what each decode reads; `chunks` are (tokens before, tokens of the chunk).
+    """
+    decodes, chunk_tokens = len(contexts), sum(chunk for _, chunk in chunks)
+    new_tokens, sequences = decodes + chunk_tokens, decodes + len(chunks)
+    bandwidth = of("memory_bytes_per_s")
+    total_bytes = total_flops = kernels_s = 0.0
+
+    def gemm(m: int, n: float, k: float, precision: str = precision) -> float:
+        nonlocal total_bytes, total_flops
+        weights, peak = {"bf16": 2, "fp8": 1}[precision], of(f"peak_flops_per_s.{precision}")
+        moved, flops, law = n * k * weights + 2 * m * (n + k), 2 * m * n * k, f"kernels.gemm.{precision}"
+        total_bytes, total_flops = total_bytes + ways * moved, total_flops + ways * flops
+        sides = moved / (of(f"{law}.bandwidth_fraction") * bandwidth), flops / (of(f"{law}.flops_fraction") * peak)
+        q = or_else(f"{law}.sharpness", 4.0)
+        fixed_s = of(f"{law}.launch_s") + k * or_else(f"{law}.per_depth_s") + m * k * or_else(f"{law}.per_activation_s")
+        return fixed_s + (sides[0] ** q + sides[1] ** q) ** (1 / q)
+
+    def or_else(name: str, default: float = 0.0) -> float:
+        try:
+            return of(name)
+        except AssertionError:  # the profile leaves it out
+            return default
+
+    heads_width = model.attention_heads * model.head_dim // ways
+    kv_width = max(1, model.kv_heads // ways) * model.head_dim
+    kv_bytes = 2 * 2 * kv_width  # a key and a value of two bytes each, for one token on one device and layer
+    read_s = kv_bytes / (of("kernels.decode_attention.bandwidth_fraction") * bandwidth)
+    pairs = sum(before + i + 1 for before, chunk in chunks for i in range(chunk))
+    chunk_context = sum(before + chunk for before, chunk in chunks)
+    for _ in range(model.layers):
+        kernels_s += gemm(new_tokens, heads_width + 2 * model.kv_heads * model.head_dim / ways, model.hidden_size)
+        kernels_s += gemm(new_tokens, model.hidden_size, heads_width)
+        kernels_s += gemm(new_tokens, 2 * model.intermediate_size / ways, model.hidden_size)
+        kernels_s += gemm(new_tokens, model.hidden_size, model.intermediate_size / ways)
+        if contexts:
+            law = "kernels.decode_attention"
+            each_s = heads_width * of(f"{law}.per_element_s") + of(f"{law}.per_sequence_s")
+            each_s += max(1, model.kv_heads // ways) * or_else(f"{law}.per_kv_head_s")
+            kernels_s += of(f"{law}.launch_s") + sum(each_s + context * read_s for context in contexts)
+        if chunks:
+            law = "kernels.prefill_attention"
+            pair_s = 4 * heads_width / (of(f"{law}.flops_fraction") * of("peak_flops_per_s.bf16"))
+            pair_s += model.attention_heads / ways * or_else(f"{law}.per_pair_s")
+            kernels_s += of(f"{law}.launch_s") + chunk_tokens * heads_width * of(f"{law}.per_element_s")
+            kernels_s += pairs * pair_s + chunk_context * (read_s + or_else(f"{law}.per_depth_s") / len(chunks))
+        if ways > 1:
+            law, message = "kernels.all_reduce", new_tokens * model.hidden_size * 2
+            wire_s = 2 * (ways - 1) / ways * message / of(f"{law}.bytes_per_s")
+            kernels_s += 2 * (of(f"{law}.launch_s") + of(f"{law}.per_peer_s") * (ways - 1) + wire_s)
+        total_bytes += ways * kv_bytes * (sum(contexts) + chunk_context)
+        total_flops += ways * 4 * heads_width * (sum(contexts) + pairs)
+    kernels_s += gemm(sequences, model.vocabulary / ways, model.hidden_size, "bf16")  # the head is not quantised
+    seconds = of("kernels.overlap_factor") * kernels_s
+    seconds += of("host_s_per_layer") * model.layers + of("host_s_per_sequence") * sequences
+    work_j = total_bytes * of("power.joules_per_byte") + total_flops * of("power.joules_per_flop")
+    work_j += decodes * of("power.joules_per_output_token")
+    power_w = min(ways * of("power.cap_w"), ways * of("power.floor_w") + work_j / seconds)
+    return seconds, (power_w - ways * of("power.loaded_idle_w")) * seconds
