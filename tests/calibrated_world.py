@@ -57,7 +57,8 @@ def unit_seconds(unit: Unit) -> float:
     if kind == "prefill-attention":
         tokens, width = float(at["tokens"]), float(at["heads"]) * float(at["head_dim"])
         launch_s, fraction, element_s = PREFILL_ATTENTION
-        return launch_s + 4 * width * tokens * (tokens + 1) / 2 / PEAK / fraction + tokens * width * element_s
+        read_s = 2 * tokens * float(at["kv_heads"]) * float(at["head_dim"]) * size / BANDWIDTH / DECODE_ATTENTION[3]
+        return launch_s + read_s + 4 * width * tokens * (tokens + 1) / 2 / PEAK / fraction + tokens * width * element_s
     if kind in ("memory-copy", "transfer"):
         return (2 if kind == "memory-copy" else 1) * float(at["bytes"]) / BANDWIDTH + 1e-6
     if kind == "operation":

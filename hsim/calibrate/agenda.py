@@ -20,7 +20,7 @@ MOST_CPU_WEIGHTS = 1 << 27  # and larger matrices too much of its memory
 KERNEL_S = {"cpu": 0.25, "cuda": 0.1}
 STEP_S = {"cpu": 0.4, "cuda": 0.2}
 OPERATION_S = 0.6
-WAITING_OPERATIONS = ("python-process", "http-call")  # another process does the work: they wait for it
+WAITING_OPERATIONS = ("http-call",)  # they wait for another process
 SETUP_S = {"hnsw-search": 10.0, "encode-minilm": 5.0, "sql-aggregate": 2.0, "full-text-search": 2.0, "tokenise": 3.0}
 ROWS = {"cpu": (1, 4, 16, 64, 256), "cuda": (1, 8, 32, 128, 512, 2048, 8192)}
 SQUARES = {"cpu": (512, 1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192)}
@@ -200,7 +200,7 @@ def _attention(target: Target) -> Iterator[Unit]:
         for i, tokens in enumerate(PROMPTS[kind]):
             if kind == "cpu" and 4.0 * heads * head_dim * tokens**2 > MOST_CPU_FLOPS:
                 continue
-            at = {"tokens": tokens, "heads": heads, "head_dim": head_dim, "dtype": precision}
+            at = {"tokens": tokens, **shape}
             yield Unit("prefill-attention", target.device, at, less + i % 2, KERNEL_S[kind])
 
 

@@ -25,9 +25,9 @@ def tested(
     fit: Callable[[Sequence[Point]], Array],
     predict: Callable[[Array, Point], float],
 ) -> tuple[Array | None, Law]:
-    """Fit a law to the clean points (to all where too few are clean), and test it on folds left out in turn."""
+    """Fit a law to the clean points (to all where half of them or more are noisy), and test it on folds left out."""
     clean = [point for point in points if not point.marks]
-    used = clean if len(clean) >= fewest else list(points)
+    used = clean if len(clean) > max(fewest, len(points) / 2) else list(points)
     noisy = len(points) - len(clean)
     if len(used) < fewest:
         return None, Law(name, len(used), noisy, None, None, f"not fitted: it takes {fewest} points")
@@ -137,16 +137,19 @@ def gemm_seconds(law: Array, bytes_s: float, flops_s: float) -> float:
 
 
 def fit_sum(
-    terms: Callable[[Point], Sequence[float]], least: Sequence[float]
+    terms: Callable[[Point], Sequence[float]],
+    least: Sequence[float],
+    explained_s: Callable[[Point], float] = lambda point: 0.0,
 ) -> tuple[Callable[[Sequence[Point]], Array], Callable[[Array, Point], float]]:
-    """How to fit a law that is a sum of coefficients times terms, and how to predict by it."""
+    """How to fit a law that is a sum of coefficients times terms on top of what is explained, and to predict by it."""
 
     def fit(points: Sequence[Point]) -> Array:
         columns = np.array([terms(point) for point in points])
-        return relative_nonnegative(columns, np.array([point.seconds for point in points]), np.array(least))
+        explained = np.array([explained_s(point) for point in points])
+        return relative_nonnegative(columns, np.array([point.seconds for point in points]), np.array(least), explained)
 
     def predict(law: Array, point: Point) -> float:
-        return float(np.dot(terms(point), law))
+        return explained_s(point) + float(np.dot(terms(point), law))
 
     return fit, predict
 
@@ -154,8 +157,12 @@ def fit_sum(
 def decode_attention_terms(point: Point, element_bytes: float) -> tuple[float, float, float, float]:
     """Of DecodeAttentionLaw: launch, elements of the queries, sequences, bytes of keys and values."""
     batch, width = point.number("batch"), point.number("heads") * point.number("head_dim")
-    kv_bytes = 2 * batch * point.number("context") * point.number("kv_heads") * point.number("head_dim") * element_bytes
-    return 1.0, batch * width, batch, kv_bytes
+    return 1.0, batch * width, batch, kv_bytes(point, batch * point.number("context"), element_bytes)
+
+
+def kv_bytes(point: Point, tokens: float, element_bytes: float) -> float:
+    """Bytes of keys and values of one layer."""
+    return 2 * tokens * point.number("kv_heads") * point.number("head_dim") * element_bytes
 
 
 def prefill_attention_terms(point: Point) -> tuple[float, float, float]:
