@@ -39,6 +39,33 @@ def readable(value: float, unit: str, digits: int = 3) -> str:
     return f"{scaled:.{decimals}f} {prefix}{unit}"
 
 
+def readable_error(value: float, half_width: float | None, unit: str) -> str:
+    """`value` with the half-width of its interval, such as `21.82 ± 0.46 s`: to two digits of the half-width."""
+    scale, shown = _scale(value, unit)
+    if half_width is None or math.isnan(value + half_width):
+        return readable_seconds(value) if unit == "s" else f"{value / scale:.3g}{shown}"
+    error = half_width / scale
+    decimals = min(8, max(0, 1 - math.floor(math.log10(error)))) if error else 3
+    return f"{value / scale:,.{decimals}f} ± {error:.{decimals}f}{shown}"
+
+
+def readable_range(low: float, high: float, unit: str) -> str:
+    """`low to high`, such as `1.94 to 2.35 kJ`: to three digits of the higher."""
+    scale, shown = _scale(high, unit)
+    decimals = max(0, 2 - math.floor(math.log10(abs(high / scale)))) if high else 0
+    return f"{low / scale:,.{decimals}f} to {high / scale:,.{decimals}f}{shown}"
+
+
+def _scale(value: float, unit: str) -> tuple[float, str]:
+    """What to divide by, and the unit then. Prefixes belong to seconds, joules, watts and grams, not to money or counts."""
+    if unit == "s" and abs(value) >= 120:
+        return 60.0, " min"
+    if unit not in ("s", "J", "W", "g"):
+        return 1.0, f" {unit}" if unit else ""
+    scale, prefix = next(((s, p) for s, p in _PREFIXES if abs(value) >= s * 0.9995), (1.0, ""))
+    return scale, f" {prefix}{unit}"
+
+
 def readable_seconds(value: float) -> str:
     """A duration as `250 ms`, `14.2 s` or `58.3 min`."""
     if math.isnan(value) or abs(value) < 120:
