@@ -107,7 +107,7 @@ def _spread(values: NDArray[Any]) -> Spread:
 
 
 def _correlation(a: Floats, b: Floats) -> float | None:
-    if len(a) < MIN_TAIL_POINTS or not a.std() or not b.std():
+    if len(a) < MIN_TAIL_POINTS or not np.ptp(a) or not np.ptp(b):
         return None
     return float(np.corrcoef(a, b)[0, 1])
 
