@@ -65,7 +65,7 @@ def test_everybody_is_counted_in_a_bin(times: list[float]) -> None:
     arrival_s = np.sort(np.array(times))
     rate = summary_of(plain(arrival_s)).rate
     if rate is None:
-        assert arrival_s[0] == arrival_s[-1]
+        assert arrival_s[-1] - arrival_s[0] < 1e-6
         return
     assert rate.counts.sum() == len(times)
     assert len(rate.counts) <= 62

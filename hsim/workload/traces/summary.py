@@ -13,6 +13,7 @@ from hsim.workload.traces.trace import Floats, Ints, Trace
 
 MIN_TAIL_POINTS = 10
 RATE_BINS = 60  # about as many bins of the rate over time as a picture shows
+MIN_SPAN_S = 1e-6  # traces are not timed more finely: within it everybody arrives at once
 NICE = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800)
 
 
@@ -114,7 +115,7 @@ def _correlation(a: Floats, b: Floats) -> float | None:
 
 def _rate(arrival_s: Floats | None) -> Rate | None:
     """The rate over time; None without times, or if all arrive at once."""
-    if arrival_s is None or not arrival_s[-1]:
+    if arrival_s is None or arrival_s[-1] < MIN_SPAN_S:
         return None
     span_s = float(arrival_s[-1])
     bin_s = nice_above(span_s / RATE_BINS)
