@@ -54,29 +54,50 @@ def options(
     """Options before a command."""
 
 
+Replications = Annotated[
+    int, typer.Option(min=1, help="Independent runs of which intervals are made; 1 shows one path as it is.")
+]
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="Processes at a time; as many as there are cores when left out.")
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Write result.json into this folder, and keep runs there to go on with.")
+]
+
+
 @app.command()
 def simulate(
     scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped scenario.")],
     settings: Settings = [],  # noqa: B006  # typer reads it, nobody changes it
+    replications: Replications = 10,
+    processes: Processes = None,
+    worlds: Annotated[
+        int, typer.Option(min=0, help="Simulate so many worlds in which roughly known figures take other values.")
+    ] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write result.json into this folder.")] = None,
+    out: Out = None,
     explain: Annotated[bool, typer.Option(help="Show every assumption with its reason.")] = False,
     stepwise: Annotated[
         bool, typer.Option(help="Take every engine step as an event of its own: the slow reference.")
     ] = False,
 ) -> None:
     """Predict latency, throughput, joules per task (TST), tokens per watt (TPW), cost and CO2 of a scenario."""
-    from hsim.report import result_tables
-    from hsim.runs import as_json, write_atomically
-    from hsim.runs import simulate as run
+    from hsim import runs
+    from hsim.report import result_tables, study_tables
 
-    result = run(scenario, settings, stepwise)
-    if out:
-        write_atomically(out / "result.json", as_json(result))
-    if json:
-        print(as_json(result), end="")
-    else:
-        _print(result_tables(result, explain))
+    system = runs.system_of(scenario, settings)
+    if replications == 1 or runs.is_one_path(system):
+        result = runs.path_of(system, stepwise)
+        if out:
+            runs.write_atomically(out / "result.json", runs.as_json(result))
+        print(runs.as_json(result), end="") if json else _print(result_tables(result, explain))
+        return
+    study = runs.study(system, runs.Options(replications, processes, worlds, out, stepwise))
+    print(runs.as_json(study), end="") if json else _print(study_tables(study, explain))
+    if not study.complete:
+        kept = f"; what was finished is kept in {out}, and the same command goes on with it" if out else ""
+        print(f"hsim: interrupted after {study.replications} of {study.wanted} replications{kept}", file=sys.stderr)
+        raise typer.Exit(130)
 
 
 Device = Annotated[str, typer.Option(help="Where the decoder runs: cpu or cuda:0.")]
@@ -133,7 +154,11 @@ def calibrate(
     from hsim.report import calibration_tables
     from hsim.units import parse_seconds
 
-    options = CalibrationOptions(device, parse_seconds(budget, "--budget"), out, name, resume, model)
+    try:
+        budget_s = parse_seconds(budget)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--budget") from None
+    options = CalibrationOptions(device, budget_s, out, name, resume, model)
     with _Progress() as progress:
         report = run(options, progress)
     _print(calibration_tables(report))

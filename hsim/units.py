@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import re
 
-from hsim.errors import DescriptionError
-
 GB = 1e9
 GIB = 2**30
 MS_PER_S = 1000.0
@@ -19,12 +17,12 @@ _DURATIONS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": HOUR_S}
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
 
 
-def parse_seconds(text: str, where: str) -> float:
-    """Seconds of a duration such as `90s`, `9m` or `1.5h`; a bare number is seconds. Raises DescriptionError."""
+def parse_seconds(text: str) -> float:
+    """Seconds of a duration such as `90s`, `9m` or `1.5h`; a bare number is seconds. Raises ValueError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", text)
     scale = _DURATIONS.get(found[2] or "s") if found else None
     if found is None or scale is None:
-        raise DescriptionError(where, f"is {text!r}", "write a duration such as 90s, 9m or 1h")
+        raise ValueError(f"{text!r} is no duration; write it such as 90s, 9m or 1h")
     return float(found[1]) * scale
 
 
@@ -39,6 +37,33 @@ def readable(value: float, unit: str, digits: int = 3) -> str:
     scaled = value / scale
     decimals = max(0, digits - len(str(int(abs(scaled)))))
     return f"{scaled:.{decimals}f} {prefix}{unit}"
+
+
+def readable_error(value: float, half_width: float | None, unit: str) -> str:
+    """`value` with the half-width of its interval, such as `21.82 ± 0.46 s`: to two digits of the half-width."""
+    scale, shown = _scale(value, unit)
+    if half_width is None or math.isnan(value + half_width):
+        return readable_seconds(value) if unit == "s" else f"{value / scale:.3g}{shown}"
+    error = half_width / scale
+    decimals = min(8, max(0, 1 - math.floor(math.log10(error)))) if error else 3
+    return f"{value / scale:,.{decimals}f} ± {error:.{decimals}f}{shown}"
+
+
+def readable_range(low: float, high: float, unit: str) -> str:
+    """`low to high`, such as `1.94 to 2.35 kJ`: to three digits of the higher."""
+    scale, shown = _scale(high, unit)
+    decimals = max(0, 2 - math.floor(math.log10(abs(high / scale)))) if high else 0
+    return f"{low / scale:,.{decimals}f} to {high / scale:,.{decimals}f}{shown}"
+
+
+def _scale(value: float, unit: str) -> tuple[float, str]:
+    """What to divide by, and the unit then. Prefixes belong to seconds, joules, watts and grams, not to money or counts."""
+    if unit == "s" and abs(value) >= 120:
+        return 60.0, " min"
+    if unit not in ("s", "J", "W", "g"):
+        return 1.0, f" {unit}" if unit else ""
+    scale, prefix = next(((s, p) for s, p in _PREFIXES if abs(value) >= s * 0.9995), (1.0, ""))
+    return scale, f" {prefix}{unit}"
 
 
 def readable_seconds(value: float) -> str:

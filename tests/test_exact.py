@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Limits, Request, Serving, Watts, serve, step_by_kernels
 from simpy.events import Event
-from systems import UTILIZATION, agents, generate_only, memory_bytes_for, prepared_of, run, with_kv
+from systems import UTILIZATION, Impatient, agents, generate_only, memory_bytes_for, prepared_of, run, with_kv
 
 from hsim.costs.composed import ComposedCosts
 from hsim.costs.cpu import HostPower
@@ -393,7 +393,7 @@ def drive(requests: list[Request], costs: Any, limits: Limits, stepwise: bool) -
         runs_on="x.gpu", max_num_seqs=limits.max_num_seqs, max_num_batched_tokens=limits.max_num_batched_tokens
     )
     spec = ReplicaSpec(pool, costs, decode_first, limits.kv_tokens, WATTS.idle_w, 3)
-    replica = Replica(env, log, 0, spec, Host(env, log, 0, HOST), ModelledTime(env, stepwise))
+    replica = Replica(env, log, 0, spec, Host(env, log, 0, HOST), Impatient(env, stepwise))
     prompts = []
     for request in requests:
         prompt = Prompt(request.id, 0, request.input_tokens, Event(env))

@@ -168,6 +168,8 @@ class Bench:
         before_j = meter.joules() if meter else None
         calls, seconds = _spin(call, piece, WINDOW_S, self.opened.synchronise)
         after_j = meter.joules() if meter else None
+        if meter:
+            meter.close()
         if meter and (before_j is None or after_j is None):
             return Reading(failure=meter.unavailable_reason or "the meter gave no joules")
         watts = None if before_j is None or after_j is None else (after_j - before_j) / seconds
