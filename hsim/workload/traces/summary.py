@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,13 @@ class Summary:
     kept_fraction: float | None
     block_tokens: int | None
     repeated_fraction: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The summary as JSON-ready data."""
+        data = asdict(self)
+        if self.rate:
+            data["rate"]["counts"] = self.rate.counts.tolist()
+        return data
 
 
 def summary_of(trace: Trace) -> Summary:
