@@ -14,6 +14,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -325,7 +326,11 @@ def _flattened(value: Any, prefix: str = "") -> Any:
 
 
 # Figures of profiles that this run takes on the user's word: {profile: {figure: value}}, flattened to dotted names.
-Assumptions = Annotated[dict[str, float], BeforeValidator(_flattened)]
+Assumptions = Annotated[
+    dict[str, float],
+    BeforeValidator(_flattened),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": ["number", "object"]}}),
+]
 
 
 class Scenario(Strict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from hsim.workload.traces.trace import Floats, Ints, Trace
 
 MIN_TAIL_POINTS = 10
 RATE_BINS = 60  # about as many bins of the rate over time as a picture shows
+MIN_SPAN_S = 1e-6  # traces are not timed more finely: within it everybody arrives at once
 NICE = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800)
 
 
@@ -70,6 +71,13 @@ class Summary:
     block_tokens: int | None
     repeated_fraction: float | None
 
+    def as_dict(self) -> dict[str, Any]:
+        """The summary as JSON-ready data."""
+        data = asdict(self)
+        if self.rate:
+            data["rate"]["counts"] = self.rate.counts.tolist()
+        return data
+
 
 def summary_of(trace: Trace) -> Summary:
     """The figures of a trace."""
@@ -107,14 +115,14 @@ def _spread(values: NDArray[Any]) -> Spread:
 
 
 def _correlation(a: Floats, b: Floats) -> float | None:
-    if len(a) < MIN_TAIL_POINTS or not a.std() or not b.std():
+    if len(a) < MIN_TAIL_POINTS or not np.ptp(a) or not np.ptp(b):
         return None
     return float(np.corrcoef(a, b)[0, 1])
 
 
 def _rate(arrival_s: Floats | None) -> Rate | None:
     """The rate over time; None without times, or if all arrive at once."""
-    if arrival_s is None or not arrival_s[-1]:
+    if arrival_s is None or arrival_s[-1] < MIN_SPAN_S:
         return None
     span_s = float(arrival_s[-1])
     bin_s = nice_above(span_s / RATE_BINS)
