@@ -58,7 +58,9 @@ def _weight_bytes(rows: pd.DataFrame) -> Any:
 
 
 def _gemm(p: Any, rows: pd.DataFrame) -> Any:
-    sides = laws.TwoSided(rows.bandwidth.to_numpy() * p["bandwidth_fraction"], _peak(rows) * p["flops_fraction"], p["sharpness"])
+    sides = laws.TwoSided(
+        rows.bandwidth.to_numpy() * p["bandwidth_fraction"], _peak(rows) * p["flops_fraction"], p["sharpness"]
+    )
     law = laws.Gemm(sides, p["launch_s"], _weight_bytes(rows), 2.0, p["per_depth_s"], p["per_activation_s"])
     seconds = law.seconds(rows.gemm_m.to_numpy(), rows.gemm_n.to_numpy(), rows.gemm_k.to_numpy())
     # Outside a CUDA graph a kernel is no faster than the host can launch it. Engines replay graphs: not in the law.
@@ -66,13 +68,26 @@ def _gemm(p: Any, rows: pd.DataFrame) -> Any:
 
 
 def _experts(p: Any, rows: pd.DataFrame) -> Any:
-    sides = laws.TwoSided(rows.bandwidth.to_numpy() * p["bandwidth_fraction"], _peak(rows) * p["flops_fraction"], p["sharpness"])
+    sides = laws.TwoSided(
+        rows.bandwidth.to_numpy() * p["bandwidth_fraction"], _peak(rows) * p["flops_fraction"], p["sharpness"]
+    )
     law = laws.ExpertsKernel(
-        sides, p["launch_s"], _weight_bytes(rows), 2.0, p["per_expert_s"], p["per_element_s"], p["padding_tokens"], p["imbalance"]
+        sides,
+        p["launch_s"],
+        _weight_bytes(rows),
+        2.0,
+        p["per_expert_s"],
+        p["per_element_s"],
+        p["padding_tokens"],
+        p["imbalance"],
     )
     m, count, topk = rows.moe_tokens.to_numpy(), rows.moe_experts.to_numpy(), rows.moe_topk.to_numpy()
     shape = laws.ExpertsShape(
-        count, count / rows.moe_ep.to_numpy(), topk, rows.moe_hidden.to_numpy(), (rows.moe_inter / rows.moe_tp).to_numpy()
+        count,
+        count / rows.moe_ep.to_numpy(),
+        topk,
+        rows.moe_hidden.to_numpy(),
+        (rows.moe_inter / rows.moe_tp).to_numpy(),
     )
     balanced = np.minimum(shape.count, m * topk * shape.count / count)
     touched = np.where(rows.moe_distribution == "balanced", balanced, law.touched(m, shape))
@@ -91,10 +106,16 @@ def _kv_bytes(rows: pd.DataFrame) -> Any:
 
 def _decode(p: Any, rows: pd.DataFrame) -> Any:
     law = laws.DecodeAttention(
-        p["launch_s"], p["per_element_s"], p["per_kv_head_s"], p["per_sequence_s"], rows.bandwidth.to_numpy() * p["bandwidth_fraction"]
+        p["launch_s"],
+        p["per_element_s"],
+        p["per_kv_head_s"],
+        p["per_sequence_s"],
+        rows.bandwidth.to_numpy() * p["bandwidth_fraction"],
     )
     width, kv_bytes = (rows.n_heads * rows.head_dim).to_numpy(), _kv_bytes(rows)
-    return law.seconds(rows.batch.to_numpy(), width, rows.n_kv_heads.to_numpy(), kv_bytes / _warm(rows, kv_bytes, p["warm_speedup"]))
+    return law.seconds(
+        rows.batch.to_numpy(), width, rows.n_kv_heads.to_numpy(), kv_bytes / _warm(rows, kv_bytes, p["warm_speedup"])
+    )
 
 
 def _prefill(p: Any, rows: pd.DataFrame) -> Any:
@@ -111,7 +132,7 @@ def _all_reduce(p: Any, rows: pd.DataFrame) -> Any:
     return law.seconds(rows.comm_gpus.to_numpy(), rows.comm_bytes.to_numpy())
 
 
-_SIDES = {"bandwidth_fraction": (0.88, 0.1, 1.0), "flops_fraction": (0.7, 0.1, 1.0), "sharpness": (4.0, 1.0, 12.0)}
+_SIDES = {"bandwidth_fraction": (0.88, 0.1, 0.95), "flops_fraction": (0.7, 0.1, 0.95), "sharpness": (4.0, 1.0, 12.0)}
 GEMM = Law(
     "gemm",
     {"launch_s": (5e-6, 0, 2e-5), "per_depth_s": (1e-10, 0, 1e-8), "per_activation_s": (1e-12, 0, 1e-10), **_SIDES,
@@ -178,7 +199,9 @@ def fit(law: Law, rows: pd.DataFrame, start: dict[str, float] | None = None) -> 
         values = dict(zip(free, x * scale, strict=True)) | fixed
         return np.log(np.maximum(law.seconds(values, rows), 1e-12)) - measured
 
-    found = least_squares(residuals, first / scale, bounds=(bounds[0] / scale, bounds[1] / scale), loss="soft_l1", f_scale=0.1)
+    found = least_squares(
+        residuals, first / scale, bounds=(bounds[0] / scale, bounds[1] / scale), loss="soft_l1", f_scale=0.1
+    )
     return dict(zip(free, (found.x * scale).tolist(), strict=True)) | fixed
 
 
@@ -193,7 +216,9 @@ def groups(rows: pd.DataFrame) -> Iterator[tuple[Law, str, str, pd.DataFrame]]:
         mine = rows[rows.op == op]
         if law is ALL_REDUCE:
             mine = mine[mine.kernel_source.str.contains("custom")]
-        precision = mine.dtype.where(mine.kv_dtype.isna() | (mine.kv_dtype == mine.dtype), "kv_" + mine.kv_dtype.astype(str))
+        precision = mine.dtype.where(
+            mine.kv_dtype.isna() | (mine.kv_dtype == mine.dtype), "kv_" + mine.kv_dtype.astype(str)
+        )
         for (chip, name), group in mine.groupby(["gpu", precision]):
             yield law, str(chip), str(name), group
 
@@ -208,7 +233,14 @@ def fit_and_leave_out(law: Law, chip: str, precision: str, rows: pd.DataFrame) -
         if mine.all():
             continue
         outside.append(errors(law, fit(law, rows[~mine], values), rows[mine]))
-    return Fitted(law.name, chip, precision, values, errors(law, values, rows), np.concatenate(outside) if outside else np.array([]))
+    return Fitted(
+        law.name,
+        chip,
+        precision,
+        values,
+        errors(law, values, rows),
+        np.concatenate(outside) if outside else np.array([]),
+    )
 
 
 @dataclass(frozen=True)
