@@ -227,7 +227,7 @@ def chips_of(
 ENGINES: Mapping[str, tuple[str, str]] = {
     "vllm": ("vLLM V1, versions 0.11.2 to 0.22", "InferenceMAX runs of vLLM 0.11.2 to 0.18"),
     "vllm-0.11.1": ("vLLM V1, version 0.11.1 and earlier 0.11", "ML.ENERGY v3 runs of vLLM 0.11.1"),
-    "vllm-0.5": ("vLLM V0, version 0.5.4: bound by its host almost everywhere", "ML.ENERGY v2 runs of vLLM 0.5.4"),
+    "vllm-0.5": ("vLLM V0, version 0.5.4, bound by its host almost everywhere", "ML.ENERGY v2 runs of vLLM 0.5.4"),
     "sglang": ("SGLang 0.5", "InferenceMAX and NVIDIA runs of SGLang 0.5.6 and 0.5.9"),
     "tensorrt-llm": ("TensorRT-LLM 1.0 to 1.3", "InferenceMAX and NVIDIA runs of TensorRT-LLM 1.0 to 1.3"),
 }
