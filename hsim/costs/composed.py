@@ -163,13 +163,12 @@ def check_runs(placement: Placement, where: str) -> None:
     chip, model, precision = placement.chip, placement.model, placement.precision
     kernels = chip.kernels
     dense: Precision = "bf16" if precision == "mxfp4" else precision  # mxfp4 is for experts alone
-    if dense not in kernels.gemm or (precision == "mxfp4" and not model.experts):
-        what = (
-            f"{chip.name} has no figures for {precision}"
-            if model.experts
-            else f"{model.name} has no experts for {precision}"
+    if precision == "mxfp4" and not model.experts:
+        raise DescriptionError(
+            where, f"{model.name} has no experts, and mxfp4 is for those alone", "use another precision"
         )
-        raise DescriptionError(where, what, f"it has {', '.join(kernels.gemm)}")
+    if dense not in kernels.gemm:
+        raise DescriptionError(where, f"{chip.name} has no figures for {dense}", f"it has {', '.join(kernels.gemm)}")
     if model.experts and precision not in kernels.experts:
         known = ", ".join(kernels.experts) or "none"
         raise DescriptionError(where, f"{chip.name} has no figures for experts in {precision}", f"it has {known}")
