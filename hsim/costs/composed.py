@@ -204,6 +204,7 @@ class ComposedCosts:
         self._read_power(read)
         self._by_tokens: dict[int, _Tokens] = {}
         self._by_sequences: dict[int, _Tokens] = {}
+        self._lines: dict[int, tuple[Segment, float]] = {}
 
     # ---- what is read once
 
@@ -338,6 +339,9 @@ class ComposedCosts:
         self._context_j = self._ways * (self._kv_bytes * self._byte_j + self._context_flops * self._flop_j)
         self._chunk_context_j = self._ways * self._kv_bytes * self._byte_j
         self._pair_j = self._ways * self._pair_flops * self._flop_j
+        # What a token of context within the window adds to a step, all window layers together.
+        self._window_step_s = self._factor * self._window_layers * self._context_s / self._groups
+        self._window_step_j = self._window_layers * self._context_j + self._kernel_w * self._window_step_s
 
     # ---- what depends on counts alone
 
@@ -402,7 +406,29 @@ class ComposedCosts:
 
         Affine until a window fills, launching stops to be what takes longest, or the power cap starts to bind.
         """
-        return self.with_joules(shape, self.timing(shape))
+        if shape.chunks or shape.decodes > self._graph_tokens:
+            return self.with_joules(shape, self.timing(shape))
+        # Decodes alone, by far the most steps: straight lines in context, worked out once per number of sequences.
+        line = self._lines.get(shape.decodes)
+        if line is None:
+            line = self._lines[shape.decodes] = self._line(shape.decodes)
+        start, context_step_s = line
+        context, context_j, valid_steps = shape.context_tokens, start.context_joules, math.inf
+        seconds, joules = start.seconds + context_step_s * context, start.joules + context_j * context
+        growth_s, growth_j = start.seconds_growth, start.joules_growth
+        if self._window_layers:
+            clipped, growing, valid_steps = self._window(shape)
+            seconds += self._window_step_s * clipped
+            growth_s += self._window_step_s * growing
+            joules += self._window_step_j * clipped
+            growth_j += self._window_step_j * growing
+        return self._powered(Segment(seconds, growth_s, joules, growth_j, context_j, valid_steps), context_step_s)
+
+    def _line(self, decodes: int) -> tuple[Segment, float]:
+        """Work of a step of so many decodes at no context, and what each token of context adds in seconds."""
+        none = StepShape(decodes, 0, window_context_tokens=0)
+        timing = self.timing(none)
+        return self._working(none, timing), timing.context_step_s
 
     def timing(self, shape: StepShape) -> Timing:
         """Seconds of a step, without its joules."""
@@ -480,6 +506,10 @@ class ComposedCosts:
 
     def with_joules(self, shape: StepShape, timing: Timing) -> Segment:
         """The segment of a step that takes so long, with the joules of its bytes, FLOPs, tokens and busy seconds."""
+        return self._powered(self._working(shape, timing), timing.context_step_s)
+
+    def _working(self, shape: StepShape, timing: Timing) -> Segment:
+        """Joules of a step's work: without the floor that it stands on, the cap and idle."""
         full, context_j, pair_j = self._full_layers, self._context_j, self._pair_j
         n_bytes, flops, unpacked_bytes = self.work(shape)
         work_j = n_bytes * self._byte_j + flops * self._flop_j + unpacked_bytes * self._unpacked_j
@@ -490,8 +520,7 @@ class ComposedCosts:
         if self._window_layers and shape.decodes:
             work_growth_j += self._window_layers * context_j * self._window(shape)[1]
         each_j = full * context_j + self._kernel_w * timing.context_step_s
-        work = Segment(timing.seconds, timing.growth_s, work_j, work_growth_j, each_j, timing.valid_steps)
-        return self._powered(work, timing.context_step_s)
+        return Segment(timing.seconds, timing.growth_s, work_j, work_growth_j, each_j, timing.valid_steps)
 
     def _powered(self, work: Segment, context_step_s: float) -> Segment:
         """Add the busy floor, apply the cap, and take idle off: from joules of work to joules above loaded idle.
