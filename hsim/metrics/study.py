@@ -265,11 +265,11 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
         output_tokens_per_s=intervals["output_tokens_per_s"],
         goodput_tasks_per_s=intervals["goodput_tasks_per_s"],
         latency={} if unstable else _latencies(paths, intervals),
-        slo=() if unstable else _verdicts(material),
+        slo=() if unstable else slo_verdicts(material),
         energy=None if "energy" in unavailable else _energy(paths, intervals),
         money=None if "money" in unavailable else _money(material.accounts, intervals),
         gco2_per_task=intervals.get("gco2_per_task"),
-        calibration=None if unstable else calibration_of(material, estimates),
+        calibration=None if unstable else calibration_of(material),
         stages=stages,
         pools=pools,
         bottleneck=bottleneck_of(stages, pools),
@@ -296,16 +296,23 @@ def _latencies(paths: Sequence[Measured], intervals: Mapping[str, Interval]) -> 
     }
 
 
-def _verdicts(material: Material) -> tuple[SloVerdict, ...]:
+def slo_verdicts(material: Material, confidence: float = statistics.CONFIDENCE) -> tuple[SloVerdict, ...]:
+    """Each objective against all replications."""
     verdicts, paths = [], material.paths
     for i, objective in enumerate(paths[0].objectives):
         slo = getattr(material.system.scenario.slo, objective.metric)
+        within = [path.objectives[i].within for path in paths]
         points = [path.objectives[i].points for path in paths]
-        value, low, high = statistics.proportion([path.objectives[i].within for path in paths], points)
+        if len(paths) > 1:
+            value, low, high = statistics.proportion(within, points, confidence)
+            attained = Interval(value, low, high)
+        else:  # one path without chance: what it attains is what there is
+            low = high = within[0] / points[0]
+            attained = Interval(low)
         verdict: Literal["PASS", "FAIL", "UNDECIDED"] = (
             "PASS" if low >= slo.p else "FAIL" if high < slo.p else "UNDECIDED"
         )
-        verdicts.append(SloVerdict(objective.metric, slo.max_s, slo.p, Interval(value, low, high), verdict))
+        verdicts.append(SloVerdict(objective.metric, slo.max_s, slo.p, attained, verdict))
     return tuple(verdicts)
 
 
@@ -337,18 +344,29 @@ def _money(accounts: Accounts, intervals: Mapping[str, Interval]) -> MoneyStudy:
 # ---- the other uncertainty
 
 
-def calibration_of(material: Material, estimates: Mapping[str, Estimate]) -> Calibration | None:
+def calibration_of(material: Material) -> Calibration | None:
     """How far the figures that are known only roughly move the result; None where there are none."""
     worlds = material.worlds
     if not worlds.varied and not worlds.held:
         return None
-    moved = _simulated(material) if worlds.simulated else _by_the_books(material, estimates)
-    ranges = {}
-    for name, values in moved.items():
-        low, high = np.quantile(values, [WORLD_TAIL, 1 - WORLD_TAIL]).tolist()
-        ranges[name] = Range(low, high)
+    ranges = {name: range_of(values) for name, values in moved_by_worlds(material).items()}
     count = len(worlds.simulated) or len(worlds.accounts)
     return Calibration(count, bool(worlds.simulated), worlds.varied, worlds.held, ranges)
+
+
+def range_of(values: Floats) -> Range:
+    """Where nine of ten worlds lie."""
+    low, high = np.quantile(values, [WORLD_TAIL, 1 - WORLD_TAIL]).tolist()
+    return Range(low, high)
+
+
+def moved_by_worlds(material: Material) -> dict[str, Floats]:
+    """Figures in each world, by name as in estimates_of. Shapes (worlds,)."""
+    energy = "energy" not in unavailable_of(material.system)
+    estimates = estimates_of(material.paths, material.accounts, energy)
+    if material.worlds.simulated:
+        return _simulated(material, estimates, energy)
+    return _by_the_books(material, estimates)
 
 
 def _by_the_books(material: Material, estimates: Mapping[str, Estimate]) -> dict[str, Floats]:
@@ -372,11 +390,9 @@ def _by_the_books(material: Material, estimates: Mapping[str, Estimate]) -> dict
     return {name: value for name, value in values.items() if name in estimates}
 
 
-def _simulated(material: Material) -> dict[str, Floats]:
+def _simulated(material: Material, nominal: Mapping[str, Estimate], energy: bool) -> dict[str, Floats]:
     """Values in each world that was simulated: the study's own, moved by the difference on the same random numbers."""
-    energy = "energy" not in unavailable_of(material.system)
     paths = {replication.number: replication.path for replication in material.replications}
-    nominal = estimates_of(material.paths, material.accounts, energy)
     moved: dict[str, list[float]] = {}
     for accounts, (number, path) in zip(material.worlds.accounts, material.worlds.simulated, strict=True):
         there = estimates_of([path], accounts, energy)
