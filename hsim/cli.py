@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,6 +55,14 @@ def options(
     """Options before a command."""
 
 
+class Format(StrEnum):
+    """What simulate prints."""
+
+    TABLE = "table"
+    JSON = "json"
+    VLLM_BENCH = "vllm-bench"
+
+
 Replications = Annotated[
     int, typer.Option(min=1, help="Independent runs of which intervals are made; 1 shows one path as it is.")
 ]
@@ -76,6 +85,9 @@ def simulate(
     processes: Processes = None,
     worlds: Worlds = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    format: Annotated[
+        Format, typer.Option(help="vllm-bench: one path as the JSON that vllm bench serve --save-detailed writes.")
+    ] = Format.TABLE,
     out: Out = None,
     explain: Annotated[bool, typer.Option(help="Show every assumption with its reason.")] = False,
     stepwise: Annotated[
@@ -83,10 +95,17 @@ def simulate(
     ] = False,
 ) -> None:
     """Predict latency, throughput, joules per task (TST), tokens per watt (TPW), cost and CO2 of a scenario."""
+    from json import dumps
+
     from hsim import runs
     from hsim.report import result_tables, study_tables
 
     system = runs.system_of(scenario, settings)
+    json = json or format is Format.JSON
+    if format is Format.VLLM_BENCH:
+        bench = dumps(runs.vllm_bench_of(system, stepwise), allow_nan=False) + "\n"
+        runs.write_atomically(out / "vllm-bench.json", bench) if out else print(bench, end="")
+        return
     if replications == 1 or runs.is_one_path(system):
         result = runs.path_of(system, stepwise)
         if out:
@@ -185,7 +204,11 @@ def calibrate(
     from hsim.report import calibration_tables
     from hsim.units import parse_seconds
 
-    options = CalibrationOptions(device, parse_seconds(budget, "--budget"), out, name, resume, model)
+    try:
+        budget_s = parse_seconds(budget)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--budget") from None
+    options = CalibrationOptions(device, budget_s, out, name, resume, model)
     with _Progress() as progress:
         report = run(options, progress)
     _print(calibration_tables(report))
@@ -199,6 +222,62 @@ def scenarios() -> None:
     for file in sorted(shipped("scenarios").glob("*.yaml")):
         question = file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         print(f"{file.stem:<24} {question}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of scenarios, with which editors check and complete them."""
+    from hsim.description.schema import scenario_schema
+
+    print(scenario_schema(), end="")
+
+
+traces = typer.Typer(help="Look at traces of requests, and convert them.", no_args_is_help=True)
+app.add_typer(traces, name="trace")
+
+TraceFile = Annotated[Path, typer.Argument(help="A trace in one of the formats of docs/workloads.md, or .gz of it.")]
+Tokenizer = Annotated[
+    Path | None, typer.Option(help="A tokenizer.json, or its folder, for a trace that holds text (ShareGPT).")
+]
+
+
+@traces.command("show")
+def trace_show(
+    file: TraceFile,
+    tokenizer: Tokenizer = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write a picture: a page (.html) or a drawing (.svg).")] = None,
+) -> None:
+    """Rate, burstiness, lengths, rounds and shared prefixes of a trace."""
+    from hsim.report import pairs_table
+    from hsim.runs import as_json, write_atomically
+    from hsim.workload.traces import read_trace
+    from hsim.workload.traces.picture import page, picture
+    from hsim.workload.traces.summary import described, summary_of
+
+    if out and out.suffix not in (".html", ".svg"):
+        raise typer.BadParameter(f"{out} is no .html and no .svg", param_hint="--out")
+    trace = read_trace(file, tokenizer)
+    summary = summary_of(trace)
+    if out:
+        write_atomically(out, page(trace, file.name) if out.suffix == ".html" else picture(trace))
+    print(as_json(summary), end="") if json else _print(pairs_table(described(summary)))
+
+
+@traces.command("convert")
+def trace_convert(
+    file: TraceFile,
+    out: Annotated[Path, typer.Argument(help="The CSV to write; gzipped if its name ends in .gz.")],
+    tokenizer: Tokenizer = None,
+) -> None:
+    """Write a trace as hsim's own CSV, which reads back as the same trace."""
+    from hsim.workload.traces import read_trace
+    from hsim.workload.traces.convert import write_trace
+
+    trace = read_trace(file, tokenizer)
+    write_trace(trace, out)
+    notes = "".join(f"; {note}" for note in trace.notes)
+    print(f"hsim: {out} has {len(trace.input_tokens):,} requests of {trace.tasks:,} tasks{notes}", file=sys.stderr)
 
 
 class _Progress:

@@ -116,6 +116,16 @@ def calibration_tables(report: CalibrationReport) -> RenderableType:
     return Group(*parts)
 
 
+def pairs_table(pairs: Iterable[tuple[str, str]]) -> RenderableType:
+    """Rows of what and how much."""
+    table = _table("", "")
+    table.show_header = False
+    table.columns[1].justify, table.columns[1].no_wrap = "left", False
+    for what, much in pairs:
+        table.add_row(what, much)
+    return table
+
+
 def _metered(meter: MeteredJoules) -> str:
     counted = readable(meter.joules, "J") if meter.joules is not None else f"unavailable: {meter.unavailable}"
     return f"{meter.meter} ({meter.boundary}): {counted}"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import re
 
-from hsim.errors import DescriptionError
-
 GB = 1e9
 GIB = 2**30
+MS_PER_S = 1000.0
 HOUR_S = 3600.0
 YEAR_S = 365.25 * 24 * 3600.0
 KWH_J = 3.6e6
@@ -18,12 +17,12 @@ _DURATIONS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": HOUR_S}
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
 
 
-def parse_seconds(text: str, where: str) -> float:
-    """Seconds of a duration such as `90s`, `9m` or `1.5h`; a bare number is seconds. Raises DescriptionError."""
+def parse_seconds(text: str) -> float:
+    """Seconds of a duration such as `90s`, `9m` or `1.5h`; a bare number is seconds. Raises ValueError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", text)
     scale = _DURATIONS.get(found[2] or "s") if found else None
     if found is None or scale is None:
-        raise DescriptionError(where, f"is {text!r}", "write a duration such as 90s, 9m or 1h")
+        raise ValueError(f"{text!r} is no duration; write it such as 90s, 9m or 1h")
     return float(found[1]) * scale
 
 

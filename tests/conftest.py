@@ -16,3 +16,11 @@ settings.register_profile("dev", **_COMMON)
 settings.register_profile("ci", derandomize=True, **_COMMON)
 settings.register_profile("mutants", derandomize=True, phases=[Phase.explicit, Phase.generate], **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+
+def pytest_sessionstart() -> None:
+    """A seeded fault is tested in its own copy of hsim: make sure that it is that copy."""
+    import hsim
+
+    folder = os.environ.get("HSIM_TESTED_IN")
+    assert folder is None or hsim.__file__.startswith(folder), f"{hsim.__file__} is tested, not {folder}"

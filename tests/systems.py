@@ -7,23 +7,29 @@ import tempfile
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
-from hsim.description.catalogue import load_model
-from hsim.description.scenario import load
+from hsim.description.catalogue import load_model, load_tools
+from hsim.description.hardware import Tool
+from hsim.description.model import ModelArchitecture
+from hsim.description.scenario import Scenario, load
 from hsim.description.system import System, resolve
+from hsim.description.yamlfile import Document, validated
 from hsim.drivers.prepared import Prepared, prepare
 from hsim.drivers.simulated import build
 from hsim.engine.environment import EngineEnvironment
-from hsim.engine.executor import ModelledTime
+from hsim.engine.executor import Done, ModelledTime
 from hsim.engine.life import Pipeline, run_tasks
+from hsim.engine.replica import Replica
 from hsim.log import Log, Stage
 from hsim.metrics.result import Result
 from hsim.metrics.summarise import summarise
+from hsim.workload.tasks import draw_tasks
 
 MODEL = "llama-3.1-8b"
 UTILIZATION = 0.9
@@ -76,26 +82,49 @@ class Run:
         return visits["input_tokens"] + np.array([limits[int(i)] for i in visits["task"]])
 
 
+class Impatient(ModelledTime):
+    """Modelled time that fails a run which does not end."""
+
+    def __init__(self, env: EngineEnvironment, stepwise: bool = False) -> None:
+        super().__init__(env, stepwise)
+        self._left = 100_000
+
+    def steps(self, replica: Replica, end_s: float, done: Done) -> None:
+        self._left -= 1
+        assert self._left, "the run does not end"
+        super().steps(replica, end_s, done)
+
+
 def run(prepared: Prepared, stepwise: bool = False) -> Run:
     """As hsim.drivers.simulated.run, but keeps the engine for questions."""
     env, log = EngineEnvironment(), Log()
-    pipeline = build(env, log, prepared, ModelledTime(env, stepwise))
+    pipeline = build(env, log, prepared, Impatient(env, stepwise))
     run_tasks(env, log, pipeline, prepared.drawn.tasks)
     return Run(prepared, log, pipeline, log.arrays())
 
 
 def memory_bytes_for(kv_tokens: float, tensor_parallel: int) -> float:
     """Bytes of one accelerator that leave a replica of MODEL so many tokens of KV cache, by the books of vllm.yaml."""
-    model = load_model(MODEL, "test", Path())
-    ways = tensor_parallel
+    model, ways = _model(), tensor_parallel
     weights, kv = 2.0 * model.parameters, 2.0 * model.kv_elements_per_token * max(1.0, ways / model.kv_heads)
     return (4e9 + (weights + kv * kv_tokens) / ways) / UTILIZATION
 
 
+@cache
+def _shipped_tools() -> dict[str, Tool]:
+    return load_tools("test").tools
+
+
+@cache
+def _model() -> ModelArchitecture:
+    return load_model(MODEL, "test", Path())
+
+
 def with_kv(data: dict[str, Any], room: float) -> dict[str, Any]:
     """The scenario with KV cache for `room` times its largest visit: 1 serves the largest alone, 2 any two."""
-    ample = prepared_of(data)
-    largest = max(r.input_tokens + t.max_output_tokens for t in ample.drawn.tasks for r in t.rounds)
+    scenario = validated(Document("test", data), Scenario)
+    drawn = draw_tasks(scenario.workload, {**_shipped_tools(), **scenario.tools}, scenario.seed, Path())
+    largest = max(r.input_tokens + t.max_output_tokens for t in drawn.tasks for r in t.rounds)
     changed = deepcopy(data)
     pool = changed["pools"][changed["stages"]["generate"]]
     pool["gpu_memory_utilization"] = UTILIZATION

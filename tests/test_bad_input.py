@@ -134,7 +134,17 @@ CASES: dict[str, tuple[Edit, str, str]] = {
     "lengths left out": (
         ("      input_tokens: 500\n", ""),
         "workload:",
-        "workload: classes.agent.input_tokens is missing; only a trace brings its own lengths",
+        "workload: classes.agent.input_tokens is missing; declare it, or draw it from a trace with sampled_from",
+    ),
+    "a task of no rounds": (
+        ("rounds: 2", "rounds: 0"),
+        "agent:",
+        "workload.classes.agent: rounds is 0; a count is whole and at least 1",
+    ),
+    "half a token": (
+        ("output_tokens: 20\n", "output_tokens: 0.5\n"),
+        "agent:",
+        "workload.classes.agent: output_tokens is 0.5; a count is whole and at least 1",
     ),
     "a p95 below the median": (
         ("p95: 900", "p95: 9"),
@@ -145,6 +155,16 @@ CASES: dict[str, tuple[Edit, str, str]] = {
         ("kind: lognormal", "kind: lognorml"),
         "lognorml",
         "workload.classes.agent.understand.tokens: kind is 'lognorml'; did you mean 'lognormal'?",
+    ),
+    "a distribution of no kind": (
+        ("{kind: lognormal, median: 300, p95: 900}", "{median: 300, p95: 900}"),
+        "p95: 900",
+        "workload.classes.agent.understand.tokens: has no kind; say which: constant, exponential, geometric, histogram, lognormal, uniform",
+    ),
+    "arrivals of no kind": (
+        ("    kind: poisson\n", ""),
+        "arrivals:",
+        "workload.arrivals: has no kind; say which: closed, gamma, hourly, on-off, poisson, trace, uniform, weibull",
     ),
     "an unknown kind of arrivals": (
         ("kind: poisson", "kind: poison"),
@@ -180,6 +200,16 @@ CASES: dict[str, tuple[Edit, str, str]] = {
         ("gpu-tier.gpu", "cpu-tier.gpu"),
         "cpu-tier.gpu",
         "pools.decode.runs_on: the server 'epyc-9654-2s' has no accelerator; run it on a tier that has",
+    ),
+    "a pool on no part of a tier": (
+        ("gpu-tier.gpu", "gpu-tier"),
+        "runs_on: gpu-tier",
+        "pools.decode.runs_on: is 'gpu-tier'; write tier.cpu or tier.gpu, such as gpu-tier.gpu",
+    ),
+    "a pool on an unknown part of a tier": (
+        ("cpu-tier.cpu", "cpu-tier.cores"),
+        "cpu-tier.cores",
+        "pools.agents.runs_on: is 'cpu-tier.cores'; write tier.cpu or tier.gpu, such as gpu-tier.gpu",
     ),
     "a dangling pool": (
         ("generate: decode", "generate: decoder"),
@@ -292,6 +322,11 @@ CASES: dict[str, tuple[Edit, str, str]] = {
         "capex_usd",
         "assume.hgx-h100-8.capex_usd: is not a figure that this run uses",
     ),
+    "an assumption that is no number": (
+        ("  pue: 1.2", "  pue: 1.2\nassume:\n  h100-sxm:\n    memory_bytes: lots"),
+        "lots",
+        "assume.h100-sxm.memory_bytes: is 'lots'; input should be a valid number",
+    ),
     "a misspelt assumption": (
         ("  pue: 1.2", "  pue: 1.2\nassume:\n  h100-sxm:\n    power:\n      idle: 3"),
         "idle: 3",
@@ -379,13 +414,16 @@ SETTINGS = {
     "pools.decode.max_num_seqs": "has no value; write --set path.to.key=value",
     "=3": "has no value; write --set path.to.key=value",
     "pools.decode.max_num_seq=3": "pools.decode.max_num_seq: unknown key 'max_num_seq'; did you mean 'max_num_seqs'?",
-    "workload.tasks.foo=1": "workload.tasks.foo cannot be set: its parent is 3",
-    "workload.tasks.foo.bar=1": "workload.tasks.foo is not a mapping, so no key can be set in it",
+    "workload.tasks.foo=1": "workload.tasks is 3; no key 'foo' can be set in it",
+    "workload.tasks.foo.bar=1": "workload.tasks is 3; no key 'foo' can be set in it",
+    "links.agents-decode.0=1": "links.agents-decode is 'ethernet-100g'; no key '0' can be set in it",
     "site.pue=0.5": "site.pue: is 0.5; input should be greater than or equal to 1",
     "pools=3": "pools: is 3; input should be a valid dictionary",
     "fleet.gpu-tier.count=": "fleet.gpu-tier.count: is None; input should be a valid integer",
     "workload.classes={}": "workload.classes: is {}; dictionary should have at least 1 item",
     "pools.decode.runs_on=gpu-tear.gpu": "pools.decode.runs_on: the fleet has no tier 'gpu-tear'; did you mean 'gpu-tier'?",
+    "slo.ttft.max_s=1": "slo.ttft.p: 'p' is missing; add it",
+    "sloe.ttft.max_s=1": "sloe: unknown key 'sloe'; did you mean 'slo'?",
     "workload.tasks=4=5": "workload.tasks: is '4=5'; input should be a valid integer",
 }
 
@@ -408,6 +446,14 @@ def test_settings_edit_the_parsed_scenario(tmp_path: Path) -> None:
     assert scenario.slo.ttft is not None
     assert scenario.slo.ttft.max_s == 1
     assert scenario.workload.arrivals.rate_per_s == 1000
+
+
+def test_a_setting_may_name_a_class_that_is_a_number(tmp_path: Path) -> None:
+    ready = prepared(
+        tmp_path, [("    agent:", "    7:")], ["workload.classes.7.share=2", "assume.h100-sxm.memory_bytes=70e9"]
+    )
+    assert ready.system.scenario.workload.classes["7"].share == 2
+    assert ready.system.figures.used["h100-sxm.memory_bytes"].value == 70e9
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
@@ -525,12 +571,12 @@ HEADER = "arrival_s,input_tokens,output_tokens\n"
 
 TRACES: dict[str, tuple[str, bytes | None, str]] = {
     "missing": ("t.csv", None, "t.csv: there is no such trace file; set workload.arrivals.file"),
-    "empty": ("t.csv", b"", "t.csv:1: the header is ''; known: TIMESTAMP,ContextTokens,GeneratedTokens, arrival_s"),
+    "empty": ("t.csv", b"", "t.csv: the file is empty; give a trace with at least one row"),
     "without requests": ("t.csv", HEADER.encode(), "t.csv: the trace holds no request; give a trace with at least one row"),
-    "of another format": ("t.csv", b"time,in,out\n1,2,3\n", "t.csv:1: the header is 'time,in,out'; known: TIMESTAMP"),
-    "with a broken line": ("t.csv", f"{HEADER}0,10,5\n1,many,2\n".encode(), "t.csv:3: cannot read '1,many,2'; a row is arrival_s"),
-    "with a short line": ("t.csv", f"{HEADER}0,10,5\n\n1,5\n".encode(), "t.csv:4: cannot read '1,5'"),
-    "with an empty answer": ("t.csv", f"{HEADER}0,10,0\n".encode(), "t.csv:2: cannot read '0,10,0'; a row is arrival_s, input_tokens, output_tokens; tokens are whole and at least 1"),
+    "of another format": ("t.csv", b"time,in,out\n1,2,3\n", "t.csv:1: the header is 'time,in,out'; known columns are Azure: TIMESTAMP"),
+    "with a broken line": ("t.csv", f"{HEADER}0,10,5\n1,many,2\n".encode(), "t.csv:3: input_tokens is 'many'; it must be a whole number, 0 or more"),
+    "with a short line": ("t.csv", f"{HEADER}0,10,5\n\n1,5\n".encode(), "t.csv:4: has 2 columns, '1,5'; the header has 3"),
+    "with an empty answer": ("t.csv", f"{HEADER}0,10,0\n".encode(), "t.csv: none of its 1 requests has both a prompt and an answer; give a trace with at least one row"),
     "with an endless arrival": ("t.csv", f"{HEADER}0,10,5\ninf,10,5\n".encode(), "t.csv:3: "),
     "that is not gzip": ("t.csv.gz", b"0,10,5", "t.csv.gz: cannot be read (Not a gzipped file"),
     "cut short": ("t.csv.gz", gzip.compress(HEADER.encode() * 9)[:30], "t.csv.gz: cannot be read (Compressed file ended"),

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,9 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import step_by_kernels
 from systems import ROUTERS, Run, agents, engine_devices, generate_only, prepared_of, run, scenarios, system_of
+from test_exact import UNIT_S, GridCosts
 
+from hsim.costs.cpu import OperationCost
 from hsim.description.scenario import EnginePool
-from hsim.drivers.prepared import Prepared, prepare
+from hsim.drivers.prepared import LinkCosts, Prepared, prepare
 from hsim.drivers.simulated import build
 from hsim.engine.environment import TASK_ARRIVES, EngineEnvironment
 from hsim.engine.executor import ModelledTime
@@ -36,7 +39,11 @@ JOULES = ("dynamic_j", "idle_j", "host_dynamic_j", "host_idle_j")
 
 
 def check(
-    law: Callable[[Run, Counter[str]], None], needed: set[str], examples: int = 30, stepwise: bool = False
+    law: Callable[[Run, Counter[str]], None],
+    needed: set[str],
+    examples: int = 25,
+    stepwise: bool = False,
+    **scenario: Any,
 ) -> None:
     """The law holds on runs of random scenarios, and between them they reached all that it needs."""
     reached = Counter[str]()
@@ -44,7 +51,7 @@ def check(
     @settings(max_examples=examples)
     @given(st.one_of(scenarios(), scenarios(crowded=True)))
     def on_any_scenario(data: dict[str, Any]) -> None:
-        law(run(prepared_of(data), stepwise), reached)
+        law(run(prepared_of(data | scenario), stepwise), reached)
 
     on_any_scenario()
     assert needed <= set(+reached), f"never reached: {needed - set(+reached)}"
@@ -398,6 +405,80 @@ def test_routers_choose_by_the_state_at_the_last_boundary(router: str) -> None:
     assert reached["all busy"] or router == "round-robin"
 
 
+# ---- what results say
+
+
+def test_latencies_and_objectives_are_what_their_definitions_say() -> None:
+    """TTFT and TPOT per visit to the model, answer TTFT and end to end per task; one plain loop over the visits."""
+
+    def law(done: Run, reached: Counter[str]) -> None:
+        result = done.result()
+        samples: dict[str, list[tuple[int, float]]] = {"ttft": [], "tpot": [], "answer_ttft": [], "e2e": []}
+        for task in done.prepared.drawn.tasks:
+            rows = done.visits_of(task=task.id, stage=Stage.GENERATE)
+            for ready_s, first_s, served_s, tokens in zip(
+                *(rows[c] for c in ("ready_s", "first_token_s", "served_s", "output_tokens")), strict=True
+            ):
+                samples["ttft"].append((task.id, first_s - ready_s))
+                if tokens > 1:
+                    samples["tpot"].append((task.id, (served_s - first_s) / (tokens - 1)))
+            samples["answer_ttft"].append((task.id, rows["first_token_s"][-1] - task.arrival_s))
+            samples["e2e"].append((task.id, rows["served_s"][-1] - task.arrival_s))
+        good = {task.id for task in done.prepared.drawn.tasks}
+        outcomes = {outcome.metric: outcome for outcome in result.slo}
+        for metric, pairs in samples.items():
+            if not pairs:
+                assert metric not in result.latency
+                continue
+            values = np.array([seconds for _, seconds in pairs])
+            spread = result.latency[metric]
+            assert (spread.count, spread.max_s) == (len(values), pytest.approx(values.max()))
+            assert spread.mean_s == pytest.approx(values.mean())
+            for p, said in ((0.5, spread.p50_s), (0.9, spread.p90_s), (0.95, spread.p95_s), (0.99, spread.p99_s)):
+                reached["estimable" if said is not None else "not estimable"] += 1
+                assert (said is not None) == (len(values) * (1 - p) >= 10)
+                assert said is None or said == pytest.approx(np.quantile(values, p))
+            objective = getattr(done.prepared.system.scenario.slo, metric)
+            kept = [seconds <= objective.max_s for _, seconds in pairs]
+            assert outcomes[metric].attained == pytest.approx(np.mean(kept))
+            assert outcomes[metric].met == (np.mean(kept) >= objective.p)
+            reached["kept" if outcomes[metric].met else "missed"] += 1
+            good -= {task for (task, _), keeps in zip(pairs, kept, strict=True) if not keeps}
+        assert result.goodput_tasks_per_s * result.window_s == pytest.approx(len(good))
+        reached["some tasks good"] += 0 < len(good) < result.tasks
+
+    objectives = {"ttft": 0.05, "tpot": 0.012, "answer_ttft": 0.4, "e2e": 0.8}
+    check(
+        law,
+        {"estimable", "not estimable", "kept", "missed", "some tasks good"},
+        slo={metric: {"max_s": max_s, "p": 0.5} for metric, max_s in objectives.items()},
+    )
+
+
+def test_pools_are_as_busy_as_their_devices() -> None:
+    def law(done: Run, reached: Counter[str]) -> None:
+        result, tables = done.result(), done.tables
+        for use in result.pools:
+            pool = done.log.pools[use.pool]
+            if pool.engine:
+                rows = np.isin(tables["steps"]["device"], pool.devices)
+                seconds = (tables["steps"]["end_s"] - tables["steps"]["start_s"])[rows]
+                assert use.mean_batch == pytest.approx(
+                    float((tables["steps"]["decodes"][rows] * seconds).sum() / seconds.sum())
+                )
+                capacity, busy_s = len(pool.devices), seconds.sum()
+            else:
+                stages = next(stages for name, _, stages in _queues(done) if name == use.pool)
+                mine = np.isin(done.visits["stage"], stages)
+                busy_s = (done.visits["served_s"] - done.visits["started_s"])[mine].sum()
+                capacity = done.prepared.cores[use.pool] * len(pool.devices)
+            assert use.busy_fraction == pytest.approx(busy_s / capacity / result.window_s)
+            assert use.busy_fraction <= 1 + 1e-9
+            reached["busy"] += use.busy_fraction > 0.5
+
+    check(law, {"busy"})
+
+
 # ---- equivalences
 
 
@@ -427,6 +508,63 @@ def test_coalesced_equals_step_by_step() -> None:
         assert fast.latency == total.latency
 
     check(law, {"coalesced", "coalesced chunks", "cut by an arrival"}, examples=60)
+
+
+def on_a_grid(prepared: Prepared, costs: GridCosts) -> Prepared:
+    """The same system with all times whole multiples of one unit: ends, arrivals and boundaries meet all the time."""
+
+    def whole(seconds: float) -> float:
+        return round(seconds / UNIT_S / 8) * 8 * UNIT_S
+
+    tasks = []
+    for task in prepared.drawn.tasks:
+        rounds = [
+            r if r.call is None else replace(r, call=replace(r.call, outside_wait_s=whole(r.call.outside_wait_s)))
+            for r in task.rounds
+        ]
+        tasks.append(replace(task, arrival_s=whole(task.arrival_s), rounds=tuple(rounds)))
+    return replace(
+        prepared,
+        drawn=replace(prepared.drawn, tasks=tasks),
+        replicas={name: replace(spec, costs=costs) for name, spec in prepared.replicas.items()},
+        understand={name: OperationCost(16 * UNIT_S) for name in prepared.understand},
+        tool_s=dict.fromkeys(prepared.tool_s, 24 * UNIT_S),
+        links={ends: LinkCosts(8 * UNIT_S, 2.0**40, 0.0) for ends in prepared.links},
+    )
+
+
+def test_coalesced_equals_step_by_step_where_everything_meets() -> None:
+    """One order among the events of an instant: tasks that reach a replica at the end of its step, several at once."""
+    reached = Counter[str]()
+
+    @settings(max_examples=50)
+    @given(st.one_of(scenarios(), scenarios(crowded=True)), st.integers(1, 4), st.integers(0, 1))
+    def law(data: dict[str, Any], base: int, per_token: int) -> None:
+        prepared = on_a_grid(prepared_of(data), GridCosts(8 * base, 8 * per_token, 0, 0, 60, 8))
+        fast, slow = run(prepared), run(prepared, stepwise=True)
+        for column in ("task", "round", "stage", "device", *TIMES):
+            np.testing.assert_array_equal(fast.visits[column], slow.visits[column], err_msg=column)
+        for column in JOULES:
+            np.testing.assert_allclose(fast.visits[column], slow.visits[column], rtol=1e-9, atol=1e-9, err_msg=column)
+        for replica in engine_devices(slow):
+            steps, here = slow.steps_of(replica.index), slow.visits_of(stage=Stage.GENERATE, device=replica.index)
+            queued_s, ids = np.unique(here["queued_s"], return_counts=True)
+            reached["several at one instant"] += bool((ids > 1).any())
+            met = np.isin(here["queued_s"], np.intersect1d(steps["end_s"][:-1], steps["start_s"][1:]))
+            reached["arrived at the end of a step"] += bool(met.any())
+            reached["arrived together at the end of a step"] += bool(
+                (ids > 1)[np.isin(queued_s, here["queued_s"][met])].any()
+            )
+        reached["coalesced"] += len(fast.steps["steps"]) < len(slow.steps["steps"]) / 2
+
+    law()
+    needed = {
+        "several at one instant",
+        "arrived at the end of a step",
+        "arrived together at the end of a step",
+        "coalesced",
+    }
+    assert needed <= set(+reached), f"never reached: {needed - set(+reached)}"
 
 
 def digest(data: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from hsim.backends.device import DTYPES, Device
-from hsim.backends.hosts import DecoderSpec, Rope, StepItem
+from hsim.backends.steps import DecoderShape, Rope, StepItem
 from hsim.description.model import ModelArchitecture
 from hsim.errors import BackendError
 from hsim.units import GB
@@ -90,7 +90,7 @@ class _Batch:
 class Decoder:
     """Slots of KV cache and a model that extends them. Not thread-safe; one worker process owns it."""
 
-    def __init__(self, spec: DecoderSpec, device: Device) -> None:
+    def __init__(self, spec: DecoderShape, device: Device) -> None:
         self.spec, self.device, model = spec, device, spec.architecture
         if not 0 < spec.max_context_tokens <= model.max_context_tokens:
             what = f"max_context_tokens is {spec.max_context_tokens}"
@@ -364,7 +364,7 @@ def _random_weights(model: ModelArchitecture, seed: int, dtype: Any, device: Dev
 
     embedding = drawn(model.vocabulary, model.hidden_size)
     head = embedding if model.tied_embeddings else drawn(model.vocabulary, model.hidden_size)
-    qkv, out, gate_up, down = model.gemms
+    qkv, out, gate_up, down = [(product.outputs, product.inputs) for product in model.products]
     layers = [
         Layer(ones(), drawn(*qkv), drawn(*out), ones(), drawn(*gate_up), drawn(*down)) for _ in range(model.layers)
     ]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from hsim.description.model import ModelArchitecture, from_hugging_face
-from hsim.errors import DescriptionError
+from hsim.backends.steps import DecoderShape, Dtype, Llama3Scaling, Rope, StepItem
+from hsim.description.huggingface import from_hugging_face
+from hsim.errors import BackendError, DescriptionError
 
-Dtype = Literal["bf16", "fp16", "fp32"]
+__all__ = ["DecoderSpec", "Dtype", "Host", "Llama3Scaling", "Opened", "Rope", "StepItem", "ToolSpec"]
 
 
 class Opened(NamedTuple):
@@ -29,64 +30,21 @@ class Host(Protocol):
         ...
 
 
-class StepItem(NamedTuple):
-    """One sequence's part of a step: the tokens that it adds at positions start, start + 1 ... of its slot.
-
-    A decode adds one, the token that its last step gave; a chunk of a prompt adds many. A number stands for so many
-    made-up tokens (the same for the same slot and positions), for prompts of which only the length matters.
-    """
-
-    slot: int
-    start: int
-    tokens: Sequence[int] | int
-
-    @property
-    def new_tokens(self) -> int:
-        """How many tokens it adds."""
-        return self.tokens if isinstance(self.tokens, int) else len(self.tokens)
-
-
 @dataclass(frozen=True)
-class Llama3Scaling:
-    """Llama 3's stretching of rotary embeddings (`rope_type: llama3`), in the words of its config.json."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary position embedding."""
-
-    theta: float = 500_000.0
-    scaling: Llama3Scaling | None = None
-
-
-@dataclass(frozen=True)
-class DecoderSpec:
-    """A Llama-class decoder. Opened, it answers a list of StepItem with the list of their next tokens.
-
-    `slots` sequences of up to max_context_tokens each have their KV cache preallocated. Weights are random, from the
-    seed (and the kind of device): what a step costs does not depend on them. It computes what ModelArchitecture counts:
-    Qwen's biases and its norms of queries and keys are left out.
-    """
-
-    architecture: ModelArchitecture
-    slots: int
-    max_context_tokens: int
-    dtype: Dtype = "fp32"
-    device: str = "cpu"
-    seed: int = 0
-    rope: Rope = Rope()
-    norm_epsilon: float = 1e-5
+class DecoderSpec(DecoderShape):
+    """A decoder to be hosted. Opened, it answers a list of StepItem with the list of their next tokens."""
 
     def open(self) -> Opened:
         """See Host."""
         from hsim.backends.decoder import Decoder
         from hsim.backends.device import open_device
 
+        model = self.architecture
+        if model.experts or model.latent or model.state or model.window or not model.gated_mlp:
+            what = (
+                "has experts, windows, latent attention, states or a plain MLP, which hsim's own decoder does not build"
+            )
+            raise BackendError(f"model {model.name}", what, "live runs take Llama-class models")
         device = open_device(self.device)
         decoder = Decoder(self, device)
         return Opened(decoder.step, (f"{self.architecture.name} in {self.dtype} with random weights on {device.name}",))

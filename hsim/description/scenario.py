@@ -14,12 +14,13 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    WithJsonSchema,
     model_validator,
 )
 
 from hsim.description.catalogue import scenario_file
 from hsim.description.hardware import Precision, Tool
-from hsim.description.quantities import Distribution
+from hsim.description.quantities import Constant, Distribution
 from hsim.description.yamlfile import Document, Strict, did_you_mean, read_document, validated, with_settings
 from hsim.errors import DescriptionError
 
@@ -31,17 +32,92 @@ class PoissonArrivals(Strict):
     rate_per_s: PositiveFloat
 
 
-class TraceArrivals(Strict):
+class UniformArrivals(Strict):
+    """Arrivals evenly spaced, without chance."""
+
+    kind: Literal["uniform"]
+    rate_per_s: PositiveFloat
+
+
+class GammaArrivals(Strict):
+    """Independent gaps from a gamma distribution of the given mean rate.
+
+    `burstiness` is its shape, as in vLLM's benchmark: 1 is Poisson, less is burstier, more is more regular. The
+    gaps' coefficient of variation is burstiness ** -0.5.
+    """
+
+    kind: Literal["gamma"]
+    rate_per_s: PositiveFloat
+    burstiness: PositiveFloat = 1.0
+
+
+class WeibullArrivals(Strict):
+    """Independent gaps from a Weibull distribution of the given mean rate.
+
+    `burstiness` is its shape: 1 is Poisson, less is burstier.
+    """
+
+    kind: Literal["weibull"]
+    rate_per_s: PositiveFloat
+    burstiness: PositiveFloat = 1.0
+
+
+class OnOffArrivals(Strict):
+    """Poisson arrivals whose rate switches between on and off, each for an exponential time of the given mean.
+
+    `rate_per_s` is the mean over all time. `off_rate_fraction` is the rate while off over the rate while on.
+    """
+
+    kind: Literal["on-off"]
+    rate_per_s: PositiveFloat
+    mean_on_s: PositiveFloat
+    mean_off_s: PositiveFloat
+    off_rate_fraction: float = Field(default=0.0, ge=0, lt=1)
+
+
+class HourlyArrivals(Strict):
+    """Arrivals whose rate follows a profile by the hour.
+
+    `relative_rates` holds 24 or more numbers, one an hour from time 0 on, and repeats after the last: 24 make a day,
+    168 a week. `rate_per_s` is the mean over the profile. Within it arrivals are Poisson, or gamma with `burstiness`.
+    """
+
+    kind: Literal["hourly"]
+    rate_per_s: PositiveFloat
+    relative_rates: tuple[NonNegativeFloat, ...] = Field(min_length=24)
+    burstiness: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _somebody_comes(self) -> HourlyArrivals:
+        if not sum(self.relative_rates):
+            raise ValueError("relative_rates are all 0; at least one must be above 0")
+        return self
+
+
+class TraceFile(Strict):
+    """A file of requests in one of the formats that docs/workloads.md lists, .gz of each too.
+
+    The path is relative to the scenario, else to the working directory. `tokenizer`, a tokenizer.json or a folder
+    that holds one, counts the tokens of a format that has text (ShareGPT). Tasks with a prompt beyond
+    `max_input_tokens` are left out, and counted.
+    """
+
+    file: str
+    tokenizer: str | None = None
+    max_input_tokens: PositiveInt | None = None
+
+
+class TraceArrivals(TraceFile):
     """Arrivals, and lengths where a class declares none, from a trace file.
 
-    Reads the Azure 2023 CSV as published, and CSV with arrival_s,input_tokens,output_tokens; .gz of either. The
-    path is relative to the scenario, else to the working directory. `rate_scale` 2 makes the same requests arrive
-    twice as fast.
+    `rate_scale` 2 makes the same requests arrive twice as fast. `start_s` and `duration_s` replay a part of the
+    trace, in its own seconds from its first arrival. Sessions arrive with their first round.
     """
 
     kind: Literal["trace"]
-    file: str
     rate_scale: PositiveFloat = 1.0
+    start_s: NonNegativeFloat = 0.0
+    duration_s: PositiveFloat | None = None
 
 
 class ClosedArrivals(Strict):
@@ -52,7 +128,8 @@ class ClosedArrivals(Strict):
     think_s: Distribution = Field(default={"kind": "constant", "value": 0}, validate_default=True)
 
 
-Arrivals = Annotated[PoissonArrivals | TraceArrivals | ClosedArrivals, Field(discriminator="kind")]
+OpenArrivals = PoissonArrivals | UniformArrivals | GammaArrivals | WeibullArrivals | OnOffArrivals | HourlyArrivals
+Arrivals = Annotated[OpenArrivals | TraceArrivals | ClosedArrivals, Field(discriminator="kind")]
 
 
 class Understand(Strict):
@@ -65,9 +142,11 @@ class Understand(Strict):
 class TaskClass(Strict):
     """One class of tasks: perhaps understanding, then rounds of a tool call and a visit to the language model.
 
-    Each round's visit declares its own input tokens. `first_round_tool` false lets the first round go straight to
-    the model. `tools` gives relative weights. Lengths left out come from the trace. A client gives its task up
-    `timeout_s` after it arrived.
+    `context: declared`: input_tokens is each round's whole prompt. `context: grows`: a round's prompt is everything
+    before it, prompts and answers, and then its own input_tokens. `first_round_tool` false lets the first round go
+    straight to the model. `tools` gives relative weights. Lengths left out come from `sampled_from`, a trace whose
+    requests (or sessions, with their rounds) are drawn whole and with replacement, its times left aside; else from the
+    trace that brings the arrivals. A client gives its task up `timeout_s` after it arrived.
     """
 
     share: PositiveFloat = 1.0
@@ -75,10 +154,20 @@ class TaskClass(Strict):
     rounds: Distribution = Field(default={"kind": "constant", "value": 1}, validate_default=True)
     tools: dict[str, PositiveFloat] = {}
     first_round_tool: bool = True
+    context: Literal["declared", "grows"] = "declared"
+    sampled_from: TraceFile | None = None
     input_tokens: Distribution | None = None
     output_tokens: Distribution | None = None
     max_output_tokens: PositiveInt = 4096
     timeout_s: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _counts_start_at_one(self) -> TaskClass:
+        for key in ("rounds", "input_tokens", "output_tokens"):
+            count = getattr(self, key)
+            if isinstance(count, Constant) and (count.value < 1 or count.value % 1):
+                raise ValueError(f"{key} is {count.value:g}; a count is whole and at least 1")
+        return self
 
 
 class Workload(Strict):
@@ -103,14 +192,18 @@ class Workload(Strict):
 
     @model_validator(mode="after")
     def _lengths_come_from_somewhere(self) -> Workload:
-        if self.arrivals.kind == "trace":
-            return self
-        if self.tasks is None:
+        if self.arrivals.kind != "trace" and self.tasks is None:
             raise ValueError("tasks is missing; say how many tasks arrive")
         for name, kind in self.classes.items():
-            for key in ("input_tokens", "output_tokens"):
-                if getattr(kind, key) is None:
-                    raise ValueError(f"classes.{name}.{key} is missing; only a trace brings its own lengths")
+            missing = [key for key in ("input_tokens", "output_tokens") if getattr(kind, key) is None]
+            if missing and self.arrivals.kind != "trace" and kind.sampled_from is None:
+                raise ValueError(
+                    f"classes.{name}.{missing[0]} is missing; declare it, or draw it from a trace with sampled_from"
+                )
+            if not missing and kind.sampled_from:
+                raise ValueError(
+                    f"classes.{name}.sampled_from has nothing to give; leave out input_tokens or output_tokens"
+                )
         return self
 
 
@@ -157,8 +250,11 @@ class EnginePool(Strict):
 
 
 def _pool_kind(value: Any) -> str:
-    runs_on = value.get("runs_on", "") if isinstance(value, dict) else getattr(value, "runs_on", "")
-    return "EnginePool" if str(runs_on).endswith(".gpu") else "CorePool"
+    keys = value if isinstance(value, dict) else vars(value)
+    part = str(keys.get("runs_on", "")).rpartition(".")[2]
+    if part not in ("cpu", "gpu"):  # refused later, by its name: no other key shall be blamed before
+        return "CorePool" if set(keys) <= set(CorePool.model_fields) else "EnginePool"
+    return "EnginePool" if part == "gpu" else "CorePool"
 
 
 Pool = Annotated[
@@ -230,7 +326,11 @@ def _flattened(value: Any, prefix: str = "") -> Any:
 
 
 # Figures of profiles that this run takes on the user's word: {profile: {figure: value}}, flattened to dotted names.
-Assumptions = Annotated[dict[str, float], BeforeValidator(_flattened)]
+Assumptions = Annotated[
+    dict[str, float],
+    BeforeValidator(_flattened),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": ["number", "object"]}}),
+]
 
 
 class Scenario(Strict):

@@ -85,8 +85,8 @@ def parse_document(text: str, file: str) -> Document:
         _refuse_aliases(text, file)
         node = yaml.compose(text, _LOADER)
     except yaml.MarkedYAMLError as error:
-        mark: Any = error.problem_mark or error.context_mark
-        place = file if mark is None else f"{file}:{mark.line + 1}"
+        mark = error.problem_mark or error.context_mark
+        place = f"{file}:{mark.line + 1}" if mark else file
         raise DescriptionError(place, f"is not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise DescriptionError(file, f"is not valid YAML: {error}") from None
@@ -135,10 +135,11 @@ def with_settings(document: Document, settings: Sequence[str]) -> Document:
         dotted, equals, text = setting.partition("=")
         if not equals or not dotted:
             raise DescriptionError(place, "has no value", "write --set path.to.key=value")
-        path: list[str | int] = [int(p) if p.isdigit() else p for p in dotted.split(".")]
-        _set(data, path, parse_document(text, place).data, place)
-        places = {p: at for p, at in places.items() if p[: len(path)] != tuple(path)}
-        places[tuple(path)] = place
+        path = _set(data, dotted.split("."), parse_document(text, place).data, place)
+        places = {p: at for p, at in places.items() if p[: len(path)] != path}
+        for length in range(1, len(path)):
+            places.setdefault(path[:length], place)  # a section that the setting made
+        places[path] = place
     return Document(document.file, data, places)
 
 
@@ -148,24 +149,21 @@ def _copy(value: Any) -> Any:
     return [_copy(v) for v in value] if isinstance(value, list) else value
 
 
-def _set(data: Any, path: list[str | int], value: Any, place: str) -> None:
-    *parents, last = path
-    at = data
-    for i, key in enumerate(parents):
-        if isinstance(at, dict):
-            at = at.setdefault(key, {})
-        elif isinstance(at, list) and isinstance(key, int) and key < len(at):
-            at = at[key]
+def _set(data: Any, keys: list[str], value: Any, place: str) -> KeyPath:
+    """Set what stands at the keys, and return their path: a number is an index in a list, a word in a mapping."""
+    at, path = data, list[str | int]()
+    for i, key in enumerate(keys):
+        path.append(int(key) if isinstance(at, list) and key.isdigit() else key)
+        here, last = path[-1], i == len(keys) - 1
+        settable = isinstance(at, dict) or (isinstance(at, list) and isinstance(here, int) and here < len(at))
+        if not settable:
+            what = f"{'.'.join(keys[:i])} is {at!r}" if i else "the scenario is no mapping"
+            raise DescriptionError(place, what, f"no key {key!r} can be set in it")
+        if last:
+            at[here] = value
         else:
-            raise DescriptionError(
-                place, f"{'.'.join(map(str, path[: i + 1]))} is not a mapping, so no key can be set in it"
-            )
-        if at is None:
-            raise DescriptionError(place, f"{'.'.join(map(str, path[: i + 1]))} is null, so no key can be set in it")
-    if isinstance(at, dict) or (isinstance(at, list) and isinstance(last, int) and last < len(at)):
-        at[last] = value  # type: ignore[index]
-    else:
-        raise DescriptionError(place, f"{'.'.join(map(str, path))} cannot be set: its parent is {at!r}")
+            at = at.setdefault(here, {}) if isinstance(at, dict) else at[here]
+    return tuple(path)
 
 
 def validated(document: Document, model: type[M]) -> M:
@@ -192,9 +190,12 @@ def _explained(error: Any, document: Document, model: type[BaseModel]) -> Descri
         return DescriptionError(document.where(path), f"unknown key {path[-1]!r}", did_you_mean(str(path[-1]), known))
     if error["type"] == "missing":
         return DescriptionError(where, f"{path[-1]!r} is missing", "add it")
-    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        kinds = re.findall(r"'([^']+)'", str(error["ctx"].get("expected_tags", "")))
-        kind = value.get("kind") if isinstance(value, dict) else value
+    if error["type"] == "union_tag_not_found":
+        kinds = sorted(kind for m in _models_at((*error["loc"], ""), model) for kind in _kinds_of(m))
+        return DescriptionError(where, "has no kind", f"say which: {', '.join(kinds)}")
+    if error["type"] == "union_tag_invalid":
+        kinds = re.findall(r"'([^']+)'", str(error["ctx"]["expected_tags"]))
+        kind = value.get("kind")
         return DescriptionError(where, f"kind is {kind!r}", did_you_mean(str(kind), kinds))
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if error["type"] in ("value_error", "assertion_error"):
@@ -211,6 +212,8 @@ def _path_in_data(loc: Sequence[str | int], data: Any, missing: bool) -> KeyPath
         if inside:
             data = data[part]
             path.append(part)
+        elif isinstance(data, dict) and str(part).partition(".")[0] in data:  # flattened, as `assume` is
+            path.extend(str(part).split("."))
         elif missing and i == len(loc) - 1:
             path.append(part)
     return tuple(path)
@@ -218,13 +221,18 @@ def _path_in_data(loc: Sequence[str | int], data: Any, missing: bool) -> KeyPath
 
 def _siblings(loc: Sequence[str | int], model: type[BaseModel]) -> set[str]:
     """The keys that would have been right where an unknown one was found."""
+    return {name for m in _models_at(loc, model) for name in m.model_fields}
+
+
+def _models_at(loc: Sequence[str | int], model: type[BaseModel]) -> list[type[BaseModel]]:
+    """The models of which the last part of a location may be a key."""
     models: list[Any] = [model]
     for part in loc[:-1]:
         fields = [m.model_fields[part].annotation for m in models if part in m.model_fields]
         models = [m for f in fields for m in _models_in(f)] or models
         tagged = [m for m in models if part in (m.__name__, *_kinds_of(m))]
         models = tagged or models
-    return {name for m in models for name in m.model_fields}
+    return models
 
 
 def _kinds_of(model: type[BaseModel]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from functools import partial
 from heapq import heappop, heappush
@@ -33,6 +34,7 @@ class Host:
         self._joules, self._worked_s, self._since_s = 0.0, 0.0, 0.0
         self._ends: list[tuple[float, int, Done]] = []  # heap: work done when a job is done, order, what then
         self._order, self._version = count(), 0
+        self._armed_s, self._slowed, self._ending = math.inf, False, False
 
     def joules_per_core(self) -> float:
         """Joules above idle that a core busy since time zero would have taken by now: differences are a job's share."""
@@ -51,26 +53,41 @@ class Host:
         if self.slowdown > 1:
             others = (self.busy - 1) / max(1, self.power.cores - 1)
             self._speed = 1 / (1 + (self.slowdown - 1) * others) if self.busy else 1.0
-            self._rearm()
+            self._slowed = self._slowed or cores > 0
+            if cores < 0:
+                self._rearm()  # what is under way ends sooner; with more cores busy it is looked at again when it is due
 
     def work(self, seconds: float, done: Done) -> None:
         """Do so many seconds of work, as one core alone would take, on a core already counted as busy."""
         worked_s = self._worked_s + self._speed * (self.env.now - self._since_s)
         heappush(self._ends, (worked_s + seconds, next(self._order), done))
-        self._rearm()
+        if self._first_end_s() < self._armed_s:
+            self._rearm()
+
+    def _first_end_s(self) -> float:
+        """When the first job under way is done, if the speed stays as it is."""
+        return self._since_s + (self._ends[0][0] - self._worked_s) / self._speed
 
     def _rearm(self) -> None:
+        if self._ending:
+            return  # once is enough, when all that follows from an end has happened
         self._version += 1
+        self._armed_s, self._slowed = math.inf, False
         if self._ends:
-            left_s = (self._ends[0][0] - self._worked_s) / self._speed
-            self.env.call_at(max(self.env.now, self._since_s + left_s), WORK_ENDS, partial(self._end, self._version))
+            self._armed_s = max(self.env.now, self._first_end_s())
+            self.env.call_at(self._armed_s, WORK_ENDS, partial(self._end, self._version))
 
     def _end(self, version: int, event: Event) -> None:
         if version != self._version:
-            return  # the speed has changed, or a shorter job has come
+            return  # a shorter job has come, or cores have become free
+        if self._slowed and self._first_end_s() > self.env.now:
+            self._rearm()  # more cores are busy than when this was foreseen
+            return
         done = heappop(self._ends)[2]
-        self._rearm()
+        self._ending = True
         done(event)
+        self._ending = False
+        self._rearm()
 
 
 class Cores:
@@ -112,23 +129,23 @@ class Cores:
 
     def _dispatch(self, event: Event | None = None) -> None:
         while self.waiting and self.running < self.cores:
-            batch = [self.waiting[0]] if self.max_batch == 1 else self._batch()
+            batch = self._next_batch()
             if not batch:
                 return
-            if len(batch) == 1:
-                self.waiting.remove(batch[0])
-            else:
-                self.waiting = deque(job for job in self.waiting if job not in batch)
             self.running += 1
             self.host.change(+1)
             self._start(batch)
 
-    def _batch(self) -> list[Job]:
-        """The jobs that start together now: those like the first, if they are enough or it has waited its window."""
+    def _next_batch(self) -> list[Job]:
+        """Take the jobs that start together now: those like the first, if they are enough or it has waited its window."""
+        if self.max_batch == 1:
+            return [self.waiting.popleft()]
         first = self.waiting[0]
         alike = [job for job in self.waiting if job.operation == first.operation][: self.max_batch]
-        due = self.env.now >= first.queued_s + self.batch_window_s
-        return alike if due or len(alike) == self.max_batch else []
+        if len(alike) < self.max_batch and self.env.now < first.queued_s + self.batch_window_s:
+            return []
+        self.waiting = deque(job for job in self.waiting if job not in alike)
+        return alike
 
     def _start(self, batch: list[Job]) -> None:
         now, joules = self.env.now, self.host.joules_per_core()
@@ -148,6 +165,9 @@ class Cores:
             job.dynamic_j = part * (self.host.joules_per_core() - job.joules_mark)
             job.idle_j = part * self.host.core_idle_w * (now - job.started_s)
             self.env.trigger_at(job.done, now, TASK_GOES_ON + job.task)
-        self.running -= 1
-        self.host.change(-1)
-        self._dispatch()
+        following = self._next_batch() if self.waiting else []
+        if following:
+            self._start(following)  # the core stays busy
+        else:
+            self.running -= 1
+            self.host.change(-1)

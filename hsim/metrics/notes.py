@@ -62,7 +62,7 @@ def warnings_of(
         )
     if drawn.truncated:
         warnings.append(f"{drawn.truncated} of the drawn answers were longer than max_output_tokens and were cut there")
-    return tuple(warnings)
+    return (*warnings, *drawn.notes)
 
 
 def study_warnings(

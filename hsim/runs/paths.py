@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from hsim.metrics.result import Result
 from hsim.metrics.rough import facility_joules_in
 from hsim.metrics.study import Replication
 from hsim.metrics.summarise import summarise
+from hsim.metrics.vllm_bench import vllm_bench
 
 DRAWN_BEYOND = (1.5, 4.0)  # tasks drawn over those that are followed: the first that lasts until those have ended
 DRAWN_AT_LEAST = 2000
@@ -46,6 +48,12 @@ def path_of(system: System, stepwise: bool = False) -> Result:
 def simulate(scenario: str | Path, settings: Sequence[str] = (), stepwise: bool = False) -> Result:
     """One terminating path of a scenario (a path, or the name of a shipped one) with settings applied."""
     return path_of(system_of(scenario, settings), stepwise)
+
+
+def vllm_bench_of(system: System, stepwise: bool = False) -> dict[str, Any]:
+    """One terminating path of a system in the words of vLLM's benchmark."""
+    prepared = prepare(_drawing(system, None))
+    return vllm_bench(run(prepared, stepwise), system.scenario)
 
 
 @dataclass(frozen=True)

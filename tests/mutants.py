@@ -1,0 +1,335 @@
+"""Do the tests have teeth? Seeded faults, one at a time, in a copy of hsim; and which fast tests catch each.
+
+`python tests/mutants.py [part of a name]` runs the fast tests against each fault and prints a table.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FAST = ("test_exact.py", "test_laws.py", "test_workload.py", "test_bad_input.py")
+TIMEOUT_S = 600
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One small fault: `old` becomes `new` in a file, wherever line breaks fall. `test` catches it quickly."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+REPLICA = "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries"
+CORES = "test_exact.py::test_cores_are_exactly_a_first_come_first_served_queue[hyper-exponential-2]"
+LINK = "test_exact.py::test_link_is_exactly_processor_sharing[continuous-0.375]"
+KERNELS = "test_exact.py::test_composed_costs_are_the_sum_of_their_kernels[llama-3.1-70b on four]"
+SEGMENT = "test_exact.py::test_segment_is_every_step_asked_for_anew_for_exactly_as_long_as_it_says"
+ALONE = "test_exact.py::test_alone_a_task_takes_the_sum_of_its_parts"
+BOOKS = "test_laws.py::test_every_joule_is_booked_once"
+LATENCY = "test_laws.py::test_latencies_and_objectives_are_what_their_definitions_say"
+UNMOVED = "test_laws.py::test_tasks_do_not_depend_on_the_fleet_nor_on_tasks_or_classes_beside_them"
+
+MUTANTS = (
+    # cores and hosts
+    Mutant("cores: last come first served", "engine/cores.py", "self.waiting.popleft()", "self.waiting.pop()", CORES),
+    Mutant("cores: the last job waits for good", "engine/cores.py", "if self.waiting:", "if len(self.waiting) > 1:", CORES),
+    Mutant(
+        "host: a busy core takes the power of all",
+        "engine/cores.py",
+        "self.power.dynamic_w(self.busy) / self.busy if",
+        "self.power.dynamic_w(self.busy) if",
+        "test_exact.py::test_jobs_share_the_power_of_their_host_equally_at_each_instant",
+    ),
+    Mutant(
+        "host: joules at the load of a job's start",
+        "engine/cores.py",
+        "self._joules, self._since_s = self.joules_per_core(), self.env.now",
+        "self._joules, self._since_s = self._joules, self.env.now",
+        "test_exact.py::test_jobs_share_the_power_of_their_host_equally_at_each_instant",
+    ),
+    # links
+    Mutant(
+        "link: bandwidth not shared",
+        "engine/link.py",
+        "self._shared_bytes += (self.env.now - self._since_s) * self.bytes_per_s / len(self._ends)",
+        "self._shared_bytes += (self.env.now - self._since_s) * self.bytes_per_s",
+        LINK,
+    ),
+    Mutant("link: a stale timer fires", "engine/link.py", "if version != self._version:", "if False:", LINK),
+    Mutant("link: no latency", "engine/link.py", "self.env.now + self.latency_s, WORK_ENDS", "self.env.now, WORK_ENDS", LINK),
+    Mutant(
+        "link: a message weighs nothing beside its tokens",
+        "engine/life.py",
+        "pipeline.bytes_per_message + pipeline.bytes_per_token * visit.input_tokens",
+        "pipeline.bytes_per_token * visit.input_tokens",
+        ALONE,
+    ),
+    Mutant("life: nobody waits outside", "engine/life.py", "and visit.outside_wait_s:", "and not visit:", ALONE),
+    # order of an instant, segments
+    Mutant("instant: arrivals before the steps that end", "engine/environment.py", "WORK_ENDS = 0", "WORK_ENDS = 1 << 42", REPLICA),
+    Mutant(
+        "segment: on a boundary the step has not ended",
+        "costs/shapes.py",
+        "while start_s + self.seconds_of(steps + 1) <= now_s:",
+        "while start_s + self.seconds_of(steps + 1) < now_s:",
+        "test_exact.py::test_steps_by_inverts_boundaries_to_the_last_bit",
+    ),
+    Mutant(
+        "segment: growth counted once too often",
+        "costs/shapes.py",
+        "return steps * (self.joules + 0.5 * (steps - 1) * self.joules_growth)",
+        "return steps * (self.joules + 0.5 * steps * self.joules_growth)",
+        "test_exact.py::test_closed_forms_of_a_segment_equal_naive_accumulation",
+    ),
+    # replica
+    Mutant(
+        "replica: cut one step late",
+        "engine/replica.py",
+        "self._segment.steps_by(self._start_s, self.env.now) + 1",
+        "self._segment.steps_by(self._start_s, self.env.now) + 2",
+        REPLICA,
+    ),
+    Mutant(
+        "replica: coalescing ignores arrivals",
+        "engine/replica.py",
+        "elif len(self.waiting) == 1 and self._could_join(prompt):",
+        "elif not self.waiting:",
+        REPLICA,
+    ),
+    Mutant(
+        "replica: coalescing ignores the end of the segment",
+        "engine/replica.py",
+        "min(plan.steps, segment.valid_steps)",
+        "min(plan.steps, 1e9)",
+        REPLICA,
+    ),
+    Mutant(
+        "replica: a token too many",
+        "engine/replica.py",
+        "self._step + prompt.output_tokens - 1",
+        "self._step + prompt.output_tokens",
+        REPLICA,
+    ),
+    Mutant(
+        "replica: KV given back for what was used only",
+        "engine/replica.py",
+        "self.free_kv_tokens += prompt.reserve_tokens",
+        "self.free_kv_tokens += prompt.input_tokens + prompt.output_tokens",
+        REPLICA,
+    ),
+    Mutant(
+        "replica: joules of context off by one token",
+        "engine/replica.py",
+        "offset = prompt.input_tokens + 1 - prompt.first_step",
+        "offset = prompt.input_tokens - prompt.first_step",
+        REPLICA,
+    ),
+    Mutant("replica: sum of steps off", "engine/replica.py", "steps * (steps - 1) / 2", "steps * (steps + 1) / 2", REPLICA),
+    Mutant(
+        "replica: a router sees nothing between changes",
+        "engine/replica.py",
+        "tokens -= passed * self._shape.new_tokens",
+        "tokens -= 0 * passed",
+        "test_laws.py::test_outstanding_tokens_fall_step_by_step",
+    ),
+    Mutant(
+        "replica: host cores busy for good",
+        "engine/replica.py",
+        "self.host.change(-self.spec.host_cores)",
+        "self.host.change(0)",
+        "test_laws.py::test_littles_law_is_an_identity",
+    ),
+    # policies
+    Mutant(
+        "batching: one sequence too many",
+        "policies/batching.py",
+        "room = view.max_num_seqs - view.decodes",
+        "room = view.max_num_seqs + 1 - view.decodes",
+        REPLICA,
+    ),
+    Mutant(
+        "batching: decodes take no budget",
+        "policies/batching.py",
+        "budget = view.max_num_batched_tokens - view.decodes",
+        "budget = view.max_num_batched_tokens",
+        REPLICA,
+    ),
+    Mutant("batching: KV of prompts only", "policies/batching.py", "prompt.reserve_tokens > free", "prompt.prompt_left > free", REPLICA),
+    Mutant("batching: a choice held a step too long", "policies/batching.py", "first.prompt_left // chunks[0] if", "first.prompt_left // chunks[0] + 1 if", REPLICA),
+    Mutant(
+        "routing: the last of equals",
+        "policies/routing.py",
+        "loads = [device.outstanding_tokens for device in pool.devices] return loads.index(min(loads))",
+        "loads = [device.outstanding_tokens for device in pool.devices]\n    return len(loads) - 1 - loads[::-1].index(min(loads))",
+        "test_laws.py::test_routers_choose_by_the_state_at_the_last_boundary",
+    ),
+    # the books
+    Mutant("ledger: idle while busy", "metrics/ledger.py", "(window.seconds - its_busy_s)", "window.seconds", BOOKS),
+    Mutant(
+        "ledger: host cores of engines not booked",
+        "metrics/ledger.py",
+        'total("host_dynamic_j")',
+        "0.0",
+        BOOKS,
+    ),
+    Mutant("ledger: supplies that make joules", "metrics/ledger.py", "entry.joules / self.psu_efficiency", "entry.joules * self.psu_efficiency", BOOKS),
+    Mutant("power: sum of steps off", "metrics/power.py", "n * (n - 1) / 2", "n * n / 2", BOOKS),
+    Mutant("accounts: base load of one server", "metrics/accounts.py", "base_w=tier.count * figures", "base_w=figures", ALONE),
+    Mutant("accounts: spare accelerators draw nothing", "metrics/accounts.py", "spare = tier.count * tier.accelerators_per_server - in_use", "spare = 0", ALONE),
+    Mutant(
+        "result: time to first token without the way there",
+        "metrics/summarise.py",
+        'rows["first_token_s"] - rows["ready_s"]',
+        'rows["first_token_s"] - rows["queued_s"]',
+        LATENCY,
+    ),
+    Mutant("result: a token per gap too many", "metrics/summarise.py", '(rows["output_tokens"][several] - 1)', 'rows["output_tokens"][several]', LATENCY),
+    # workload
+    Mutant(
+        "trace: rate_scale slows down",
+        "workload/tasks.py",
+        "trace.arrival_s[:count] / arrivals.rate_scale",
+        "trace.arrival_s[:count] * arrivals.rate_scale",
+        "test_workload.py::test_rate_scale_2_makes_the_same_requests_arrive_twice_as_fast",
+    ),
+    Mutant(
+        "trace: six digits",
+        "workload/traces.py",
+        'Decimal(f"0.{fraction}")',
+        'Decimal(f"0.{fraction[:6]}")',
+        "test_workload.py::test_traces_are_read_to_the_last_digit",
+    ),
+    Mutant(
+        "tasks: answers not cut",
+        "workload/tasks.py",
+        "outputs = np.minimum(outputs, self.kind.max_output_tokens)",
+        "outputs = np.minimum(outputs, 1 << 40)",
+        "test_workload.py::test_answers_longer_than_their_limit_are_cut_and_counted",
+    ),
+    Mutant(
+        "tasks: a class moves another's draws",
+        "workload/tasks.py",
+        "self._uniforms(key, number)[ids]",
+        "self._uniforms(key, number)[: len(ids)]",
+        UNMOVED,
+    ),
+    Mutant(
+        "streams: one for all purposes",
+        "workload/streams.py",
+        "crc32(purpose.encode())",
+        "crc32(purpose[:0].encode())",
+        "test_workload.py::test_classes_have_their_shares_and_tools_their_weights",
+    ),
+    Mutant(
+        "streams: p95 is p97.5",
+        "workload/streams.py",
+        "_NORMAL.inv_cdf(0.95)",
+        "_NORMAL.inv_cdf(0.975)",
+        "test_workload.py::test_lognormal_lengths_have_their_median_and_p95",
+    ),
+    # composed costs
+    Mutant("costs: one all-reduce per layer", "costs/composed.py", "layer_s += 2 * (launch_s", "layer_s += 1 * (launch_s", KERNELS),
+    Mutant("costs: every device keeps all KV heads", "costs/composed.py", "max(1.0, model.kv_heads / ways)", "model.kv_heads", KERNELS),
+    Mutant("costs: no host time for prompts", "costs/composed.py", "self._host_sequence_s * (decodes + shape.chunks)", "self._host_sequence_s * decodes", KERNELS),
+    Mutant("costs: no floor under joules of context", "costs/composed.py", "work.context_joules += floor_w * context_step_s", "work.context_joules += 0.0", KERNELS),
+    Mutant("costs: growth of one sequence only", "costs/composed.py", "growth_s = context_step_s * decodes", "growth_s = context_step_s", SEGMENT),
+    Mutant("costs: form held a step too long", "costs/composed.py", "math.floor(start / -growth) + 1", "math.floor(start / -growth) + 2", SEGMENT),
+    Mutant("costs: the cap may bind unseen", "costs/composed.py", "steps_until_negative(*side))", "math.inf)", SEGMENT),
+    Mutant(
+        "memory: embeddings forgotten",
+        "costs/memory.py",
+        'embeddings * WEIGHT_BYTES["bf16"]',
+        "0 * embeddings",
+        "test_exact.py::test_memory_that_the_weights_leave_is_kv_cache_to_the_token",
+    ),
+    Mutant("cpu: load power linear", "costs/cpu.py", "(busy_cores / self.cores) ** self.exponent", "(busy_cores / self.cores)", "test_exact.py::test_jobs_share_the_power_of_their_host_equally_at_each_instant"),
+)  # fmt: skip
+
+QUICK = (
+    "cores: last come first served",
+    "link: bandwidth not shared",
+    "replica: cut one step late",
+    "ledger: idle while busy",
+    "costs: one all-reduce per layer",
+)
+
+
+def mutate(text: str, mutant: Mutant) -> str:
+    """The text with the fault in it. Spaces and line breaks do not count in finding its place."""
+    tokens = re.findall(r"\w+|[^\w\s]", mutant.old)
+    pattern = r"\s*".join(map(re.escape, tokens))
+    found = re.findall(pattern, text)
+    assert len(found) == 1, (
+        f"{mutant.name}: {mutant.old!r} stands {len(found)} times in {mutant.file}; mend tests/mutants.py"
+    )
+    return re.sub(pattern, lambda _: mutant.new, text)
+
+
+def copy_with(mutant: Mutant | None, folder: Path) -> None:
+    """A copy of hsim and its tests, with the fault if there is one."""
+    skip = shutil.ignore_patterns("__pycache__", ".hypothesis")
+    for name in ("hsim", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=skip)
+    for name in ("hardware_profiles", "models", "scenarios", "pyproject.toml"):
+        (folder / name).symlink_to(ROOT / name)
+    if mutant:
+        file = folder / "hsim" / mutant.file
+        file.write_text(mutate(file.read_text(), mutant))
+
+
+def failures(mutant: Mutant | None, tests: Sequence[str], at_most: int = 1) -> list[str]:
+    """The tests that fail with the fault, or `hangs`. An empty list: it survived."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        copy_with(mutant, folder)
+        command = [sys.executable, "-m", "pytest", "-q", "-rf", "--no-header", "--tb=no", f"--maxfail={at_most}"]
+        command += ["-p", "no:cacheprovider", *(f"tests/{test}" for test in tests)]
+        env = os.environ | {
+            "HYPOTHESIS_PROFILE": "mutants",
+            "HSIM_TESTED_IN": str(folder),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        env = {key: value for key, value in env.items() if not key.startswith("PYTEST_")}
+        try:
+            done = subprocess.run(
+                command, cwd=folder, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return ["hangs"]
+    if done.returncode == 0:
+        return []
+    failed = re.findall(r"^FAILED tests/(\S+)", done.stdout, re.MULTILINE)
+    assert done.returncode in (1, 2), done.stdout + done.stderr
+    assert failed, f"no test failed, and yet: {done.stdout}{done.stderr}"
+    return list(dict.fromkeys(re.sub(r"\[.*", "", test) for test in failed))
+
+
+def main() -> None:
+    """Print which fast tests catch each fault."""
+    wanted = [m for m in MUTANTS if not sys.argv[1:] or any(part in m.name for part in sys.argv[1:])]
+    assert failures(None, FAST) == [], "the tests fail without any fault"
+    survivors = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for mutant, failed in zip(wanted, pool.map(lambda m: failures(m, FAST, at_most=12), wanted), strict=True):
+            survivors += not failed
+            short = ", ".join(test.replace(".py::test_", ": ").removeprefix("test_") for test in failed)
+            print(f"{mutant.name:52} {short or 'SURVIVED'}", flush=True)
+    print(f"{len(wanted) - survivors} of {len(wanted)} faults caught")
+    sys.exit(survivors > 0)
+
+
+if __name__ == "__main__":
+    main()
