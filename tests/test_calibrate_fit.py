@@ -202,6 +202,15 @@ def test_rounds_without_marks_speak_for_a_point() -> None:
     assert (point.rounds, point.marks) == (2, ())
 
 
+def test_of_marked_rounds_the_least_disturbed_speaks() -> None:
+    disturbed = [
+        replace(row, reading=replace(row.reading, cpu_fraction=fraction))
+        for row, fraction in zip(rows((1.6, ("a",)), (1.1, ("b",)), (1.3, ("c",))), (0.4, 0.8, 0.6), strict=True)
+    ]
+    (point,) = points_of(disturbed, 0.1)
+    assert (point.seconds, point.marks) == (1.1, ("b",))
+
+
 def test_rounds_that_differ_are_marked_even_where_each_is_steady() -> None:
     (point,) = points_of(rows((1.0, ()), (1.5, ())), 0.1)
     assert point.spread == pytest.approx(0.4)
