@@ -222,11 +222,22 @@ def score_serving(scorer: Scorer, rows: pd.DataFrame, only: str | None) -> pd.Da
     return table.join(pd.DataFrame({f"error_{name}": error for name, error in errors.items()}))
 
 
+def _seen_paths(rows: pd.DataFrame) -> pd.Series:
+    """Whether a row's code path was seen on its engine with an architecture other than its own."""
+    known = rows.groupby(["engine_profile", "path"]).architecture.transform("nunique")
+    return known > 1
+
+
 def _groups(rows: pd.DataFrame, errors: dict[str, Any], table: pd.DataFrame) -> None:
     hopper = rows.gpu.isin(fit_models.HOPPER_ROWS) & (rows.engine_profile != serving_fit.HOST_BOUND)
     print("\nH100 and H200, all left out:                       MAPE median    p90")
     speed = pd.concat([errors[n][hopper] for n in ("TPOT", "ITL", "throughput")])
     print(f"{'TPOT, ITL and measured throughput':48} {summary(speed)}   target 10 %, p90 20 %")
+    seen = hopper & _seen_paths(rows[hopper]).reindex(rows.index, fill_value=False)
+    by_path = pd.concat([errors[n][seen] for n in ("TPOT", "ITL", "throughput")])
+    print(f"{'  engine paths that another architecture takes':48} {summary(by_path)}")
+    unseen = pd.concat([errors[n][hopper & ~seen] for n in ("TPOT", "ITL", "throughput")])
+    print(f"{'  others: low confidence, and flagged as such':48} {summary(unseen)}")
     for engine in sorted(rows.engine_profile[hopper].unique()):
         own = hopper & (rows.engine_profile == engine)
         print(f"{'  ' + engine:48} {summary(pd.concat([errors[n][own] for n in ('TPOT', 'ITL', 'throughput')]))}")
