@@ -137,6 +137,25 @@ def power_lines(
     return lines
 
 
+LOWEST_CLOCKS = {"h100-sxm": 345e6, "h200-sxm": 345e6, "a100-80g-sxm": 210e6, "a100-40g-sxm": 210e6}
+
+
+def clock_lines(sheet: Sheet) -> list[str]:
+    """Clocks of chips whose range is published by nvidia-smi -q -d SUPPORTED_CLOCKS."""
+    lowest = LOWEST_CLOCKS.get(sheet.name)
+    if lowest is None or sheet.silicon is None:
+        return []
+    smi = "nvidia-smi -q -d SUPPORTED_CLOCKS lists steps of 15 MHz; twelve of them stand for all"
+    gamma = "P = idle + dynamic (f/fmax)^gamma: 2 to 3 is a modelling choice, nobody published a fit"
+    return [
+        "  clocks:",
+        f"    highest_hz: {figure(sheet.silicon.clock_hz, 'published', smi)}",
+        f"    lowest_hz: {figure(lowest, 'published', smi)}",
+        "    count: 12",
+        f"    energy_exponent: {figure(2.4, 'assumed', gamma, 0.2)}",
+    ]
+
+
 def transferred_laws(hopper: Laws, sheet: Sheet) -> Laws:
     """Hopper's laws on another chip's silicon, for the precisions whose peaks it has."""
     assert sheet.silicon is not None
