@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from accelerators import row_name
 
 from hsim.description.catalogue import shipped
 from hsim.description.model import ModelArchitecture
@@ -99,6 +100,8 @@ def read(file: Path, schema: str, refusals: Refusals, needs: tuple[str, ...] = (
         rows = refusals.drop(schema, rows, out, f"{name} is outside {low:g} to {high:g}: another unit?")
     for name in needs:
         rows = refusals.drop(schema, rows, rows[name].isna(), f"{name} is NaN")
+    if "gpu" in rows:
+        rows = rows.assign(gpu=rows.gpu.map(str).map(row_name))
     return refusals.drop(schema, rows, rows.duplicated(subset=[c for c in rows if c != "row_id"]), "the same row twice")
 
 

@@ -427,7 +427,7 @@ def score_nodes(data: Path, fit: fit_models.Fit, refusals: measured.Refusals) ->
         found = []
         for row in mine.itertuples():
             key = next((k for k in MLPERF if str(row.model).startswith(k)), None)
-            chip = chips.get(str(row.accelerator).removeprefix("NVIDIA "))
+            chip = chips.get(acc.row_name(str(row.accelerator)))
             model = models.get(MLPERF[key][0]) if key else None
             if key is None or chip is None or model is None:
                 refusals.refuse("mlperf", 1, f"no profile of {row.model} or {row.accelerator}")
@@ -503,7 +503,8 @@ def main() -> int:
             part()
         except (measured.MissingColumns, FileNotFoundError) as error:
             failed += 1
-            print(f"not scored: {error}")
+            missing = isinstance(error, FileNotFoundError)
+            print(f"not scored: {error.filename}: there is no such file" if missing else f"not scored: {error}")
     print("\nRefused")
     for (schema, reason), count in sorted(refusals.counts.items()):
         print(f"  {count:5} {schema:13} {reason}")
