@@ -147,10 +147,12 @@ def profile_text(sheet: acc.Sheet, fitted: Fit | None, kernels: dict[str, Values
         f"{sheet.description}. Peaks are dense.",
         "Written by benchmarks/fit_models.py; docs/models.md says how well it predicts; `hsim calibrate` replaces it.",
     ]
+    clocks = acc.clock_lines(sheet)
     return acc.render(
         acc.header_lines(sheet, comment),
         acc.kernel_lines(law, note, extras),
         acc.power_lines(sheet, power, tier, source, spread),
+        clocks,
     )
 
 
