@@ -2,6 +2,8 @@
 
 HsimError
     DescriptionError   a scenario, profile, model or trace that cannot be used; raised before time zero
+    BackendError       live work that failed, or that cannot be done on this machine
+    CalibrationError   a calibration that cannot begin, go on or be written
     ResultError        results that cannot be written or read
 """
 
@@ -12,15 +14,28 @@ class HsimError(Exception):
     """Base of every error that is the user's to mend; the command line prints it and exits with code 2."""
 
 
-class DescriptionError(HsimError):
-    """What is asked for cannot be run.
-
-    Reads `where: what is wrong; what would be right`, where `where` is `file:line: path.to.key`.
-    """
+class ExplainedError(HsimError):
+    """Reads `where: what is wrong; what would be right`."""
 
     def __init__(self, where: str, problem: str, remedy: str = "") -> None:
         self.where, self.problem, self.remedy = where, problem, remedy
         super().__init__(f"{where}: {problem}" + (f"; {remedy}" if remedy else ""))
+
+    def __reduce__(self) -> tuple[type[ExplainedError], tuple[str, str, str]]:
+        # Exceptions are pickled as their class and message; this one is made of three parts. It travels between processes.
+        return type(self), (self.where, self.problem, self.remedy)
+
+
+class DescriptionError(ExplainedError):
+    """What is asked for cannot be run; `where` is `file:line: path.to.key`."""
+
+
+class BackendError(ExplainedError):
+    """Live work that failed or cannot be done here; `where` is the worker, the device, the operation or the meter."""
+
+
+class CalibrationError(ExplainedError):
+    """A calibration that cannot begin, go on or be written; `where` is the device, the file or the option."""
 
 
 class ResultError(HsimError):

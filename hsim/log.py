@@ -16,7 +16,16 @@ class Stage(IntEnum):
 
     UNDERSTAND = 0
     TOOL = 1
-    GENERATE = 2
+    PREFILL = 2
+    GENERATE = 3
+
+
+class Outcome(IntEnum):
+    """How a visit or a task ended."""
+
+    SERVED = 0
+    TIMED_OUT = 1
+    SHED = 2
 
 
 class Table:
@@ -30,6 +39,11 @@ class Table:
     def __len__(self) -> int:
         return len(self._cells) // len(self.columns)
 
+    def column(self, name: str, first_row: int = 0) -> list[float]:
+        """One column, from a row on."""
+        width = len(self.columns)
+        return self._cells[first_row * width + self.columns.index(name) :: width].tolist()
+
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """Each column by name. Shape (rows,)."""
         cells = np.frombuffer(self._cells, dtype=np.float64) if self._cells else np.empty(0)
@@ -41,13 +55,16 @@ class Table:
 class Device:
     """Something that draws power: an accelerator group, or the CPU packages of a server.
 
-    `idle_w` is what it draws while it does nothing; `capacity` is how many it can serve at once.
+    `idle_w` is what it draws while it does nothing; `capacity` is how many it can serve at once. While an accelerator
+    group is in a step, its engine keeps `host_cores` cores of Log.hosts[host] busy.
     """
 
     name: str
     tier: str
     idle_w: float
     capacity: int = 1
+    host: int = -1
+    host_cores: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,21 +75,23 @@ class PoolRecord:
     engine: bool
     devices: tuple[int, ...]
     capacity: int
+    kv_capacity_tokens: int = 0
 
 
 def _visits() -> Table:
     # ready: asked for; queued: its input is at the pool; served: the device is done; ended: a wait outside too.
     # Joules: above idle, idle while serving it, and the same two of the host cores that run an engine.
     return Table(
-        "task", "round", "stage", "device", "ready_s", "queued_s", "started_s", "first_token_s",
-        "served_s", "ended_s", "input_tokens", "output_tokens", "dynamic_j", "idle_j", "host_dynamic_j", "host_idle_j",
+        "task", "round", "stage", "device", "outcome", "ready_s", "queued_s", "started_s", "first_token_s",
+        "served_s", "ended_s", "input_tokens", "output_tokens",
+        "dynamic_j", "idle_j", "host_dynamic_j", "host_idle_j",
     )  # fmt: skip
 
 
 def _steps() -> Table:
     # One row for each run of equal steps: step k takes seconds + k * growth, and joules + k * growth above idle.
     return Table(
-        "device", "start_s", "end_s", "steps", "decodes", "context_tokens", "chunk_tokens", "pairs",
+        "device", "start_s", "end_s", "steps", "decodes", "context_tokens", "chunk_tokens", "chunk_context_tokens",
         "seconds", "seconds_growth", "joules", "joules_growth",
     )  # fmt: skip
 
@@ -85,12 +104,16 @@ class Log:
     hosts: list[Device] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     pools: dict[str, PoolRecord] = field(default_factory=dict)
-    tasks: Table = field(default_factory=lambda: Table("task", "arrival_s", "ended_s"))
+    tasks: Table = field(default_factory=lambda: Table("task", "arrival_s", "ended_s", "outcome"))
     visits: Table = field(default_factory=_visits)
     steps: Table = field(default_factory=_steps)
     cores: Table = field(default_factory=lambda: Table("host", "time_s", "busy"))
+    preemptions: Table = field(default_factory=lambda: Table("device", "time_s", "task", "computed_tokens"))
     transfers: Table = field(default_factory=lambda: Table("task", "link", "start_s", "end_s", "bytes", "joules"))
 
     def arrays(self) -> dict[str, Any]:
         """All tables as columns, by table name."""
-        return {name: getattr(self, name).arrays() for name in ("tasks", "visits", "steps", "cores", "transfers")}
+        return {
+            name: getattr(self, name).arrays()
+            for name in ("tasks", "visits", "steps", "cores", "preemptions", "transfers")
+        }

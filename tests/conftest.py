@@ -20,7 +20,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 
 def pytest_sessionstart() -> None:
     """A seeded fault is tested in its own copy of hsim: make sure that it is that copy."""
-    import hsim  # noqa: PLC0415
+    import hsim
 
     folder = os.environ.get("HSIM_TESTED_IN")
     assert folder is None or hsim.__file__.startswith(folder), f"{hsim.__file__} is tested, not {folder}"

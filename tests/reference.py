@@ -160,16 +160,25 @@ def step_by_kernels(
     """
     decodes, chunk_tokens = len(contexts), sum(chunk for _, chunk in chunks)
     new_tokens, sequences = decodes + chunk_tokens, decodes + len(chunks)
-    bandwidth, peak = of("memory_bytes_per_s"), of(f"peak_flops_per_s.{precision}")
-    weight_bytes = {"bf16": 2, "fp8": 1}[precision]
+    bandwidth = of("memory_bytes_per_s")
     total_bytes = total_flops = kernels_s = 0.0
 
-    def gemm(m: int, n: float, k: float) -> float:
+    def gemm(m: int, n: float, k: float, precision: str = precision) -> float:
         nonlocal total_bytes, total_flops
-        moved, flops, law = n * k * weight_bytes + 2 * m * (n + k), 2 * m * n * k, f"kernels.gemm.{precision}"
-        total_bytes, total_flops = total_bytes + ways * moved, total_flops + ways * flops
-        memory_s = moved / (of(f"{law}.bandwidth_fraction") * bandwidth)
-        return of(f"{law}.launch_s") + (memory_s**4 + (flops / (of(f"{law}.flops_fraction") * peak)) ** 4) ** (1 / 4)
+        weights, peak = {"bf16": 2, "fp8": 1}[precision], of(f"peak_flops_per_s.{precision}")
+        moved, flops, law = n * k * weights + 2 * m * (n + k), 2 * m * n * k, f"kernels.gemm.{precision}"
+        worth = of("peak_flops_per_s.bf16") / peak  # joules of a FLOP go with the time it takes at the peak
+        total_bytes, total_flops = total_bytes + ways * moved, total_flops + ways * flops * worth
+        sides = moved / (of(f"{law}.bandwidth_fraction") * bandwidth), flops / (of(f"{law}.flops_fraction") * peak)
+        q = or_else(f"{law}.sharpness", 4.0)
+        fixed_s = of(f"{law}.launch_s") + k * or_else(f"{law}.per_depth_s") + m * k * or_else(f"{law}.per_activation_s")
+        return fixed_s + (sides[0] ** q + sides[1] ** q) ** (1 / q)
+
+    def or_else(name: str, default: float = 0.0) -> float:
+        try:
+            return of(name)
+        except AssertionError:  # the profile leaves it out
+            return default
 
     heads_width = model.attention_heads * model.head_dim // ways
     kv_width = max(1, model.kv_heads // ways) * model.head_dim
@@ -185,22 +194,27 @@ def step_by_kernels(
         if contexts:
             law = "kernels.decode_attention"
             each_s = heads_width * of(f"{law}.per_element_s") + of(f"{law}.per_sequence_s")
+            each_s += max(1, model.kv_heads // ways) * or_else(f"{law}.per_kv_head_s")
             kernels_s += of(f"{law}.launch_s") + sum(each_s + context * read_s for context in contexts)
         if chunks:
             law = "kernels.prefill_attention"
-            flops_s = pairs * 4 * heads_width / (of(f"{law}.flops_fraction") * of("peak_flops_per_s.bf16"))
+            pair_s = 4 * heads_width / (of(f"{law}.flops_fraction") * of("peak_flops_per_s.bf16"))
+            pair_s += model.attention_heads / ways * or_else(f"{law}.per_pair_s")
             kernels_s += of(f"{law}.launch_s") + chunk_tokens * heads_width * of(f"{law}.per_element_s")
-            kernels_s += max(flops_s, chunk_context * read_s)
+            kernels_s += pairs * pair_s + chunk_context * (read_s + or_else(f"{law}.per_depth_s") / len(chunks))
         if ways > 1:
             law, message = "kernels.all_reduce", new_tokens * model.hidden_size * 2
             wire_s = 2 * (ways - 1) / ways * message / of(f"{law}.bytes_per_s")
             kernels_s += 2 * (of(f"{law}.launch_s") + of(f"{law}.per_peer_s") * (ways - 1) + wire_s)
         total_bytes += ways * kv_bytes * (sum(contexts) + chunk_context)
         total_flops += ways * 4 * heads_width * (sum(contexts) + pairs)
-    kernels_s += gemm(sequences, model.vocabulary / ways, model.hidden_size)
-    seconds = of("kernels.overlap_factor") * kernels_s
-    seconds += of("host_s_per_layer") * model.layers + of("host_s_per_sequence") * sequences
+        elements = new_tokens * (10 * model.hidden_size + 3 * model.intermediate_size / ways)
+        kernels_s += 2 * elements / (of("kernels.elementwise.bandwidth_fraction") * bandwidth)
+    kernels_s += gemm(sequences, model.vocabulary / ways, model.hidden_size, "bf16")  # the head is not quantised
+    busy_s = of("kernels.overlap_factor") * kernels_s
+    each_s = of("host_s_per_sequence") + (ways - 1) * or_else("host_s_per_sequence_and_peer")
+    seconds = busy_s + of("host_s_per_layer") * model.layers + or_else("host_s_per_step") + each_s * sequences
     work_j = total_bytes * of("power.joules_per_byte") + total_flops * of("power.joules_per_flop")
-    work_j += decodes * of("power.joules_per_output_token")
+    work_j += decodes * of("power.joules_per_output_token") + ways * busy_s * or_else("power.kernel_w")
     power_w = min(ways * of("power.cap_w"), ways * of("power.floor_w") + work_j / seconds)
     return seconds, (power_w - ways * of("power.loaded_idle_w")) * seconds

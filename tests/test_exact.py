@@ -287,17 +287,14 @@ def test_segment_is_every_step_asked_for_anew_for_exactly_as_long_as_it_says(pla
     ways = costs.placement.tensor_parallel
     cap_w = ways * (of("power.cap_w") - of("power.loaded_idle_w"))
     reached = Counter[str]()
-    # Prefill turns from bytes to FLOPs where a query costs as much as reading a key: between so many and twice as many.
-    pair_s = costs.placement.model.head_dim * costs.placement.model.attention_heads * 4 / (0.66 * 989e12)
-    read_s = costs.placement.model.head_dim * costs.placement.model.kv_heads * 4 / (0.905 * 3.35e12)
-    near = int(read_s / pair_s)
-    lone_chunks = st.tuples(
-        st.just([]), st.tuples(st.integers(0, 10), st.integers(near + 2, 2 * near - 2)).map(lambda c: [c])
-    )
     decodes = st.tuples(st.lists(st.integers(1, 4000), min_size=1, max_size=250), st.just([]))
+    # On one accelerator a large batch is capped while its context is short, and no longer when it has grown.
+    near_cap = st.tuples(
+        st.integers(120, 250).flatmap(lambda n: st.integers(100, 1500).map(lambda c: [c] * n)), st.just([])
+    )
 
     @settings(max_examples=150)
-    @given(st.one_of(batches, lone_chunks, decodes), st.data())
+    @given(st.one_of(batches, decodes, near_cap), st.data())
     def law(batch: tuple[list[int], list[tuple[int, int]]], data: st.DataObject) -> None:
         segment = costs.segment(after(batch, 0))
         valid = segment.valid_steps
@@ -320,21 +317,17 @@ def test_segment_is_every_step_asked_for_anew_for_exactly_as_long_as_it_says(pla
         )
         slopes = (anew.seconds_growth, anew.joules_growth), (segment.seconds_growth, segment.joules_growth)
         assert slopes[0] != pytest.approx(slopes[1], rel=1e-6), "valid_steps ends where nothing switches"
-        # A maximum of two lines lies above the line that is left; power under a cap lies below it.
-        assert anew.seconds >= formed_s * (1 - 1e-12)
+        # The cap is all that can switch here: power under it lies below the line that is left.
         was, now = (s.joules / s.seconds >= cap_w * (1 - 1e-12) for s in (segment, anew))
-        if was != now:
-            reached["cap begins to bind" if now else "cap lets go"] += 1
-            assert formed_j >= anew.joules * (1 - 1e-9)
-        else:
-            assert anew.seconds > formed_s
-            steeper = anew.seconds_growth > segment.seconds_growth
-            reached["prefill turns from bytes to FLOPs" if steeper else "prefill turns to bytes"] += 1
+        assert was != now
+        reached["cap begins to bind" if now else "cap lets go"] += 1
+        assert anew.seconds == pytest.approx(formed_s, rel=1e-12)
+        assert formed_j >= anew.joules * (1 - 1e-9)
 
     law()
     assert reached["holds for good"]
-    assert reached["prefill turns from bytes to FLOPs"], reached
-    assert reached["cap begins to bind"] or reached["cap lets go"], reached
+    if ways == 1:  # four in one replica read a quarter of the weights each, and stay below their cap
+        assert reached["cap begins to bind"] or reached["cap lets go"], reached
 
 
 @pytest.mark.parametrize("ways", [1, 2, 8])

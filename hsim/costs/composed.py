@@ -1,7 +1,6 @@
 """Composed costs of generation: kernel laws of an accelerator applied to a model's architecture.
 
-The form, and where it comes from: hsim's study of ML.ENERGY v3 and InferenceMAX runs over AIConfigurator kernel
-tables (docs/models.md): leaving one model out, output throughput errs 6.8 % and 7.8 % (MAPE).
+The form, how it was fitted and how far it errs on models and accelerators that it was not fitted on: docs/models.md.
 """
 
 from __future__ import annotations
@@ -9,162 +8,519 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from hsim.costs import laws
+from hsim.costs.laws import ELEMENT_BYTES, working_precision
 from hsim.costs.shapes import Segment, StepShape
 from hsim.description.hardware import AcceleratorProfile, EngineProfile, Precision
-from hsim.description.model import ModelArchitecture
+from hsim.description.model import ModelArchitecture, Product
 from hsim.description.system import Figures
+from hsim.errors import DescriptionError
 
-WEIGHT_BYTES: dict[Precision, float] = {"bf16": 2.0, "fp8": 1.0}
-KV_BYTES = 2.0  # keys and values stay bf16 whatever the weights are, as vLLM does by default
-ACTIVATION_BYTES = 2.0
-_ALL_REDUCE = ("launch_s", "per_peer_s", "bytes_per_s")
+__all__ = [
+    "ELEMENT_BYTES",
+    "ComposedCosts",
+    "Placement",
+    "Timing",
+    "check_runs",
+    "steps_until_negative",
+    "working_precision",
+]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """A model on so many accelerators of one kind, under one engine."""
+    """A model on so many accelerators of one kind, under one engine.
+
+    Attention and MLPs are split over `tensor_parallel` devices, and batches over `data_parallel` such groups. With
+    `expert_parallel` the devices hold whole experts between them, else each a slice of all. `kv_precision` is that of
+    keys and values where it is not the working precision.
+    """
 
     model: ModelArchitecture
     chip: AcceleratorProfile
     engine: EngineProfile
     tensor_parallel: int
     precision: Precision
+    data_parallel: int = 1
+    expert_parallel: bool = False
+    kv_precision: Precision | None = None
+
+    @property
+    def devices(self) -> int:
+        return self.tensor_parallel * self.data_parallel
 
 
 @dataclass(slots=True)
 class _Tokens:
-    """What depends on the step's new tokens alone: worked out once per count."""
+    """What depends on the step's new tokens alone: worked out once per count.
+
+    Bytes, FLOPs (in bf16's worth) and bytes of weights that must be unpacked, of all devices.
+    """
 
     seconds: float
     bytes: float
     flops: float
+    unpacked_bytes: float = 0.0
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds of a step, their growth per step, those of each context token, and for how many steps that holds.
+
+    `host_s` of the seconds pass on the host alone: no kernel runs.
+    """
+
+    seconds: float
+    growth_s: float
+    context_step_s: float
+    valid_steps: float
+    host_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _OnDevice:
+    """A product as one device has it. `flop_weight` is what one of its FLOPs counts in joules, a bf16 one being 1."""
+
+    outputs: float
+    inputs: float
+    layers: int
+    law: laws.Gemm
+    flop_weight: float
+
+
+class _Reader:
+    """Figures of a placement's chip and engine."""
+
+    def __init__(self, placement: Placement, figures: Figures) -> None:
+        self.chip, self.engine, self.figures = placement.chip, placement.engine, figures
+
+    def of(self, path: str) -> float:
+        return self.figures.value(self.chip, path)
+
+    def or_zero(self, law: object, path: str) -> float:
+        """The figure, or 0 where the profile leaves it out (which is not null)."""
+        name = path.rpartition(".")[2]
+        return self.of(path) if getattr(law, name) is not None else 0.0
+
+    def watts(self, name: str) -> float:
+        return self.figures.if_known(self.chip, f"power.{name}")
+
+    def host(self, name: str) -> float:
+        return self.figures.value(self.engine, name) if getattr(self.engine, name) is not None else 0.0
+
+    def flop_weight(self, precision: str) -> float:
+        """Joules of a FLOP at this precision beside one in bf16: as its peak is higher, it takes less."""
+        computed = laws.compute_precision(precision, self.chip.peak_flops_per_s)
+        if computed in ("bf16", "fp16") or "bf16" not in self.chip.peak_flops_per_s:
+            return 1.0
+        return self.of("peak_flops_per_s.bf16") / self.of(f"peak_flops_per_s.{computed}")
+
+    def gemm(self, precision: Precision) -> laws.Gemm:
+        law, path = self.chip.kernels.gemm[precision], f"kernels.gemm.{precision}"
+        peak = self.of(f"peak_flops_per_s.{laws.compute_precision(precision, self.chip.peak_flops_per_s)}")
+        sides = laws.TwoSided(
+            self.of("memory_bytes_per_s") * self.of(f"{path}.bandwidth_fraction"),
+            peak * self.of(f"{path}.flops_fraction"),
+            self.of(f"{path}.sharpness") if law.sharpness else laws.SHARPNESS,
+        )
+        return laws.Gemm(
+            sides,
+            self.of(f"{path}.launch_s"),
+            ELEMENT_BYTES[precision],
+            ELEMENT_BYTES[working_precision(precision)],
+            self.or_zero(law, f"{path}.per_depth_s"),
+            self.or_zero(law, f"{path}.per_activation_s"),
+        )
+
+    def experts(self, precision: Precision) -> laws.ExpertsKernel:
+        path = f"kernels.experts.{precision}"
+        peak = self.of(f"peak_flops_per_s.{laws.compute_precision(precision, self.chip.peak_flops_per_s)}")
+        sides = laws.TwoSided(
+            self.of("memory_bytes_per_s") * self.of(f"{path}.bandwidth_fraction"),
+            peak * self.of(f"{path}.flops_fraction"),
+            self.of(f"{path}.sharpness"),
+        )
+        activation_bytes = ELEMENT_BYTES[working_precision(precision)]
+        rest = ("per_expert_s", "per_element_s", "padding_tokens", "imbalance")
+        numbers = (self.of(f"{path}.{name}") for name in rest)
+        return laws.ExpertsKernel(
+            sides, self.of(f"{path}.launch_s"), ELEMENT_BYTES[precision], activation_bytes, *numbers
+        )
+
+    def decode_attention(self) -> laws.DecodeAttention:
+        law, path = self.chip.kernels.decode_attention, "kernels.decode_attention"
+        return laws.DecodeAttention(
+            self.of(f"{path}.launch_s"),
+            self.of(f"{path}.per_element_s"),
+            self.or_zero(law, f"{path}.per_kv_head_s"),
+            self.of(f"{path}.per_sequence_s"),
+            self.of("memory_bytes_per_s") * self.of(f"{path}.bandwidth_fraction"),
+        )
+
+
+def check_runs(placement: Placement, where: str) -> None:
+    """Raises DescriptionError where a placement needs a kernel for which its chip has no figures."""
+    chip, model, precision = placement.chip, placement.model, placement.precision
+    kernels = chip.kernels
+    dense: Precision = "bf16" if precision == "mxfp4" else precision  # mxfp4 is for experts alone
+    if precision == "mxfp4" and not model.experts:
+        raise DescriptionError(
+            where, f"{model.name} has no experts, and mxfp4 is for those alone", "use another precision"
+        )
+    if dense not in kernels.gemm:
+        raise DescriptionError(where, f"{chip.name} has no figures for {dense}", f"it has {', '.join(kernels.gemm)}")
+    if model.experts and precision not in kernels.experts:
+        known = ", ".join(kernels.experts) or "none"
+        raise DescriptionError(where, f"{chip.name} has no figures for experts in {precision}", f"it has {known}")
+    if model.state and kernels.state is None:
+        raise DescriptionError(where, f"{chip.name} has no figures for state layers", "use another model or chip")
+    if placement.tensor_parallel > 1 and kernels.all_reduce is None:
+        raise DescriptionError(where, f"{chip.name} has no all-reduce figures", "use tensor_parallel 1")
+    if placement.data_parallel > 1 and model.experts and kernels.all_to_all is None:
+        raise DescriptionError(where, f"{chip.name} has no all-to-all figures", "use data_parallel 1")
 
 
 class ComposedCosts:
     """Seconds and joules of steps of one replica: StepCosts for a Placement."""
 
     def __init__(self, placement: Placement, figures: Figures) -> None:
-        self.placement = placement
-        model, chip, engine, ways = placement.model, placement.chip, placement.engine, placement.tensor_parallel
-
-        def of(path: str) -> float:
-            return figures.value(chip, path)
-
-        self._ways, self._model, self._layers = ways, model, model.layers
-        self._weight_bytes = WEIGHT_BYTES[placement.precision]
-        self._bandwidth = of("memory_bytes_per_s")
-        self._peak = of(f"peak_flops_per_s.{placement.precision}")
-        self._factor = of("kernels.overlap_factor")
-        law = f"kernels.gemm.{placement.precision}"
-        self._gemm_launch_s = of(f"{law}.launch_s")
-        self._gemm_bytes_per_s = self._bandwidth * of(f"{law}.bandwidth_fraction")
-        self._gemm_flops_per_s = self._peak * of(f"{law}.flops_fraction")
-        self._gemms = [(math.ceil(n / ways), k) if i in (0, 2) else (n, math.ceil(k / ways)) for i, (n, k) in enumerate(model.gemms)]
-        self._head = (math.ceil(model.vocabulary / ways), model.hidden_size)
-
-        heads_width = model.attention_heads * model.head_dim / ways
-        kv_heads = max(1.0, model.kv_heads / ways)  # more ways than KV heads: each device keeps a copy
-        self._kv_bytes_per_token = 2 * kv_heads * model.head_dim * KV_BYTES  # per layer and device
-        decode, prefill = "kernels.decode_attention", "kernels.prefill_attention"
-        self._decode_launch_s = of(f"{decode}.launch_s")
-        self._decode_sequence_s = heads_width * of(f"{decode}.per_element_s") + of(f"{decode}.per_sequence_s")
-        self._decode_context_s = self._kv_bytes_per_token / (self._bandwidth * of(f"{decode}.bandwidth_fraction"))
-        self._prefill_launch_s = of(f"{prefill}.launch_s")
-        self._prefill_token_s = heads_width * of(f"{prefill}.per_element_s")
-        self._pair_flops = 4 * heads_width  # two products of query and key, value, per layer and device
-        bf16_peak = of("peak_flops_per_s.bf16")
-        self._pair_s = self._pair_flops / (bf16_peak * of(f"{prefill}.flops_fraction"))
-        self._all_reduce = tuple(of(f"kernels.all_reduce.{x}") for x in _ALL_REDUCE) if ways > 1 else None
-
-        self._host_step_s = figures.value(engine, "host_s_per_layer") * model.layers
-        self._host_sequence_s = figures.value(engine, "host_s_per_sequence")
-        self._floor_w = ways * of("power.floor_w")
-        self._cap_w = ways * of("power.cap_w")
-        self._loaded_idle_w = ways * of("power.loaded_idle_w")
-        self._byte_j, self._flop_j = of("power.joules_per_byte"), of("power.joules_per_flop")
-        self._output_j = of("power.joules_per_output_token")
-        self._context_j = model.layers * ways * self._kv_bytes_per_token * self._byte_j
-        self._pair_j = model.layers * ways * self._pair_flops * self._flop_j
+        check_runs(placement, placement.model.name)
+        self.placement, read = placement, _Reader(placement, figures)
+        model, self._ways, self._groups = placement.model, placement.tensor_parallel, placement.data_parallel
+        self._model, self._devices = model, placement.devices
+        self._factor = read.of("kernels.overlap_factor")
+        self._read_products(read)
+        self._read_experts(read)
+        self._read_attention(read)
+        self._read_elementwise(read)
+        self._read_state(read)
+        reduces, peers = ("launch_s", "per_peer_s", "bytes_per_s"), ("launch_s", "bytes_per_s")
+        self._all_reduce = (
+            laws.AllReduce(*(read.of(f"kernels.all_reduce.{x}") for x in reduces)) if self._ways > 1 else None
+        )
+        exchange = self._groups > 1 and model.experts
+        self._all_to_all = tuple(read.of(f"kernels.all_to_all.{x}") for x in peers) if exchange else None
+        self._read_host(read)
+        self._read_power(read)
         self._by_tokens: dict[int, _Tokens] = {}
         self._by_sequences: dict[int, _Tokens] = {}
+        self._lines: dict[int, tuple[Segment, float]] = {}
 
-    def _gemm(self, m: int, n: int, k: int) -> _Tokens:
-        """One product on one device: seconds by the 4-norm of its memory and its compute time."""
-        n_bytes = n * k * self._weight_bytes + (m * k + m * n) * ACTIVATION_BYTES
-        flops = 2.0 * m * n * k
-        memory_s, compute_s = n_bytes / self._gemm_bytes_per_s, flops / self._gemm_flops_per_s
-        return _Tokens(self._gemm_launch_s + (memory_s**4 + compute_s**4) ** 0.25, n_bytes, flops)
+    # ---- what is read once
+
+    def _read_products(self, read: _Reader) -> None:
+        precision = self.placement.precision
+        dense: Precision = "bf16" if precision == "mxfp4" else precision
+        working: Precision = working_precision(precision)  # type: ignore[assignment]
+        by_precision = {p: read.gemm(p) for p in {dense, working} if p in read.chip.kernels.gemm}
+        plain = by_precision.get(working, by_precision[dense])
+
+        def on_device(product: Product) -> _OnDevice:
+            n = math.ceil(product.outputs / self._ways) if product.split == "outputs" else product.outputs
+            k = math.ceil(product.inputs / self._ways) if product.split == "inputs" else product.inputs
+            quantised = product.role not in ("router", "head")
+            law = by_precision[dense] if quantised else plain
+            return _OnDevice(n, k, product.layers, law, read.flop_weight(dense if quantised else working))
+
+        self._products = [on_device(p) for p in self._model.products]
+        self._head = on_device(self._model.head)
+        self._activation_bytes = ELEMENT_BYTES[working]
+
+    def _read_experts(self, read: _Reader) -> None:
+        experts = self._model.experts
+        self._experts, self._unpacks = None, False
+        if experts is None:
+            return
+        self._experts = read.experts(self.placement.precision)
+        self._experts_flop_weight = read.flop_weight(self.placement.precision)
+        self._unpacks = self.placement.precision == "mxfp4"
+        share = self._devices if self.placement.expert_parallel else 1
+        ways = 1 if self.placement.expert_parallel else self._devices
+        self._experts_shape = laws.ExpertsShape(
+            experts.count,
+            experts.count / share,
+            experts.per_token,
+            self._model.hidden_size,
+            experts.intermediate_size / ways,
+            3 if self._model.gated_mlp else 2,
+        )
+
+    def _read_attention(self, read: _Reader) -> None:
+        model, ways, placement = self._model, self._ways, self.placement
+        kv_bytes = ELEMENT_BYTES[placement.kv_precision or working_precision(placement.precision)]
+        working = working_precision(placement.precision)
+        peak = read.of(f"peak_flops_per_s.{laws.compute_precision(working, read.chip.peak_flops_per_s)}")
+        decode, latent = read.decode_attention(), model.latent
+        heads = model.attention_heads / ways
+        prefill = "kernels.prefill_attention"
+        if latent is None:
+            width, kv_heads = heads * model.head_dim, max(1.0, model.kv_heads / ways)  # more ways than heads: copies
+            self._kv_bytes = 2 * kv_heads * model.head_dim * kv_bytes  # of a token, in one layer, on one device
+            self._context_flops, self._pair_flops = 4 * width, 4 * width
+            self._context_s = self._kv_bytes / decode.bytes_per_s
+        else:
+            width, kv_heads = heads * (latent.kv_rank + latent.rope_dim), 1.0
+            self._kv_bytes = model.kv_elements * kv_bytes  # every device reads the one vector of all heads
+            self._context_flops = 2 * heads * (2 * latent.kv_rank + latent.rope_dim)
+            self._pair_flops = 2 * heads * (latent.nope_dim + latent.rope_dim + latent.value_dim)
+            path = "kernels.decode_attention.flops_fraction"
+            fraction = read.or_zero(read.chip.kernels.decode_attention, path) or read.of(f"{prefill}.flops_fraction")
+            self._context_s = max(self._kv_bytes / decode.bytes_per_s, self._context_flops / (fraction * peak))
+        self._decode_launch_s, self._decode_sequence_s = decode.launch_s, decode.sequence_s(width, kv_heads)
+        self._prefill_launch_s = read.of(f"{prefill}.launch_s")
+        self._prefill_token_s = width * read.of(f"{prefill}.per_element_s")
+        law = read.chip.kernels.prefill_attention
+        self._pair_s = self._pair_flops / (peak * read.of(f"{prefill}.flops_fraction"))
+        self._pair_s += heads * read.or_zero(law, f"{prefill}.per_pair_s")
+        self._depth_s = read.or_zero(law, f"{prefill}.per_depth_s")
+        self._window_layers = model.window_layers
+        self._full_layers = model.attended_layers - self._window_layers
+        self._window_tokens = model.window.tokens if model.window else 0
+
+    def _read_elementwise(self, read: _Reader) -> None:
+        model, self._elementwise_s = self._model, 0.0
+        if read.chip.kernels.elementwise:
+            # Two norms with residuals a layer read and write five times each; a gate reads two widths and writes one.
+            elements = (
+                model.layers * 10 * model.hidden_size + model.dense_layers * 3 * model.intermediate_size / self._ways
+            )
+            bandwidth = read.of("memory_bytes_per_s") * read.of("kernels.elementwise.bandwidth_fraction")
+            self._elementwise_s = elements * self._activation_bytes / bandwidth
+
+    def _read_state(self, read: _Reader) -> None:
+        state, self._state_launch_s, self._state_sequence_s, self._state_bytes = self._model.state, 0.0, 0.0, 0.0
+        self._state_token_s = 0.0
+        if state:
+            per_layer = 2.0 * state.elements * state.element_bytes / self._ways  # read, and written back
+            bandwidth = read.of("memory_bytes_per_s") * read.of("kernels.state.bandwidth_fraction")
+            self._state_launch_s = state.layers * read.of("kernels.state.launch_s")
+            self._state_sequence_s = state.layers * per_layer / bandwidth
+            width = state.output_inputs / self._ways
+            self._state_token_s = state.layers * width * read.of("kernels.state.per_element_s")
+            self._state_bytes = state.layers * per_layer * self._ways
+
+    def _read_host(self, read: _Reader) -> None:
+        model, engine = self._model, self.placement.engine
+        self._host_step_s = read.host("host_s_per_layer") * model.layers + read.host("host_s_per_step")
+        peers_s = (self._devices - 1) * read.host("host_s_per_sequence_and_peer")
+        self._host_sequence_s = read.host("host_s_per_sequence") + peers_s
+        self._graph_tokens = math.inf if engine.graph_tokens is None else engine.graph_tokens
+        self._eager_s = read.host("eager_s_per_layer") * model.layers
+        path = self.path
+        if model.experts and model.experts.routing in engine.host_s_per_expert_layer:
+            key = f"host_s_per_expert_layer.{model.experts.routing}"
+            self._host_step_s += read.figures.value(engine, key) * model.experts.layers
+        self.notes: tuple[str, ...] = ()
+        if engine.measured_paths and path not in engine.measured_paths:
+            known = ", ".join(engine.measured_paths)
+            self.notes = (
+                f"low confidence: {engine.name} was not measured on the path {path} of {model.name} (it was on {known}); "
+                "such paths have erred by 30 to 45 %",
+            )
+
+    @property
+    def path(self) -> str:
+        """The engine's code path that this placement takes: what its host time was fitted on, or was not."""
+        model = self._model
+        parts = [f"experts-{model.experts.routing}" if model.experts else "dense"]
+        parts += ["latent"] if model.latent else []
+        parts += ["state"] if model.state else []
+        return "/".join(parts)
+
+    def _read_power(self, read: _Reader) -> None:
+        devices = self._devices
+        watts = {name: devices * read.watts(name) for name in ("floor_w", "cap_w", "loaded_idle_w")}
+        self._floor_w, self._cap_w, self._loaded_idle_w = watts.values()
+        self._byte_j, self._flop_j = read.watts("joules_per_byte"), read.watts("joules_per_flop")
+        self._output_j = read.watts("joules_per_output_token")
+        self._kernel_w = devices * read.watts("kernel_w") if read.chip.power.kernel_w is not None else 0.0
+        unpacked = read.chip.power.joules_per_unpacked_byte is not None and self._unpacks
+        self._unpacked_j = read.watts("joules_per_unpacked_byte") if unpacked else 0.0
+        self._context_j = self._ways * (self._kv_bytes * self._byte_j + self._context_flops * self._flop_j)
+        self._chunk_context_j = self._ways * self._kv_bytes * self._byte_j
+        self._pair_j = self._ways * self._pair_flops * self._flop_j
+        # What a token of context within the window adds to a step, all window layers together.
+        self._window_step_s = self._factor * self._window_layers * self._context_s / self._groups
+        self._window_step_j = self._window_layers * self._context_j + self._kernel_w * self._window_step_s
+
+    # ---- what depends on counts alone
 
     def _tokens(self, m: int) -> _Tokens:
-        """All layers' products and all-reduces for m new tokens; bytes and FLOPs summed over the devices."""
+        """All layers' products, experts and exchanges for m new tokens."""
         found = self._by_tokens.get(m)
         if found is None:
-            parts = [self._gemm(m, n, k) for n, k in self._gemms]
-            layer_s = sum(p.seconds for p in parts)
-            if self._all_reduce:
-                launch_s, peer_s, bytes_per_s = self._all_reduce
-                n_bytes = m * self._model.hidden_size * ACTIVATION_BYTES
-                moved = 2 * (self._ways - 1) / self._ways * n_bytes
-                layer_s += 2 * (launch_s + peer_s * (self._ways - 1) + moved / bytes_per_s)
-            all_devices = self._layers * self._ways
-            found = _Tokens(
-                self._layers * layer_s, all_devices * sum(p.bytes for p in parts), all_devices * sum(p.flops for p in parts)
-            )
+            mine = math.ceil(m / self._groups)
+            found = _Tokens(0.0, 0.0, 0.0)
+            for p in self._products:
+                found.seconds += p.layers * p.law.seconds(mine, p.outputs, p.inputs)
+                found.bytes += self._devices * p.layers * p.law.n_bytes(mine, p.outputs, p.inputs)
+                found.flops += self._devices * p.layers * 2.0 * mine * p.outputs * p.inputs * p.flop_weight
+            self._add_experts(found, m)
+            found.seconds += mine * self._elementwise_s + self._exchange_s(mine)
             self._by_tokens[m] = found
         return found
 
+    def _add_experts(self, to: _Tokens, m: int) -> None:
+        if self._experts is None:
+            return
+        kernel, shape, layers = self._experts, self._experts_shape, self._model.expert_layers
+        touched = kernel.touched(m, shape)
+        n_bytes = self._devices * layers * kernel.n_bytes(m, touched, shape)
+        to.seconds += layers * kernel.seconds(m, touched, shape)
+        to.bytes += n_bytes
+        to.flops += self._devices * layers * kernel.flops(m, shape) * self._experts_flop_weight
+        to.unpacked_bytes = n_bytes if self._unpacks else 0.0
+
+    def _exchange_s(self, m: int) -> float:
+        """All-reduces and all-to-alls of all layers, for m tokens of one group."""
+        model, n_bytes, seconds = self._model, m * self._model.hidden_size * self._activation_bytes, 0.0
+        mixers = model.attended_layers + (model.state.layers if model.state else 0)
+        if self._all_reduce:
+            reduces = mixers + model.dense_layers + (0 if self._all_to_all else model.expert_layers)
+            seconds += reduces * self._all_reduce.seconds(self._ways, n_bytes)
+        if self._all_to_all and model.experts:
+            launch_s, bytes_per_s = self._all_to_all
+            away = (self._groups - 1) / self._groups * min(model.experts.per_token, self._groups)
+            seconds += 2 * model.expert_layers * (launch_s + away * n_bytes / bytes_per_s)
+        return seconds
+
     def _sequences(self, sequences: int) -> _Tokens:
-        """The output head for so many sequences; bytes and FLOPs summed over the devices."""
+        """The output head, and states, for so many sequences."""
         found = self._by_sequences.get(sequences)
         if found is None:
-            head = self._gemm(sequences, *self._head)
-            found = _Tokens(head.seconds, self._ways * head.bytes, self._ways * head.flops)
+            mine, head = math.ceil(sequences / self._groups), self._head
+            found = _Tokens(
+                head.law.seconds(mine, head.outputs, head.inputs)
+                + self._state_launch_s
+                + mine * self._state_sequence_s,
+                self._devices * head.law.n_bytes(mine, head.outputs, head.inputs) + sequences * self._state_bytes,
+                self._devices * 2.0 * mine * head.outputs * head.inputs * head.flop_weight,
+            )
             self._by_sequences[sequences] = found
         return found
 
-    def segment(self, shape: StepShape) -> Segment:
-        """See StepCosts. Affine until prefill attention turns from bytes to FLOPs or the power cap starts to bind."""
-        decodes, chunk_tokens = shape.decodes, shape.chunk_tokens
-        tokens, head = self._tokens(decodes + chunk_tokens), self._sequences(decodes + shape.chunks)
-        factor_layers = self._factor * self._layers
-        kernels_s, growth_s, valid_steps = tokens.seconds + head.seconds, 0.0, math.inf
-        attention_s, context_step_s = 0.0, 0.0
-        if decodes:
-            attention_s = self._decode_launch_s + decodes * self._decode_sequence_s
-            attention_s += shape.context_tokens * self._decode_context_s
-            context_step_s = factor_layers * self._decode_context_s
-            growth_s = context_step_s * decodes
-        if shape.chunks:
-            chunks_s, chunks_growth_s, valid_steps = self._prefill(shape)
-            attention_s += self._prefill_launch_s + chunk_tokens * self._prefill_token_s + chunks_s
-            growth_s += factor_layers * chunks_growth_s
-        host_s = self._host_step_s + self._host_sequence_s * (decodes + shape.chunks)
-        seconds = self._factor * (kernels_s + self._layers * attention_s) + host_s
+    # ---- a step
 
-        context_j, pair_j = self._context_j, self._pair_j
-        work_j = (
-            (tokens.bytes + head.bytes) * self._byte_j
-            + (tokens.flops + head.flops) * self._flop_j
-            + context_j * (shape.context_tokens + shape.chunk_context_tokens)
-            + pair_j * (shape.pairs + shape.context_tokens)
-            + self._output_j * decodes
-        )
-        work_growth_j = context_j * (decodes + chunk_tokens) + pair_j * (shape.pairs_growth + decodes)
-        work = Segment(seconds, growth_s, work_j, work_growth_j, context_j + pair_j, valid_steps)
-        return self._powered(work, context_step_s)
+    def segment(self, shape: StepShape) -> Segment:
+        """See StepCosts.
+
+        Affine until a window fills, launching stops to be what takes longest, or the power cap starts to bind.
+        """
+        if shape.chunks or shape.decodes > self._graph_tokens:
+            return self.with_joules(shape, self.timing(shape))
+        # Decodes alone, by far the most steps: straight lines in context, worked out once per number of sequences.
+        line = self._lines.get(shape.decodes)
+        if line is None:
+            line = self._lines[shape.decodes] = self._line(shape.decodes)
+        start, context_step_s = line
+        context, context_j, valid_steps = shape.context_tokens, start.context_joules, math.inf
+        seconds, joules = start.seconds + context_step_s * context, start.joules + context_j * context
+        growth_s, growth_j = start.seconds_growth, start.joules_growth
+        if self._window_layers:
+            clipped, growing, valid_steps = self._window(shape)
+            seconds += self._window_step_s * clipped
+            growth_s += self._window_step_s * growing
+            joules += self._window_step_j * clipped
+            growth_j += self._window_step_j * growing
+        return self._powered(Segment(seconds, growth_s, joules, growth_j, context_j, valid_steps), context_step_s)
+
+    def _line(self, decodes: int) -> tuple[Segment, float]:
+        """Work of a step of so many decodes at no context, and what each token of context adds in seconds."""
+        none = StepShape(decodes, 0, window_context_tokens=0)
+        timing = self.timing(none)
+        return self._working(none, timing), timing.context_step_s
+
+    def timing(self, shape: StepShape) -> Timing:
+        """Seconds of a step, without its joules."""
+        decodes, chunk_tokens, factor = shape.decodes, shape.chunk_tokens, self._factor
+        attended = self._full_layers + self._window_layers
+        seconds = self._tokens(decodes + chunk_tokens).seconds + self._sequences(decodes + shape.chunks).seconds
+        growth_s, valid_steps, context_step_s = 0.0, math.inf, 0.0
+        if decodes:
+            context_s = self._context_s / self._groups
+            context_step_s = factor * self._full_layers * context_s
+            seconds += attended * (self._decode_launch_s + decodes * self._decode_sequence_s / self._groups)
+            seconds += self._full_layers * shape.context_tokens * context_s
+            growth_s = self._full_layers * decodes * context_s
+            if self._window_layers:
+                clipped, growing, valid_steps = self._window(shape)
+                seconds += self._window_layers * clipped * context_s
+                growth_s += self._window_layers * growing * context_s
+        if shape.chunks:
+            chunks_s, chunks_growth_s, steps = self._prefill(shape)
+            valid_steps = min(valid_steps, steps)
+            each_s = attended * self._prefill_token_s + self._state_token_s
+            seconds += attended * self._prefill_launch_s + (chunk_tokens * each_s + chunks_s) / self._groups
+            growth_s += chunks_growth_s / self._groups
+        seconds, growth_s = factor * seconds, factor * growth_s
+        if decodes + chunk_tokens > self._graph_tokens and seconds < self._eager_s:
+            # Launching kernel by kernel takes longer than the kernels do.
+            left = self._eager_s - seconds
+            valid_steps = min(valid_steps, steps_until_negative(left, -growth_s))
+            seconds, growth_s, context_step_s = self._eager_s, 0.0, 0.0
+        host_s = self._host_step_s + self._host_sequence_s * (decodes + shape.chunks)
+        return Timing(seconds + host_s, growth_s, context_step_s, valid_steps, host_s)
+
+    def _window(self, shape: StepShape) -> tuple[float, float, float]:
+        """Context within the window, its growth per step, and steps for which that holds."""
+        if shape.window_context_tokens >= 0:
+            return shape.window_context_tokens, shape.window_growing, shape.window_steps
+        room = shape.decodes * self._window_tokens - shape.context_tokens
+        if room <= 0:
+            return shape.decodes * self._window_tokens, 0.0, math.inf
+        return shape.context_tokens, shape.decodes, math.ceil(room / shape.decodes)
 
     def _prefill(self, shape: StepShape) -> tuple[float, float, float]:
-        """Seconds per layer that chunks take for their keys and values, growth per step, and steps until it switches.
+        """Seconds that chunks take for their keys and values, growth per step, and steps for which that holds."""
+        read_s = self._context_s + self._groups * self._depth_s / shape.chunks
+        seconds = self._full_layers * (shape.pairs * self._pair_s + shape.chunk_context_tokens * read_s)
+        growth_s = self._full_layers * (shape.pairs_growth * self._pair_s + shape.chunk_tokens * read_s)
+        if not self._window_layers:
+            return seconds, growth_s, math.inf
+        clipped = min(shape.chunk_context_tokens, shape.chunk_tokens + shape.chunks * self._window_tokens)
+        seconds += self._window_layers * (self._window_pairs(shape) * self._pair_s + clipped * read_s)
+        return seconds, growth_s, 1.0  # pairs within a window do not grow evenly: ask again
 
-        Bound by FLOPs where chunks are long, by reading the context where they are short: the larger of the two.
-        """
-        flops_s, flops_growth_s = shape.pairs * self._pair_s, shape.pairs_growth * self._pair_s
-        bytes_s = shape.chunk_context_tokens * self._decode_context_s
-        bytes_growth_s = shape.chunk_tokens * self._decode_context_s
-        ahead, ahead_growth = flops_s - bytes_s, flops_growth_s - bytes_growth_s
-        if ahead >= 0:
-            return flops_s, flops_growth_s, steps_until_negative(ahead, ahead_growth)
-        return bytes_s, bytes_growth_s, steps_until_negative(-ahead, -ahead_growth)
+    def _window_pairs(self, shape: StepShape) -> float:
+        """Pairs within the window: as given, else from the mean pairs of a query."""
+        if shape.window_pairs >= 0:
+            return shape.window_pairs
+        tokens, window = shape.chunk_tokens, self._window_tokens
+        before = max(0.0, shape.chunk_context_tokens - tokens) / shape.chunks
+        size = tokens / shape.chunks
+        first = min(max(0.0, window - before), size)  # of a chunk's queries, so many see all that came before
+        return shape.chunks * (first * before + first * (first + 1) / 2 + (size - first) * window)
+
+    def work(self, shape: StepShape) -> tuple[float, float, float]:
+        """Bytes moved, FLOPs asked for (in bf16's worth) and bytes unpacked in a step, all devices together."""
+        tokens, head = self._tokens(shape.new_tokens), self._sequences(shape.sequences)
+        layers, context, pairs = self._full_layers, shape.context_tokens, shape.pairs
+        chunk_context, clipped, clipped_pairs = shape.chunk_context_tokens, 0.0, 0.0
+        if self._window_layers:
+            clipped = self._window_layers * self._window(shape)[0] if shape.decodes else 0.0
+            clipped_pairs = self._window_layers * self._window_pairs(shape) if shape.chunks else 0.0
+        n_bytes = self._ways * self._kv_bytes * (layers * (context + chunk_context) + clipped)
+        flops = self._ways * self._context_flops * (layers * context + clipped)
+        flops += self._ways * self._pair_flops * (layers * pairs + clipped_pairs)
+        return tokens.bytes + head.bytes + n_bytes, tokens.flops + head.flops + flops, tokens.unpacked_bytes
+
+    def with_joules(self, shape: StepShape, timing: Timing) -> Segment:
+        """The segment of a step that takes so long, with the joules of its bytes, FLOPs, tokens and busy seconds."""
+        return self._powered(self._working(shape, timing), timing.context_step_s)
+
+    def _working(self, shape: StepShape, timing: Timing) -> Segment:
+        """Joules of a step's work: without the floor that it stands on, the cap and idle."""
+        full, context_j, pair_j = self._full_layers, self._context_j, self._pair_j
+        n_bytes, flops, unpacked_bytes = self.work(shape)
+        work_j = n_bytes * self._byte_j + flops * self._flop_j + unpacked_bytes * self._unpacked_j
+        work_j += self._output_j * shape.decodes + self._kernel_w * (timing.seconds - timing.host_s)
+        work_growth_j = full * context_j * shape.decodes + self._kernel_w * timing.growth_s
+        if shape.chunks:
+            work_growth_j += full * (self._chunk_context_j * shape.chunk_tokens + pair_j * shape.pairs_growth)
+        if self._window_layers and shape.decodes:
+            work_growth_j += self._window_layers * context_j * self._window(shape)[1]
+        each_j = full * context_j + self._kernel_w * timing.context_step_s
+        return Segment(timing.seconds, timing.growth_s, work_j, work_growth_j, each_j, timing.valid_steps)
 
     def _powered(self, work: Segment, context_step_s: float) -> Segment:
         """Add the busy floor, apply the cap, and take idle off: from joules of work to joules above loaded idle.
@@ -175,6 +531,9 @@ class ComposedCosts:
         floor_w, headroom_w = self._floor_w - self._loaded_idle_w, self._cap_w - self._floor_w
         over = work.joules - headroom_w * work.seconds
         over_growth = work.joules_growth - headroom_w * work.seconds_growth
+        if math.isnan(over):  # watts are unknown, and so are the joules
+            work.joules = work.joules_growth = work.context_joules = math.nan
+            return work
         capped = over >= 0
         side = (over, over_growth) if capped else (-over, -over_growth)
         work.valid_steps = min(work.valid_steps, steps_until_negative(*side))

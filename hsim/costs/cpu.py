@@ -12,6 +12,7 @@ from hsim.description.system import Figures, Tier
 class OperationCost:
     """base_s + per_unit_s * units + per_unit_squared_s * units^2 seconds of one core."""
 
+    operation: str
     base_s: float
     per_unit_s: float = 0.0
     per_unit_squared_s: float = 0.0
@@ -28,7 +29,7 @@ def operation_cost(cpu: CpuProfile, operation: str, figures: Figures) -> Operati
     def of(name: str) -> float:
         return figures.value(cpu, f"operations.{operation}.{name}") if getattr(described, name) else 0.0
 
-    return OperationCost(of("base_s"), of("per_unit_s"), of("per_unit_squared_s"))
+    return OperationCost(operation, of("base_s"), of("per_unit_s"), of("per_unit_squared_s"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,9 @@ class HostPower:
 
 
 def host_power(tier: Tier, figures: Figures) -> HostPower:
-    """The power of one server's CPU packages."""
-    idle_w = figures.value(tier.cpu, "idle_w")
-    span_w = figures.value(tier.cpu, "max_w") - idle_w
+    """The power of one server's CPU packages; nan where it is unknown."""
+    idle_w = figures.if_known(tier.cpu, "idle_w")
+    span_w = figures.if_known(tier.cpu, "max_w") - idle_w
     sockets = tier.server.sockets
-    exponent = figures.value(tier.cpu, "load_power_exponent")
+    exponent = figures.if_known(tier.cpu, "load_power_exponent")
     return HostPower(tier.cores_per_server, sockets * idle_w, sockets * span_w, exponent)

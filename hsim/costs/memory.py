@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from hsim.costs.composed import KV_BYTES, WEIGHT_BYTES, Placement
+from hsim.costs.composed import Placement
+from hsim.costs.laws import ELEMENT_BYTES, working_precision
 from hsim.description.system import Figures
 from hsim.errors import DescriptionError
 from hsim.units import GB
 
 
 def kv_capacity_tokens(placement: Placement, gpu_memory_utilization: float, figures: Figures, where: str) -> int:
-    """Tokens of context that one replica holds. Raises DescriptionError where the weights alone do not fit."""
-    model, ways = placement.model, placement.tensor_parallel
+    """Tokens of context that one replica holds. Raises DescriptionError where the weights alone do not fit.
+
+    Layers with a window count in full, as in an engine that keeps all layers' blocks alike: too few tokens rather than
+    too many. States of a fixed size are left to reserved_bytes.
+    """
+    model, ways = placement.model, placement.devices
     memory_bytes = figures.value(placement.chip, "memory_bytes")
     reserved_bytes = figures.value(placement.engine, "reserved_bytes")
     weight_bytes = _weight_bytes(placement)
     free_bytes = ways * (memory_bytes * gpu_memory_utilization - reserved_bytes) - weight_bytes
-    kv_bytes = KV_BYTES * model.kv_elements_per_token * max(1.0, ways / model.kv_heads)
+    element_bytes = ELEMENT_BYTES[placement.kv_precision or working_precision(placement.precision)]
+    copies = ways if model.latent else max(1.0, ways / model.kv_heads)  # every device keeps the latent vector
+    kv_bytes = element_bytes * model.kv_elements_per_token * copies
     tokens = int(free_bytes // kv_bytes)
     if tokens < 1:
         usable = memory_bytes * gpu_memory_utilization - reserved_bytes
@@ -24,14 +31,20 @@ def kv_capacity_tokens(placement: Placement, gpu_memory_utilization: float, figu
             f"{model.name} in {placement.precision} has {weight_bytes / GB:.1f} GB of weights; {ways} x "
             f"{placement.chip.name} leave {max(0.0, ways * usable) / GB:.1f} GB for weights and KV cache"
         )
-        raise DescriptionError(where, what, f"use tensor_parallel {_next_power_of_two(needed)} or more, or a lower precision")
+        raise DescriptionError(
+            where, what, f"use tensor_parallel {_next_power_of_two(needed)} or more, or a lower precision"
+        )
     return tokens
 
 
 def _weight_bytes(placement: Placement) -> float:
     model = placement.model
-    embeddings = model.parameters - model.layer_parameters  # stay bf16: quantisation leaves them alone
-    return model.layer_parameters * WEIGHT_BYTES[placement.precision] + embeddings * WEIGHT_BYTES["bf16"]
+    embeddings = model.parameters - model.layer_parameters  # quantisation leaves them alone
+    weights, others = placement.precision, working_precision(placement.precision)
+    dense = others if weights == "mxfp4" else weights  # mxfp4 is for experts alone
+    products = model.layer_parameters - model.expert_parameters
+    n_bytes = model.expert_parameters * ELEMENT_BYTES[weights] + embeddings * ELEMENT_BYTES[others]
+    return n_bytes + products * ELEMENT_BYTES[dense]
 
 
 def _next_power_of_two(needed: float) -> int:

@@ -15,6 +15,11 @@ class StepShape:
     chunks of `chunks` sequences that add `chunk_tokens` between them, read `chunk_context_tokens` (their own
     included) and attend `pairs` (query, key) pairs. From one such step to the next, context grows by `decodes`, the
     chunks' by `chunk_tokens`, and pairs by `pairs_growth`.
+
+    For a model some of whose layers see only a window of W tokens: `window_context_tokens` is the sum over the decoding
+    sequences of min(context, W); `window_growing` of them are still below W, and that holds for `window_steps` steps
+    (min over those of W - context). `window_pairs` are the pairs that chunks attend within the window. A step that leaves
+    these at -1 has them derived from the mean context, which is exact for equal sequences.
     """
 
     decodes: int
@@ -24,6 +29,10 @@ class StepShape:
     chunk_context_tokens: int = 0
     pairs: int = 0
     pairs_growth: int = 0
+    window_context_tokens: int = -1
+    window_growing: int = 0
+    window_steps: float = math.inf
+    window_pairs: int = -1
 
     @property
     def sequences(self) -> int:

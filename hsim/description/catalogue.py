@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from hsim.description.hardware import PROFILE_KINDS, Profile, ToolCatalogue
-from hsim.description.model import ModelArchitecture, from_hugging_face
+from hsim.description.huggingface import from_hugging_face
+from hsim.description.model import ModelArchitecture
 from hsim.description.yamlfile import Document, did_you_mean, read_document, validated
 from hsim.errors import DescriptionError
 
@@ -37,16 +38,20 @@ def scenario_file(name_or_path: str) -> Path:
     return _find(name_or_path, (shipped("scenarios"),), name_or_path, "scenario")
 
 
-def load_profile(name: str, kind: type[P], where: str) -> tuple[P, Document]:
+def load_profile(name: str, kind: type[P], where: str, beside: Path = Path()) -> tuple[P, Document]:
     """The hardware profile of that name, checked to be of the kind that is needed at `where`.
 
-    A folder hardware_profiles/ in the working directory, where `hsim calibrate` writes, comes before the shipped one.
+    A folder hardware_profiles/ beside the scenario or in the working directory, where `hsim calibrate` writes, comes
+    before the shipped one.
     """
-    file = _find(name, (Path("hardware_profiles"), shipped("hardware_profiles")), where, "hardware profile")
+    folders = (beside / "hardware_profiles", Path("hardware_profiles"), shipped("hardware_profiles"))
+    file = _find(name, folders, where, "hardware profile")
     profile, document = _read_profile(file)
     if not isinstance(profile, kind):
         needed = next(k for k, v in PROFILE_KINDS.items() if v is kind)
-        raise DescriptionError(where, f"{name!r} is a profile of kind {document.data['kind']!r}", f"it must be of kind {needed!r}")
+        raise DescriptionError(
+            where, f"{name!r} is a profile of kind {document.data['kind']!r}", f"it must be of kind {needed!r}"
+        )
     return profile, document
 
 
@@ -54,10 +59,14 @@ def _read_profile(file: Path) -> tuple[Profile, Document]:
     document = read_document(file)
     kind = document.data.get("kind") if isinstance(document.data, dict) else None
     if kind not in PROFILE_KINDS:
-        raise DescriptionError(document.where(("kind",)), f"kind is {kind!r}", did_you_mean(str(kind), sorted(PROFILE_KINDS)))
+        raise DescriptionError(
+            document.where(("kind",)), f"kind is {kind!r}", did_you_mean(str(kind), sorted(PROFILE_KINDS))
+        )
     profile = validated(document, PROFILE_KINDS[kind])
     if profile.name != file.stem:
-        raise DescriptionError(document.where(("name",)), f"is {profile.name!r}", f"a profile has the name of its file, {file.stem!r}")
+        raise DescriptionError(
+            document.where(("name",)), f"is {profile.name!r}", f"a profile has the name of its file, {file.stem!r}"
+        )
     return profile, document
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from hsim.description.model import ModelArchitecture
 from hsim.description.quantities import Distribution, Figure
 from hsim.description.yamlfile import Strict
 
-Precision = Literal["bf16", "fp8"]
+# What weights are kept in. fp8_block has a scale for each block of weights; mxfp4 is for the weights of experts alone,
+# and they are computed with in bf16 where the chip has no fp4.
+Precision = Literal["bf16", "fp16", "fp32", "fp8", "fp8_block", "mxfp4"]
 
 
 class Profile(Strict):
@@ -32,7 +35,10 @@ class Operation(Strict):
 
 
 class CpuProfile(Profile):
-    """A CPU socket. Power above idle is (max_w - idle_w) * busy_fraction ** load_power_exponent."""
+    """A CPU socket. Power above idle is (max_w - idle_w) * busy_fraction ** load_power_exponent.
+
+    A core takes contention_slowdown times as long when all are busy as when it is alone, in proportion in between.
+    """
 
     kind: Literal["cpu"]
     cores: PositiveInt
@@ -40,32 +46,87 @@ class CpuProfile(Profile):
     max_w: Figure
     load_power_exponent: Figure
     memory_bytes_per_s: Figure
+    contention_slowdown: Figure
     operations: dict[str, Operation]
 
 
 class GemmLaw(Strict):
-    """One matrix product: launch_s + ((bytes/(bandwidth_fraction BW))^4 + (flops/(flops_fraction peak))^4)^(1/4)."""
+    """One product of m x k activations with n x k weights.
+
+    launch_s + per_depth_s k + per_activation_s m k (quantising them)
+    + ((bytes/(bandwidth_fraction BW))^sharpness + (flops/(flops_fraction peak))^sharpness)^(1/sharpness).
+    """
 
     launch_s: Figure
     bandwidth_fraction: Figure
     flops_fraction: Figure
+    per_depth_s: Figure | None = None
+    per_activation_s: Figure | None = None
+    sharpness: Figure | None = None
+
+
+class ExpertsLaw(Strict):
+    """All routed experts of one layer for m tokens, of which each goes to per_token of E experts.
+
+    launch_s + per_expert_s touched + per_element_s m per_token hidden + the two-sided form of GemmLaw, where bytes are the
+    weights of the touched = E (1 - (1 - per_token/E)^(imbalance m)) experts, and FLOPs are those of m per_token +
+    padding_tokens touched rows.
+    """
+
+    launch_s: Figure
+    bandwidth_fraction: Figure
+    flops_fraction: Figure
+    per_expert_s: Figure
+    per_element_s: Figure
+    padding_tokens: Figure
+    imbalance: Figure
+    sharpness: Figure
 
 
 class DecodeAttentionLaw(Strict):
-    """One decode-attention kernel: launch + B (heads head_dim per_element_s + per_sequence_s) + KV/(fraction BW)."""
+    """One decode-attention kernel of B sequences.
+
+    launch + B (heads head_dim per_element_s + kv_heads per_kv_head_s + per_sequence_s) + KV/(bandwidth_fraction BW).
+    Latent attention reads one vector for all heads and is bound by FLOPs where flops_fraction peak is the slower.
+    """
 
     launch_s: Figure
     per_element_s: Figure
     per_sequence_s: Figure
     bandwidth_fraction: Figure
+    per_kv_head_s: Figure | None = None
+    flops_fraction: Figure | None = None
 
 
 class PrefillAttentionLaw(Strict):
-    """One prefill-attention kernel: launch + flops/(fraction peak) + tokens heads head_dim per_element_s."""
+    """One prefill-attention kernel of chunks that attend so many (query, key) pairs.
+
+    launch + pairs heads (4 head_dim/(flops_fraction peak) + per_pair_s) + tokens heads head_dim per_element_s
+    + KV/(bandwidth_fraction BW of decode) + mean context of a chunk per_depth_s.
+    """
 
     launch_s: Figure
     flops_fraction: Figure
     per_element_s: Figure
+    per_pair_s: Figure | None = None
+    per_depth_s: Figure | None = None
+
+
+class StateLaw(Strict):
+    """The kernels of one state layer: launch + B state bytes read and written / (bandwidth_fraction BW)."""
+
+    launch_s: Figure
+    bandwidth_fraction: Figure
+    per_element_s: Figure
+
+
+class ElementwiseLaw(Strict):
+    """Norms, residuals, rotations and gates of one layer: m (10 hidden + 3 MLP width) activations at a part of BW.
+
+    Their launches are the engine's host_s_per_layer: how many there are depends on what it fuses.
+    """
+
+    bandwidth_fraction: Figure
 
 
 class AllReduceLaw(Strict):
@@ -76,18 +137,34 @@ class AllReduceLaw(Strict):
     bytes_per_s: Figure
 
 
+class AllToAllLaw(Strict):
+    """One all-to-all over n devices: launch + (n-1)/n bytes/bytes_per_s, bytes being what one device sends."""
+
+    launch_s: Figure
+    bytes_per_s: Figure
+
+
 class Kernels(Strict):
-    """How fast the kernels of one accelerator really are."""
+    """How fast the kernels of one accelerator really are. What is left out cannot be run: no experts, no peers ..."""
 
     overlap_factor: Figure
     gemm: dict[Precision, GemmLaw]
     decode_attention: DecodeAttentionLaw
     prefill_attention: PrefillAttentionLaw
+    experts: dict[Precision, ExpertsLaw] = {}
+    elementwise: ElementwiseLaw | None = None
+    state: StateLaw | None = None
     all_reduce: AllReduceLaw | None = None
+    all_to_all: AllToAllLaw | None = None
 
 
 class AcceleratorPower(Strict):
-    """Watts of one accelerator. While busy: floor_w plus joules per byte, FLOP and output token, capped at cap_w."""
+    """Watts of one accelerator. While it serves: floor_w, kernel_w more while kernels run (not while it waits for the
+    host), joules per byte, FLOP and output token, all capped at cap_w.
+
+    `joules_per_unpacked_byte` comes on top for weights that must be unpacked before they are computed with: mxfp4 where
+    the chip has no fp4.
+    """
 
     idle_w: Figure
     loaded_idle_w: Figure
@@ -96,6 +173,8 @@ class AcceleratorPower(Strict):
     joules_per_byte: Figure
     joules_per_flop: Figure
     joules_per_output_token: Figure
+    kernel_w: Figure | None = None
+    joules_per_unpacked_byte: Figure | None = None
 
 
 class AcceleratorProfile(Profile):
@@ -144,18 +223,91 @@ class LinkProfile(Profile):
 
 
 class EngineProfile(Profile):
-    """A serving engine: its defaults, and the host time that it adds to every step."""
+    """A serving engine: its defaults, and the host time that it adds to every step.
+
+    A step adds host_s_per_step + host_s_per_layer layers + (host_s_per_sequence + host_s_per_sequence_and_peer (n - 1)) B on
+    n devices, and host_s_per_expert_layer[path] for each layer of experts that takes that code path. Steps of more than graph_tokens new tokens are
+    launched kernel by kernel: they take eager_s_per_layer a layer at least. `measured_paths` are those for which the
+    figures were fitted; a model that takes another is predicted with low confidence, and says so. `request_latency_s` passes between a
+    client and the queue, and back, and holds no accelerator: the first token is later by it. `step_tables` names profiles of measured steps; one that is of a run's chip, model and precision is used for it.
+    """
 
     kind: Literal["engine"]
     max_num_seqs: PositiveInt
     max_num_batched_tokens: PositiveInt
     gpu_memory_utilization: float = Field(gt=0, le=1)
+    block_tokens: PositiveInt
+    prefix_caching: bool
     defaults_source: str
     host_s_per_layer: Figure
     host_s_per_sequence: Figure
+    host_s_per_step: Figure | None = None
+    host_s_per_sequence_and_peer: Figure | None = None
+    host_s_per_expert_layer: dict[str, Figure] = {}
+    graph_tokens: NonNegativeInt | None = None
+    request_latency_s: Figure | None = None
+    eager_s_per_layer: Figure | None = None
+    measured_paths: tuple[str, ...] = ()
     reserved_bytes: Figure
     host_cores_per_replica: Figure
     host_cores_per_accelerator: Figure
+    step_tables: tuple[str, ...] = ()
+
+
+class StepTable(Profile):
+    """Measured seconds of one engine's steps with one model on one chip, read linearly between its points.
+
+    `decode_s[i][j]` is a step in which `decodes[i]` sequences each read `contexts[j]` tokens. A step with one prompt
+    chunk of `chunk_tokens[i]` tokens takes `chunk_s[i]`, and `pair_s[i]` for each (query, key) pair that it attends;
+    where chunks do not begin their prompts, `later_s[i]` more; for each chunk but one, `extra_chunk_s` more. A step of
+    both takes the sum and `mixed_s[i][j]` more (a negative number: it reads the weights once), where
+    `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. `between_s` passes between the end of one step and
+    the start of the next.
+    """
+
+    kind: Literal["step-table"]
+    engine: str
+    chip: str
+    model: ModelArchitecture
+    precision: Precision
+    tensor_parallel: PositiveInt = 1
+    tier: Literal["measured"] = "measured"
+    source: str
+    median_error_fraction: float | None
+    p90_error_fraction: float | None
+    decodes: tuple[PositiveInt, ...] = Field(min_length=2)
+    contexts: tuple[PositiveInt, ...] = Field(min_length=2)
+    decode_s: tuple[tuple[PositiveFloat, ...], ...]
+    chunk_tokens: tuple[PositiveInt, ...] = Field(min_length=2)
+    chunk_s: tuple[NonNegativeFloat, ...]
+    pair_s: tuple[NonNegativeFloat, ...]
+    later_s: tuple[NonNegativeFloat, ...]
+    extra_chunk_s: NonNegativeFloat
+    between_s: NonNegativeFloat = 0.0
+    mixed_decodes: tuple[PositiveInt, ...] = Field(min_length=1)
+    mixed_chunk_tokens: tuple[PositiveInt, ...] = Field(min_length=1)
+    mixed_s: tuple[tuple[float, ...], ...]
+
+    @model_validator(mode="after")
+    def _grids_fit_their_axes(self) -> StepTable:
+        for name in ("decodes", "contexts", "chunk_tokens", "mixed_decodes", "mixed_chunk_tokens"):
+            axis = getattr(self, name)
+            if list(axis) != sorted(set(axis)):
+                raise ValueError(f"{name} is {list(axis)}; it must rise from one to the next")
+        for name, rows, columns in (
+            ("decode_s", self.decodes, self.contexts),
+            ("mixed_s", self.mixed_decodes, self.mixed_chunk_tokens),
+        ):
+            grid = getattr(self, name)
+            if len(grid) != len(rows) or any(len(row) != len(columns) for row in grid):
+                raise ValueError(
+                    f"{name} does not have {len(rows)} rows of {len(columns)}; it needs one for each point"
+                )
+        if not len(self.chunk_s) == len(self.pair_s) == len(self.chunk_tokens):
+            raise ValueError(
+                f"chunk_s and pair_s do not have {len(self.chunk_tokens)} values; each needs one per point"
+            )
+        return self
 
 
 class Tool(Strict):
@@ -181,4 +333,5 @@ PROFILE_KINDS: dict[str, type[Profile]] = {
     "link": LinkProfile,
     "engine": EngineProfile,
     "tools": ToolCatalogue,
+    "step-table": StepTable,
 }

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, Tag, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
 from hsim.description.catalogue import scenario_file
 from hsim.description.hardware import Precision, Tool
@@ -22,20 +32,104 @@ class PoissonArrivals(Strict):
     rate_per_s: PositiveFloat
 
 
-class TraceArrivals(Strict):
+class UniformArrivals(Strict):
+    """Arrivals evenly spaced, without chance."""
+
+    kind: Literal["uniform"]
+    rate_per_s: PositiveFloat
+
+
+class GammaArrivals(Strict):
+    """Independent gaps from a gamma distribution of the given mean rate.
+
+    `burstiness` is its shape, as in vLLM's benchmark: 1 is Poisson, less is burstier, more is more regular. The
+    gaps' coefficient of variation is burstiness ** -0.5.
+    """
+
+    kind: Literal["gamma"]
+    rate_per_s: PositiveFloat
+    burstiness: PositiveFloat = 1.0
+
+
+class WeibullArrivals(Strict):
+    """Independent gaps from a Weibull distribution of the given mean rate.
+
+    `burstiness` is its shape: 1 is Poisson, less is burstier.
+    """
+
+    kind: Literal["weibull"]
+    rate_per_s: PositiveFloat
+    burstiness: PositiveFloat = 1.0
+
+
+class OnOffArrivals(Strict):
+    """Poisson arrivals whose rate switches between on and off, each for an exponential time of the given mean.
+
+    `rate_per_s` is the mean over all time. `off_rate_fraction` is the rate while off over the rate while on.
+    """
+
+    kind: Literal["on-off"]
+    rate_per_s: PositiveFloat
+    mean_on_s: PositiveFloat
+    mean_off_s: PositiveFloat
+    off_rate_fraction: float = Field(default=0.0, ge=0, lt=1)
+
+
+class HourlyArrivals(Strict):
+    """Arrivals whose rate follows a profile by the hour.
+
+    `relative_rates` holds 24 or more numbers, one an hour from time 0 on, and repeats after the last: 24 make a day,
+    168 a week. `rate_per_s` is the mean over the profile. Within it arrivals are Poisson, or gamma with `burstiness`.
+    """
+
+    kind: Literal["hourly"]
+    rate_per_s: PositiveFloat
+    relative_rates: tuple[NonNegativeFloat, ...] = Field(min_length=24)
+    burstiness: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _somebody_comes(self) -> HourlyArrivals:
+        if not sum(self.relative_rates):
+            raise ValueError("relative_rates are all 0; at least one must be above 0")
+        return self
+
+
+class TraceFile(Strict):
+    """A file of requests in one of the formats that docs/workloads.md lists, .gz of each too.
+
+    The path is relative to the scenario, else to the working directory. `tokenizer`, a tokenizer.json or a folder
+    that holds one, counts the tokens of a format that has text (ShareGPT). Tasks with a prompt beyond
+    `max_input_tokens` are left out, and counted.
+    """
+
+    file: str
+    tokenizer: str | None = None
+    max_input_tokens: PositiveInt | None = None
+
+
+class TraceArrivals(TraceFile):
     """Arrivals, and lengths where a class declares none, from a trace file.
 
-    Reads the Azure 2023 CSV as published, and CSV with arrival_s,input_tokens,output_tokens; .gz of either. The
-    path is relative to the scenario, else to the working directory. `rate_scale` 2 makes the same requests arrive
-    twice as fast.
+    `rate_scale` 2 makes the same requests arrive twice as fast. `start_s` and `duration_s` replay a part of the
+    trace, in its own seconds from its first arrival. Sessions arrive with their first round.
     """
 
     kind: Literal["trace"]
-    file: str
     rate_scale: PositiveFloat = 1.0
+    start_s: NonNegativeFloat = 0.0
+    duration_s: PositiveFloat | None = None
 
 
-Arrivals = Annotated[PoissonArrivals | TraceArrivals, Field(discriminator="kind")]
+class ClosedArrivals(Strict):
+    """So many users, each with one task at a time: think, ask, wait for the answer, think again."""
+
+    kind: Literal["closed"]
+    users: PositiveInt
+    think_s: Distribution = Field(default={"kind": "constant", "value": 0}, validate_default=True)
+
+
+OpenArrivals = PoissonArrivals | UniformArrivals | GammaArrivals | WeibullArrivals | OnOffArrivals | HourlyArrivals
+Arrivals = Annotated[OpenArrivals | TraceArrivals | ClosedArrivals, Field(discriminator="kind")]
 
 
 class Understand(Strict):
@@ -48,8 +142,11 @@ class Understand(Strict):
 class TaskClass(Strict):
     """One class of tasks: perhaps understanding, then rounds of a tool call and a visit to the language model.
 
-    Each round's visit declares its own input tokens. `first_round_tool` false lets the first round go straight to
-    the model. `tools` gives relative weights. Lengths left out come from the trace.
+    `context: declared`: input_tokens is each round's whole prompt. `context: grows`: a round's prompt is everything
+    before it, prompts and answers, and then its own input_tokens. `first_round_tool` false lets the first round go
+    straight to the model. `tools` gives relative weights. Lengths left out come from `sampled_from`, a trace whose
+    requests (or sessions, with their rounds) are drawn whole and with replacement, its times left aside; else from the
+    trace that brings the arrivals. A client gives its task up `timeout_s` after it arrived.
     """
 
     share: PositiveFloat = 1.0
@@ -57,9 +154,12 @@ class TaskClass(Strict):
     rounds: Distribution = Field(default={"kind": "constant", "value": 1}, validate_default=True)
     tools: dict[str, PositiveFloat] = {}
     first_round_tool: bool = True
+    context: Literal["declared", "grows"] = "declared"
+    sampled_from: TraceFile | None = None
     input_tokens: Distribution | None = None
     output_tokens: Distribution | None = None
     max_output_tokens: PositiveInt = 4096
+    timeout_s: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _counts_start_at_one(self) -> TaskClass:
@@ -71,24 +171,39 @@ class TaskClass(Strict):
 
 
 class Workload(Strict):
-    """Who asks for what, and when. `tasks` limits a trace; left out, the whole trace is replayed."""
+    """Who asks for what, and when. `tasks` limits a trace; left out, the whole trace is replayed.
+
+    `measure: steady` looks for the steady state of arrivals that go on: a warm-up comes before the `tasks` tasks that
+    are measured, and others arrive until those have ended. `measure: terminating` measures all of a run of `tasks`
+    tasks from an empty system to an empty one. Left out, arrivals at a constant mean rate are steady, and traces and
+    closed loops terminating.
+    """
 
     arrivals: Arrivals
     tasks: PositiveInt | None = None
-    classes: dict[str, TaskClass] = Field(
-        default={"request": {}}, validate_default=True, min_length=1
-    )
+    measure: Literal["steady", "terminating"] | None = None
+    classes: dict[str, TaskClass] = Field(default={"request": {}}, validate_default=True, min_length=1)
+
+    @model_validator(mode="after")
+    def _a_trace_ends(self) -> Workload:
+        if self.measure == "steady" and self.arrivals.kind == "trace":
+            raise ValueError("measure is steady, and a trace ends; leave measure out, or choose terminating")
+        return self
 
     @model_validator(mode="after")
     def _lengths_come_from_somewhere(self) -> Workload:
-        if self.arrivals.kind == "trace":
-            return self
-        if self.tasks is None:
+        if self.arrivals.kind != "trace" and self.tasks is None:
             raise ValueError("tasks is missing; say how many tasks arrive")
         for name, kind in self.classes.items():
-            for key in ("input_tokens", "output_tokens"):
-                if getattr(kind, key) is None:
-                    raise ValueError(f"classes.{name}.{key} is missing; only a trace brings its own lengths")
+            missing = [key for key in ("input_tokens", "output_tokens") if getattr(kind, key) is None]
+            if missing and self.arrivals.kind != "trace" and kind.sampled_from is None:
+                raise ValueError(
+                    f"classes.{name}.{missing[0]} is missing; declare it, or draw it from a trace with sampled_from"
+                )
+            if not missing and kind.sampled_from:
+                raise ValueError(
+                    f"classes.{name}.sampled_from has nothing to give; leave out input_tokens or output_tokens"
+                )
         return self
 
 
@@ -100,17 +215,24 @@ class FleetTier(Strict):
 
 
 class CorePool(Strict):
-    """A pool on the cores of a tier's servers. `cores` per server; all that engines leave free when left out."""
+    """A pool on the cores of a tier's servers. `cores` per server; all that engines leave free when left out.
+
+    With max_batch above 1, jobs of one operation are served together on a core, once there are so many or the first
+    has waited batch_window_s.
+    """
 
     runs_on: str
     cores: PositiveInt | None = None
+    max_batch: PositiveInt = 1
+    batch_window_s: NonNegativeFloat = 0.0
     router: str = "least-outstanding"
 
 
 class EnginePool(Strict):
     """A pool of model replicas on the accelerators of a tier.
 
-    `replicas` over the whole tier; as many as fit when left out. Numbers left out are the engine's defaults.
+    `replicas` over the whole tier; as many as fit when left out. Numbers left out are the engine's defaults. A visit
+    that finds `max_waiting` others in the replica's queue is shed.
     """
 
     runs_on: str
@@ -121,6 +243,9 @@ class EnginePool(Strict):
     max_num_seqs: PositiveInt | None = None
     max_num_batched_tokens: PositiveInt | None = None
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    block_tokens: PositiveInt | None = None
+    prefix_caching: bool | None = None
+    max_waiting: PositiveInt | None = None
     router: str = "least-outstanding-tokens"
 
 
@@ -138,10 +263,14 @@ Pool = Annotated[
 
 
 class Stages(Strict):
-    """Which pool serves which stage. A stage that no class needs may be left out."""
+    """Which pool serves which stage. A stage that no class needs may be left out.
+
+    With `prefill`, prompts are prefilled in that pool and their KV cache moves to the generate pool.
+    """
 
     understand: str | None = None
     tool: str | None = None
+    prefill: str | None = None
     generate: str
 
 
@@ -197,7 +326,11 @@ def _flattened(value: Any, prefix: str = "") -> Any:
 
 
 # Figures of profiles that this run takes on the user's word: {profile: {figure: value}}, flattened to dotted names.
-Assumptions = Annotated[dict[str, float], BeforeValidator(_flattened)]
+Assumptions = Annotated[
+    dict[str, float],
+    BeforeValidator(_flattened),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": ["number", "object"]}}),
+]
 
 
 class Scenario(Strict):
@@ -208,7 +341,8 @@ class Scenario(Strict):
     fleet: dict[str, FleetTier] = Field(min_length=1)
     pools: dict[str, Pool] = Field(min_length=1)
     stages: Stages
-    links: dict[str, str] = {}
+    links: dict[str, str | list[str]] = {}
+    networks: dict[str, str] = {}
     payload: Payload = Payload()
     tools: dict[str, Tool] = {}
     slo: Slos = Slos()
@@ -236,7 +370,12 @@ def _check_references(scenario: Scenario, document: Document) -> None:
             raise DescriptionError(at, f"is {pool.runs_on!r}", "write tier.cpu or tier.gpu, such as gpu-tier.gpu")
         if tier not in scenario.fleet:
             raise DescriptionError(at, f"the fleet has no tier {tier!r}", did_you_mean(tier, list(scenario.fleet)))
-    for stage, kind in (("understand", CorePool), ("tool", CorePool), ("generate", EnginePool)):
+    for stage, kind in (
+        ("understand", CorePool),
+        ("tool", CorePool),
+        ("prefill", EnginePool),
+        ("generate", EnginePool),
+    ):
         name = getattr(scenario.stages, stage)
         at = document.where(("stages", stage))
         if name is None:
@@ -245,10 +384,18 @@ def _check_references(scenario: Scenario, document: Document) -> None:
             raise DescriptionError(at, f"there is no pool {name!r}", did_you_mean(name, list(scenario.pools)))
         elif not isinstance(scenario.pools[name], kind):
             part = "cpu" if kind is CorePool else "gpu"
-            raise DescriptionError(at, f"pool {name!r} runs on {scenario.pools[name].runs_on}", f"{stage} needs a pool that runs on a tier's .{part}")
+            raise DescriptionError(
+                at,
+                f"pool {name!r} runs on {scenario.pools[name].runs_on}",
+                f"{stage} needs a pool that runs on a tier's .{part}",
+            )
 
 
 def _check_not_needed(scenario: Scenario, stage: str, at: str) -> None:
+    if stage == "prefill":
+        return
     for name, kind in scenario.workload.classes.items():
-        if (kind.understand if stage == "understand" else kind.tools):
-            raise DescriptionError(at, f"class {name!r} needs the stage {stage!r}, which no pool serves", f"add {stage}: <pool>")
+        if kind.understand if stage == "understand" else kind.tools:
+            raise DescriptionError(
+                at, f"class {name!r} needs the stage {stage!r}, which no pool serves", f"add {stage}: <pool>"
+            )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import PositiveInt
 
 from hsim.description.catalogue import load_model, load_profile, load_tools
 from hsim.description.hardware import (
@@ -15,6 +18,7 @@ from hsim.description.hardware import (
     LinkProfile,
     Profile,
     ServerProfile,
+    StepTable,
     Tool,
 )
 from hsim.description.model import ModelArchitecture
@@ -42,6 +46,7 @@ class Figures:
 
     assume: Mapping[str, float]
     used: dict[str, FigureUse] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
     documents: dict[str, Document] = field(default_factory=dict)
 
     def value(self, profile: Profile, path: str) -> float:
@@ -51,24 +56,36 @@ class Figures:
             use = FigureUse(name, self.assume[name], "assumed", "the scenario's `assume`", None, None)
         elif figure.value is None:
             where = self.documents[profile.name].where(tuple(path.split(".")))
-            nested = ": {".join(name.split("."))
-            remedy = f"put your own in the scenario: assume: {{{nested}: <value>" + "}" * (name.count(".") + 1)
-            raise DescriptionError(where, f"is unknown ({figure.source}) and this run needs it", remedy)
+            remedy = f"give your own: --set assume.{name}=<value>"
+            raise DescriptionError(where, f"is unknown ({figure.source})", remedy)
         else:
             use = FigureUse(name, figure.value, figure.tier, figure.source, figure.low, figure.high)
         self.used[name] = use
         return use.value
 
-    def known(self, profile: Profile, path: str) -> bool:
-        """Whether the figure has a value, its own or an assumed one."""
-        return f"{profile.name}.{path}" in self.assume or _walk(profile, path).value is not None
+    def if_known(self, profile: Profile, path: str) -> float:
+        """The figure, or nan where it is unknown: what follows from it is then unavailable, and the result says why.
+
+        For figures without which a run still has a meaning: watts and prices.
+        """
+        try:
+            return self.value(profile, path)
+        except DescriptionError as error:
+            self.unknown[f"{profile.name}.{path}"] = str(error)
+            return math.nan
+
+    def stands_on(self, name: str, value: float, tier: str, source: str) -> None:
+        """Note something other than a figure that the run stood on, such as a table."""
+        self.used[name] = FigureUse(name, value, tier, source, None, None)
 
     def check_all_assumptions_used(self, scenario: Document) -> None:
         """Raises DescriptionError for an assumption about a figure that this run does not use."""
         for name in self.assume:
             if name not in self.used:
                 where = scenario.where(("assume", *name.split(".")))
-                raise DescriptionError(where, "is not a figure that this run uses", did_you_mean(name, sorted(self.used)))
+                raise DescriptionError(
+                    where, "is not a figure that this run uses", did_you_mean(name, sorted(self.used))
+                )
 
 
 def _walk(profile: Profile, path: str) -> Figure:
@@ -98,18 +115,31 @@ class Tier:
         return self.server.accelerators.count if self.server.accelerators else 0
 
 
+class FilledPool(EnginePool):
+    """An engine pool with every number filled in, from the scenario or from its engine's defaults."""
+
+    replicas: PositiveInt
+    max_num_seqs: PositiveInt
+    max_num_batched_tokens: PositiveInt
+    gpu_memory_utilization: float
+    block_tokens: PositiveInt
+    prefix_caching: bool
+
+
 @dataclass(frozen=True)
 class System:
-    """A scenario and all that it refers to."""
+    """A scenario and all that it refers to. `paths` names, for two pools, the networks between them in order."""
 
     scenario: Scenario
     document: Document
     model: ModelArchitecture
     tiers: Mapping[str, Tier]
     engines: Mapping[str, EngineProfile]
-    links: Mapping[frozenset[str], LinkProfile]
+    networks: Mapping[str, LinkProfile]
+    paths: Mapping[frozenset[str], tuple[str, ...]]
     tools: Mapping[str, Tool]
     figures: Figures
+    step_tables: Mapping[str, StepTable] = field(default_factory=dict)
 
     def tier_of(self, pool: str) -> Tier:
         """The tier on which a pool runs."""
@@ -119,20 +149,45 @@ class System:
         """Pools on cores, by name."""
         return {n: p for n, p in self.scenario.pools.items() if isinstance(p, CorePool)}
 
-    def engine_pools(self) -> dict[str, EnginePool]:
-        """Pools on accelerators by name, every number filled in from the scenario or from its engine."""
+    def engine_pools(self) -> dict[str, FilledPool]:
+        """Pools on accelerators, by name."""
         return {n: self._filled(n, p) for n, p in self.scenario.pools.items() if isinstance(p, EnginePool)}
 
-    def _filled(self, name: str, pool: EnginePool) -> EnginePool:
+    def placements(self) -> dict[str, tuple[int, ...]]:
+        """The server on which each replica of each engine pool stands, servers filled one after another.
+
+        Raises DescriptionError where a tier has too few accelerators.
+        """
+        free = {tier.name: [tier.accelerators_per_server] * tier.count for tier in self.tiers.values()}
+        placed: dict[str, tuple[int, ...]] = {}
+        for name, pool in self.engine_pools().items():
+            left = free[self.tier_of(name).name]
+            servers: list[int] = []
+            for _ in range(pool.replicas):
+                server = next((i for i, count in enumerate(left) if count >= pool.tensor_parallel), None)
+                if server is None:
+                    at = self.document.where(("pools", name, "replicas"))
+                    what = f"{pool.replicas} replicas of {pool.tensor_parallel} accelerators do not fit on tier {self.tier_of(name).name!r}"
+                    more = " beside the pools before it; say how many replicas each pool has" if placed else ""
+                    raise DescriptionError(at, what, f"{len(servers)} fit{more}")
+                left[server] -= pool.tensor_parallel
+                servers.append(server)
+            placed[name] = tuple(servers)
+        return placed
+
+    def _filled(self, name: str, pool: EnginePool) -> FilledPool:
         engine, tier = self.engines[name], self.tier_of(name)
         fitting = tier.count * (tier.accelerators_per_server // pool.tensor_parallel)
         defaults = {
             "max_num_seqs": engine.max_num_seqs,
             "max_num_batched_tokens": engine.max_num_batched_tokens,
             "gpu_memory_utilization": engine.gpu_memory_utilization,
+            "block_tokens": engine.block_tokens,
+            "prefix_caching": engine.prefix_caching,
             "replicas": fitting,
         }
-        return pool.model_copy(update={k: v for k, v in defaults.items() if getattr(pool, k) is None})
+        given = {key: value for key, value in pool.model_dump().items() if value is not None}
+        return FilledPool.model_construct(**(defaults | given))
 
 
 def resolve(scenario: Scenario, document: Document) -> System:
@@ -140,7 +195,7 @@ def resolve(scenario: Scenario, document: Document) -> System:
     figures = Figures(scenario.assume)
 
     def find(name: str, kind: Any, path: tuple[str | int, ...], source: Document = document) -> Any:
-        profile, found = load_profile(name, kind, source.where(path))
+        profile, found = load_profile(name, kind, source.where(path), Path(document.file).parent)
         figures.documents[profile.name] = found
         return profile
 
@@ -158,14 +213,35 @@ def resolve(scenario: Scenario, document: Document) -> System:
         for name, pool in scenario.pools.items()
         if isinstance(pool, EnginePool)
     }
-    links = {_ends(name, scenario, document): find(link, LinkProfile, ("links", name)) for name, link in scenario.links.items()}
+    networks = {name: find(link, LinkProfile, ("networks", name)) for name, link in scenario.networks.items()}
+    paths = {}
+    for name, way in scenario.links.items():
+        if isinstance(way, str):  # a link of their own
+            networks[name] = find(way, LinkProfile, ("links", name))
+        paths[_ends(name, scenario, document)] = (name,) if isinstance(way, str) else tuple(way)
     model = load_model(scenario.model, document.where(("model",)), Path(document.file).parent)
     tools = {**load_tools(document.file).tools, **scenario.tools}
-    system = System(scenario, document, model, tiers, engines, links, tools, figures)
+    system = System(scenario, document, model, tiers, engines, networks, paths, tools, figures)
+    system = replace(system, step_tables=_step_tables(system, find))
     _check_tools(system)
     _check_fit_on_servers(system)
     _check_links(system)
     return system
+
+
+def _step_tables(system: System, find: Callable[..., Any]) -> dict[str, StepTable]:
+    """For each engine pool the table that was measured on its chip with its model and precision, if there is one."""
+    tables = {}
+    for name, pool in system.engine_pools().items():
+        engine, chip = system.engines[name], system.tier_of(name).chip
+        for number, table_name in enumerate(engine.step_tables):
+            path = ("step_tables", number)
+            table: StepTable = find(table_name, StepTable, path, system.figures.documents[engine.name])
+            measured = (table.chip, table.precision, table.tensor_parallel)
+            wanted = (chip.name if chip else "", pool.precision, pool.tensor_parallel)
+            if measured == wanted and table.model.same_work_as(system.model):
+                tables[name] = table
+    return tables
 
 
 def _ends(name: str, scenario: Scenario, document: Document) -> frozenset[str]:
@@ -184,7 +260,9 @@ def _check_tools(system: System) -> None:
     stages = system.scenario.stages
     for name, kind in classes.items():
         if kind.understand and stages.understand:
-            _check_operation(system, kind.understand.op, stages.understand, where(("workload", "classes", name, "understand", "op")))
+            _check_operation(
+                system, kind.understand.op, stages.understand, where(("workload", "classes", name, "understand", "op"))
+            )
         for tool in kind.tools:
             at = where(("workload", "classes", name, "tools", tool))
             if tool not in system.tools:
@@ -201,33 +279,38 @@ def _check_operation(system: System, operation: str, pool: str, where: str) -> N
 
 
 def _check_fit_on_servers(system: System) -> None:
-    taken: dict[str, int] = {}
     for name, pool in system.engine_pools().items():
         tier, at = system.tier_of(name), system.document.where(("pools", name, "tensor_parallel"))
         if tier.chip is None:
             at = system.document.where(("pools", name, "runs_on"))
-            raise DescriptionError(at, f"the server {tier.server.name!r} has no accelerator", "run it on a tier that has")
+            what = f"the server {tier.server.name!r} has no accelerator"
+            raise DescriptionError(at, what, "run it on a tier that has")
         if pool.tensor_parallel > tier.accelerators_per_server:
             what = f"{pool.tensor_parallel} accelerators do not fit in a {tier.server.name} with {tier.accelerators_per_server}"
             raise DescriptionError(at, what, f"use at most {tier.accelerators_per_server}")
         if system.model.kv_heads % pool.tensor_parallel and pool.tensor_parallel % system.model.kv_heads:
-            raise DescriptionError(at, f"{pool.tensor_parallel} does not divide the model's {system.model.kv_heads} KV heads", "use 1, 2, 4 or 8")
-        assert pool.replicas is not None
-        total = tier.count * tier.accelerators_per_server
-        taken[tier.name] = taken.get(tier.name, 0) + pool.replicas * pool.tensor_parallel
-        fits = tier.count * (tier.accelerators_per_server // pool.tensor_parallel)
-        at = system.document.where(("pools", name, "replicas"))
-        if pool.replicas > fits or pool.replicas < 1:
-            raise DescriptionError(at, f"{pool.replicas} replicas of {pool.tensor_parallel} accelerators do not fit on tier {tier.name!r}", f"at most {fits} fit in all")
-        if taken[tier.name] > total:
-            raise DescriptionError(at, f"pools up to this one ask for {taken[tier.name]} of the {total} accelerators of tier {tier.name!r}", "say how many replicas each pool has")
+            what = f"{pool.tensor_parallel} does not divide the model's {system.model.kv_heads} KV heads"
+            raise DescriptionError(at, what, "use 1, 2, 4 or 8")
+    system.placements()
 
 
 def _check_links(system: System) -> None:
-    stages = system.scenario.stages
-    used = [p for p in (stages.understand, stages.tool, stages.generate) if p]
+    stages, where = system.scenario.stages, system.document.where
+    for name, way in system.scenario.links.items():
+        for network in () if isinstance(way, str) else way:
+            if network not in system.scenario.networks:
+                remedy = did_you_mean(network, list(system.scenario.networks))
+                raise DescriptionError(where(("links", name)), f"there is no network {network!r}", remedy)
+    used = [p for p in (stages.understand, stages.tool, stages.prefill, stages.generate) if p]
     for a in used:
         for b in used:
-            if system.tier_of(a).name != system.tier_of(b).name and frozenset((a, b)) not in system.links:
-                at = system.document.where(("links",))
-                raise DescriptionError(at, f"pools {a!r} and {b!r} stand on different servers, and no link joins them", f"add {a}-{b}: ethernet-100g")
+            apart = system.tier_of(a).name != system.tier_of(b).name
+            moves_kv = {a, b} == {stages.prefill, stages.generate}
+            if a != b and (apart or moves_kv) and frozenset((a, b)) not in system.paths:
+                what = "stand on different servers" if apart else "hand over KV cache"
+                profile = "ethernet-100g" if apart else "nvlink4"
+                raise DescriptionError(
+                    where(("links",)),
+                    f"pools {a!r} and {b!r} {what}, and no link joins them",
+                    f"add {a}-{b}: {profile}",
+                )

@@ -28,7 +28,7 @@ M = TypeVar("M", bound=Strict)
 # YAML 1.2 core schema. PyYAML's own resolver is YAML 1.1, where `on` is true, `1e3` a string and `12:30` is 750.
 _INT = re.compile(r"[-+]?[0-9]+\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
-_WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
+_WORDS: dict[str, bool | None] = dict.fromkeys(("", "~", "null", "Null", "NULL"))
 _WORDS |= dict.fromkeys(("true", "True", "TRUE"), True) | dict.fromkeys(("false", "False", "FALSE"), False)
 
 
@@ -98,7 +98,7 @@ def parse_document(text: str, file: str) -> Document:
 def _refuse_aliases(text: str, file: str) -> None:
     # A description does not need them, and a few lines of nested aliases can fill any memory.
     for event in yaml.parse(text, _LOADER):
-        if isinstance(event, yaml.AliasEvent):
+        if isinstance(event, yaml.AliasEvent) and event.start_mark is not None:
             place = f"{file}:{event.start_mark.line + 1}"
             raise DescriptionError(place, "has an alias (*name), which hsim does not read", "write the value out")
 
@@ -106,7 +106,7 @@ def _refuse_aliases(text: str, file: str) -> None:
 def _build(node: yaml.Node, path: KeyPath, document: Document) -> Any:
     document.places.setdefault(path, f"{document.file}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.ScalarNode):
-        return node.value if node.style in ("'", "\"", "|", ">") else parse_scalar(node.value)
+        return node.value if node.style in ("'", '"', "|", ">") else parse_scalar(node.value)
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*path, i), document) for i, item in enumerate(node.value)]
     assert isinstance(node, yaml.MappingNode)

@@ -6,27 +6,20 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from hsim.costs.composed import ComposedCosts, Placement
+from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, check_runs, working_precision
 from hsim.costs.cpu import HostPower, OperationCost, host_power, operation_cost
+from hsim.costs.measured import MeasuredCosts
 from hsim.costs.memory import kv_capacity_tokens
-from hsim.description.scenario import EnginePool
-from hsim.description.system import System, Tier
+from hsim.costs.shapes import StepCosts
+from hsim.description.system import FilledPool, System, Tier
 from hsim.description.yamlfile import did_you_mean
+from hsim.engine.link import LinkSpec
 from hsim.engine.replica import ReplicaSpec
 from hsim.errors import DescriptionError
 from hsim.metrics.accounts import Accounts, accounts_of
 from hsim.policies.batching import decode_first
 from hsim.policies.routing import ROUTERS, Router
 from hsim.workload.tasks import Drawn, check_tasks_fit, draw_tasks
-
-
-@dataclass(frozen=True)
-class LinkCosts:
-    """Seconds and joules of a link."""
-
-    latency_s: float
-    bytes_per_s: float
-    joules_per_byte: float
 
 
 @dataclass(frozen=True)
@@ -39,9 +32,11 @@ class Prepared:
     cores: dict[str, int]
     hosts: dict[str, HostPower]
     routers: dict[str, Router]
-    links: dict[frozenset[str], LinkCosts]
+    slowdown: dict[str, float]
+    networks: dict[str, LinkSpec]
     understand: dict[str, OperationCost]
-    tool_s: dict[str, float]
+    tools: dict[str, OperationCost]
+    kv_bytes_per_token: float
     accounts: Accounts
 
 
@@ -51,13 +46,16 @@ def prepare(system: System) -> Prepared:
     replicas = {name: _replica(system, name, pool) for name, pool in system.engine_pools().items()}
     _check_engine_cores(system, replicas)
     drawn = draw_tasks(scenario.workload, system.tools, scenario.seed, Path(system.document.file).parent)
-    generate = scenario.stages.generate
-    check_tasks_fit(
-        drawn.tasks, replicas[generate].kv_capacity_tokens, system.model.max_context_tokens, system.document.where(("workload",))
-    )
-    links = {
-        ends: LinkCosts(*(figures.value(link, name) for name in ("latency_s", "bytes_per_s", "joules_per_byte")))
-        for ends, link in system.links.items()
+    for pool in filter(None, (scenario.stages.generate, scenario.stages.prefill)):
+        capacity = replicas[pool].kv_blocks * replicas[pool].pool.block_tokens
+        check_tasks_fit(drawn.tasks, capacity, system.model.max_context_tokens, system.document.where(("workload",)))
+    networks = {
+        name: LinkSpec(
+            figures.value(link, "latency_s"),
+            figures.value(link, "bytes_per_s"),
+            figures.if_known(link, "joules_per_byte"),
+        )
+        for name, link in system.networks.items()
     }
     prepared = Prepared(
         system=system,
@@ -66,51 +64,63 @@ def prepare(system: System) -> Prepared:
         cores={name: _cores(system, name, replicas) for name in system.core_pools()},
         hosts={name: host_power(tier, figures) for name, tier in system.tiers.items()},
         routers={name: _router(system, name) for name in scenario.pools},
-        links=links,
+        slowdown={name: figures.value(tier.cpu, "contention_slowdown") for name, tier in system.tiers.items()},
+        networks=networks,
         understand=_understanding(system),
-        tool_s=_tool_seconds(system),
+        tools=_tool_costs(system),
+        kv_bytes_per_token=_kv_bytes_per_token(system),
         accounts=accounts_of(system),
     )
     figures.check_all_assumptions_used(system.document)
     return prepared
 
 
-def _replica(system: System, name: str, pool: EnginePool) -> ReplicaSpec:
+def _kv_bytes_per_token(system: System) -> float:
+    """Bytes of keys and values that one token weighs where they are handed over: in the generate pool's precision."""
+    precision = system.engine_pools()[system.scenario.stages.generate].precision
+    return ELEMENT_BYTES[working_precision(precision)] * system.model.kv_elements_per_token
+
+
+def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
     tier, engine, figures = system.tier_of(name), system.engines[name], system.figures
-    assert tier.chip is not None and pool.gpu_memory_utilization is not None
-    if pool.precision not in tier.chip.peak_flops_per_s or pool.precision not in tier.chip.kernels.gemm:
-        at = system.document.where(("pools", name, "precision"))
-        raise DescriptionError(at, f"{tier.chip.name} has no figures for {pool.precision}", f"it has {', '.join(tier.chip.kernels.gemm)}")
-    if pool.tensor_parallel > 1 and tier.chip.kernels.all_reduce is None:
-        at = system.document.where(("pools", name, "tensor_parallel"))
-        raise DescriptionError(at, f"{tier.chip.name} has no all-reduce figures", "use tensor_parallel 1")
+    assert tier.chip is not None
     placement = Placement(system.model, tier.chip, engine, pool.tensor_parallel, pool.precision)
+    check_runs(placement, system.document.where(("pools", name, "precision")))
     at = system.document.where(("pools", name))
     host_cores = figures.value(engine, "host_cores_per_replica")
     host_cores += pool.tensor_parallel * figures.value(engine, "host_cores_per_accelerator")
     return ReplicaSpec(
         pool=pool,
-        costs=ComposedCosts(placement, figures),
+        costs=_step_costs(system, name, placement),
         batcher=decode_first,
-        kv_capacity_tokens=kv_capacity_tokens(placement, pool.gpu_memory_utilization, figures, at),
-        idle_w=pool.tensor_parallel * figures.value(tier.chip, "power.loaded_idle_w"),
+        kv_blocks=kv_capacity_tokens(placement, pool.gpu_memory_utilization, figures, at) // pool.block_tokens,
+        idle_w=pool.tensor_parallel * figures.if_known(tier.chip, "power.loaded_idle_w"),
         host_cores=ceil(host_cores),
     )
 
 
-def replicas_per_server(pool: EnginePool, tier: Tier) -> int:
-    """How many replicas of a pool a server of its tier holds; the first servers are filled first."""
-    return tier.accelerators_per_server // pool.tensor_parallel
+def _step_costs(system: System, name: str, placement: Placement) -> StepCosts:
+    """Measured steps where there is a table of them, else kernel laws composed."""
+    composed = ComposedCosts(placement, system.figures)
+    table = system.step_tables.get(name)
+    if table is None:
+        return composed
+    system.figures.stands_on(table.name, len(table.decodes) * len(table.contexts), table.tier, table.source)
+    return MeasuredCosts(table, composed)
 
 
 def _engine_cores(tier: Tier, system: System, replicas: dict[str, ReplicaSpec]) -> int:
-    """Cores of a server that engines keep for themselves, at most."""
-    mine = [spec for name, spec in replicas.items() if system.tier_of(name) is tier]
-    return sum(min(replicas_per_server(spec.pool, tier), spec.pool.replicas or 0) * spec.host_cores for spec in mine)
+    """Cores that engines keep for themselves on the server of a tier on which they keep most."""
+    kept = [0] * tier.count
+    for name, servers in system.placements().items():
+        if system.tier_of(name) is tier:
+            for server in servers:
+                kept[server] += replicas[name].host_cores
+    return max(kept)
 
 
 def _check_engine_cores(system: System, replicas: dict[str, ReplicaSpec]) -> None:
-    for name, spec in replicas.items():
+    for name in replicas:
         tier = system.tier_of(name)
         reserved = _engine_cores(tier, system, replicas)
         if reserved > tier.cores_per_server:
@@ -128,9 +138,13 @@ def _cores(system: System, name: str, replicas: dict[str, ReplicaSpec]) -> int:
     at = system.document.where(("pools", name, "cores"))
     claimed = sum(system.core_pools()[n].cores or 0 for n in sharing)
     if len(sharing) > 1 and any(system.core_pools()[n].cores is None for n in sharing):
-        raise DescriptionError(at, f"pools {', '.join(sharing)} share tier {tier.name!r}", "say how many cores each has")
+        raise DescriptionError(
+            at, f"pools {', '.join(sharing)} share tier {tier.name!r}", "say how many cores each has"
+        )
     if (pool.cores or 1) > free or claimed > free:
-        what = f"{tier.server.name} has {free} cores for pools ({tier.cores_per_server} less {reserved} that engines keep)"
+        what = (
+            f"{tier.server.name} has {free} cores for pools ({tier.cores_per_server} less {reserved} that engines keep)"
+        )
         raise DescriptionError(at, what, f"ask for {free} or fewer in all" if free > 0 else "use another tier")
     return pool.cores or free
 
@@ -152,11 +166,10 @@ def _understanding(system: System) -> dict[str, OperationCost]:
     }
 
 
-def _tool_seconds(system: System) -> dict[str, float]:
+def _tool_costs(system: System) -> dict[str, OperationCost]:
     pool = system.scenario.stages.tool
     used = {tool for kind in system.scenario.workload.classes.values() for tool in kind.tools}
     if pool is None:
         return {}
     cpu = system.tier_of(pool).cpu
-    tools = {name: system.tools[name] for name in sorted(used)}
-    return {n: operation_cost(cpu, t.operation, system.figures).seconds(t.units) for n, t in tools.items()}
+    return {name: operation_cost(cpu, system.tools[name].operation, system.figures) for name in sorted(used)}

@@ -3,60 +3,112 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
+from typing import Any
 
-from hsim.drivers.prepared import Prepared, replicas_per_server
+from simpy.events import Event
+
+from hsim.costs.cpu import OperationCost
+from hsim.drivers.prepared import Prepared
 from hsim.engine.cores import Cores, Host
-from hsim.engine.environment import EngineEnvironment
+from hsim.engine.environment import TASK_ARRIVES, EngineEnvironment
 from hsim.engine.executor import Executor, ModelledTime
-from hsim.engine.life import Pipeline, run_tasks
-from hsim.engine.link import Link
+from hsim.engine.life import OperationTime, Pipeline, Send, live, run_tasks
+from hsim.engine.link import Link, Network
 from hsim.engine.pool import Pool
 from hsim.engine.replica import Replica
 from hsim.engine.visits import Job, Prompt
 from hsim.log import Device, Log, PoolRecord, Stage
+from hsim.workload.tasks import Task
 
 
-def run(prepared: Prepared, stepwise: bool = False) -> Log:
-    """Run every task to its end. `stepwise` takes each step as an event of its own: the slow reference."""
+def run(prepared: Prepared, stepwise: bool = False, followed: int | None = None) -> Log:
+    """Run every task to its end; with `followed`, those that arrive until the first so many have ended.
+
+    `stepwise` takes each step as an event of its own: the slow reference.
+    """
     env, log = EngineEnvironment(), Log()
     pipeline = build(env, log, prepared, ModelledTime(env, stepwise))
     # Nothing here makes cycles that must be collected during a run; the collector would walk over every live task.
     gc.disable()
     try:
-        run_tasks(env, log, pipeline, prepared.drawn.tasks)
+        if followed is None:
+            run_tasks(env, log, pipeline, prepared.drawn.tasks)
+        else:
+            _run_until_ended(env, log, pipeline, prepared.drawn.tasks, followed)
     finally:
         gc.enable()
     return log
 
 
+def _run_until_ended(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task], followed: int) -> None:
+    """Let tasks arrive until the first `followed` have ended, or there are no more; then let the others end too."""
+    waiting, seen, left = iter(tasks), 0, followed
+
+    def arrive(task: Task, event: Event) -> None:
+        nonlocal seen, left
+        env.process(live(env, log, pipeline, task))
+        ended = log.tasks.column("task", seen)
+        seen += len(ended)
+        left -= sum(number < followed for number in ended)
+        following = next(waiting, None) if left else None
+        if following is not None:
+            env.call_at(following.arrival_s, TASK_ARRIVES + following.id, partial(arrive, following))
+
+    first = next(waiting)
+    env.call_at(first.arrival_s, TASK_ARRIVES + first.id, partial(arrive, first))
+    env.run()
+
+
 def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Executor) -> Pipeline:
     """The engine's devices, pools and links for a prepared system, registered in the log."""
     hosts = _hosts(env, log, prepared)
-    pools: dict[str, Pool[Job] | Pool[Prompt]] = {}
+    pools: dict[str, Pool[Any]] = {}
     for name in prepared.system.engine_pools():
         pools[name] = _engine_pool(env, log, prepared, name, hosts[prepared.system.tier_of(name).name], executor)
     for name, cores in prepared.cores.items():
         tier = prepared.system.tier_of(name)
-        devices = [Cores(env, host, cores, executor) for host in hosts[tier.name]]
+        pool = prepared.system.core_pools()[name]
+        batching = (pool.max_batch, pool.batch_window_s)
+        devices = [Cores(env, host, cores, executor, batching) for host in hosts[tier.name]]
         pools[name] = Pool[Job](name, devices, prepared.routers[name])
         what = f"{cores} cores on each of {tier.count} x {tier.server.name}"
         log.pools[name] = PoolRecord(what, False, tuple(d.index for d in devices), cores * tier.count)
-    links: dict[tuple[str, str], Link] = {}
-    for ends, costs in prepared.links.items():
-        link = Link(env, log, len(log.links), costs.latency_s, costs.bytes_per_s, costs.joules_per_byte)
-        a, b = sorted(ends)
-        log.links.append(f"{a}-{b}")
-        links[a, b] = links[b, a] = link
     stages, payload = prepared.system.scenario.stages, prepared.system.scenario.payload
-    serving = {Stage.UNDERSTAND: stages.understand, Stage.TOOL: stages.tool, Stage.GENERATE: stages.generate}
+    serving = {stage: getattr(stages, stage.name.lower()) for stage in Stage}
     return Pipeline(
         pools={stage: pools[name] for stage, name in serving.items() if name},
-        links=links,
-        understand_s={name: cost.seconds for name, cost in prepared.understand.items()},
-        tool_s=prepared.tool_s,
+        links=_links(env, log, prepared),
+        understand={name: _timed(cost) for name, cost in prepared.understand.items()},
+        tools={name: _timed(cost) for name, cost in prepared.tools.items()},
+        tool_units={name: prepared.system.tools[name].units for name in prepared.tools},
         bytes_per_message=payload.bytes_per_message,
         bytes_per_token=payload.bytes_per_token,
+        kv_bytes_per_token=prepared.kv_bytes_per_token,
+        prefix_caching=any(spec.pool.prefix_caching for spec in prepared.replicas.values()),
     )
+
+
+def _timed(cost: OperationCost) -> OperationTime:
+    return OperationTime(cost.operation, cost.seconds, cost.base_s)
+
+
+def _links(env: EngineEnvironment, log: Log, prepared: Prepared) -> dict[tuple[str, str], Send]:
+    """How bytes go from pool to pool, both ways. A link that no path shares is simulated alone, which is quicker."""
+    indices = {name: i for i, name in enumerate(prepared.networks)}
+    log.links.extend(prepared.networks)
+    network = Network(env, log, {indices[name]: spec for name, spec in prepared.networks.items()})
+    paths = prepared.system.paths
+    users = [name for path in paths.values() for name in path]
+    sends: dict[tuple[str, str], Send] = {}
+    for ends, path in paths.items():
+        a, b = sorted(ends)
+        if len(path) == 1 and users.count(path[0]) == 1:
+            send: Send = Link(env, log, indices[path[0]], prepared.networks[path[0]]).transfer
+        else:
+            send = partial(network.transfer, path=tuple(indices[name] for name in path))
+        sends[a, b] = sends[b, a] = send
+    return sends
 
 
 def _hosts(env: EngineEnvironment, log: Log, prepared: Prepared) -> dict[str, list[Host]]:
@@ -64,7 +116,8 @@ def _hosts(env: EngineEnvironment, log: Log, prepared: Prepared) -> dict[str, li
     for name, tier in prepared.system.tiers.items():
         power = prepared.hosts[name]
         for number in range(tier.count):
-            hosts.setdefault(name, []).append(Host(env, log, len(log.hosts), power))
+            host = Host(env, log, len(log.hosts), power, prepared.slowdown[name])
+            hosts.setdefault(name, []).append(host)
             log.hosts.append(Device(f"{name}/{number}", name, power.idle_w, power.cores))
     return hosts
 
@@ -73,14 +126,15 @@ def _engine_pool(
     env: EngineEnvironment, log: Log, prepared: Prepared, name: str, hosts: list[Host], executor: Executor
 ) -> Pool[Prompt]:
     spec, tier = prepared.replicas[name], prepared.system.tier_of(name)
-    per_server = replicas_per_server(spec.pool, tier)
-    assert spec.pool.replicas is not None
     replicas = []
-    for number in range(spec.pool.replicas):
-        host = hosts[number // per_server]
+    for number, server in enumerate(prepared.system.placements()[name]):
+        host = hosts[server]
         replicas.append(Replica(env, log, len(log.accelerators), spec, host, executor))
-        log.accelerators.append(Device(f"{name}/{number}", tier.name, spec.idle_w))
+        device = Device(f"{name}/{number}", tier.name, spec.idle_w, host=host.index, host_cores=spec.host_cores)
+        log.accelerators.append(device)
     assert tier.chip is not None
     what = f"{len(replicas)} x {spec.pool.tensor_parallel} {tier.chip.name}"
-    log.pools[name] = PoolRecord(what, True, tuple(r.index for r in replicas), len(replicas))
+    log.pools[name] = PoolRecord(
+        what, True, tuple(r.index for r in replicas), len(replicas), spec.kv_blocks * spec.pool.block_tokens
+    )
     return Pool[Prompt](name, replicas, prepared.routers[name])

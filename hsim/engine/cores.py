@@ -1,29 +1,40 @@
-"""CPU cores: hosts whose joules their busy cores share, and first-come-first-served jobs on counted cores."""
+"""CPU cores: hosts whose joules and speed their busy cores share, and first-come-first-served jobs on counted cores."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from functools import partial
+from heapq import heappop, heappush
+from itertools import count
 
 from simpy.events import Event
 
 from hsim.costs.cpu import HostPower
-from hsim.engine.environment import TASK_GOES_ON, EngineEnvironment
-from hsim.engine.executor import Executor
+from hsim.engine.environment import TASK_GOES_ON, WORK_ENDS, EngineEnvironment
+from hsim.engine.executor import Done, Executor
 from hsim.engine.visits import Job
-from hsim.log import Log
-from hsim.policies.views import DeviceView
+from hsim.log import Log, Outcome
+from hsim.policies.views import DeviceView, VisitView
 
 
 class Host:
-    """The CPU packages of one server. Its power bends with load, so busy cores share it equally at each instant."""
+    """The CPU packages of one server.
 
-    def __init__(self, env: EngineEnvironment, log: Log, index: int, power: HostPower) -> None:
-        self.env, self.log, self.index, self.power = env, log, index, power
+    Its power bends with load, so busy cores share it equally at each instant. Its cores slow each other down: at n
+    busy cores work passes at speed 1 / (1 + (slowdown - 1) (n - 1) / (cores - 1)), for jobs already running too. The
+    operating system is taken to spread jobs evenly over the sockets, so one clock serves them all.
+    """
+
+    def __init__(self, env: EngineEnvironment, log: Log, index: int, power: HostPower, slowdown: float = 1.0) -> None:
+        self.env, self.log, self.index, self.power, self.slowdown = env, log, index, power, slowdown
         self.busy = 0
         self.core_idle_w = power.idle_w / power.cores
-        self._core_w = 0.0
-        self._joules, self._since_s = 0.0, 0.0
+        self._core_w, self._speed = 0.0, 1.0
+        self._joules, self._worked_s, self._since_s = 0.0, 0.0, 0.0
+        self._ends: list[tuple[float, int, Done]] = []  # heap: work done when a job is done, order, what then
+        self._order, self._version = count(), 0
+        self._armed_s, self._slowed, self._ending = math.inf, False, False
 
     def joules_per_core(self) -> float:
         """Joules above idle that a core busy since time zero would have taken by now: differences are a job's share."""
@@ -31,47 +42,132 @@ class Host:
 
     def change(self, cores: int) -> None:
         """So many cores more (or fewer) are busy from now on."""
-        self._joules, self._since_s = self.joules_per_core(), self.env.now
+        now = self.env.now
+        self._joules = self.joules_per_core()
+        self._worked_s += self._speed * (now - self._since_s)
+        self._since_s = now
         self.busy += cores
         assert 0 <= self.busy <= self.power.cores, f"{self.busy} of {self.power.cores} cores busy"
         self._core_w = self.power.dynamic_w(self.busy) / self.busy if self.busy else 0.0
-        self.log.cores.append((self.index, self._since_s, self.busy))
+        self.log.cores.append((self.index, now, self.busy))
+        if self.slowdown > 1:
+            others = (self.busy - 1) / max(1, self.power.cores - 1)
+            self._speed = 1 / (1 + (self.slowdown - 1) * others) if self.busy else 1.0
+            self._slowed = self._slowed or cores > 0
+            if cores < 0:
+                self._rearm()  # what is under way ends sooner; with more cores busy it is looked at again when it is due
+
+    def work(self, seconds: float, done: Done) -> None:
+        """Do so many seconds of work, as one core alone would take, on a core already counted as busy."""
+        worked_s = self._worked_s + self._speed * (self.env.now - self._since_s)
+        heappush(self._ends, (worked_s + seconds, next(self._order), done))
+        if self._first_end_s() < self._armed_s:
+            self._rearm()
+
+    def _first_end_s(self) -> float:
+        """When the first job under way is done, if the speed stays as it is."""
+        return self._since_s + (self._ends[0][0] - self._worked_s) / self._speed
+
+    def _rearm(self) -> None:
+        if self._ending:
+            return  # once is enough, when all that follows from an end has happened
+        self._version += 1
+        self._armed_s, self._slowed = math.inf, False
+        if self._ends:
+            self._armed_s = max(self.env.now, self._first_end_s())
+            self.env.call_at(self._armed_s, WORK_ENDS, partial(self._end, self._version))
+
+    def _end(self, version: int, event: Event) -> None:
+        if version != self._version:
+            return  # a shorter job has come, or cores have become free
+        if self._slowed and self._first_end_s() > self.env.now:
+            self._rearm()  # more cores are busy than when this was foreseen
+            return
+        done = heappop(self._ends)[2]
+        self._ending = True
+        done(event)
+        self._ending = False
+        self._rearm()
 
 
 class Cores:
-    """So many cores of a host that serve one pool's jobs, first come first served."""
+    """So many cores of a host that serve one pool's jobs, first come first served.
 
-    def __init__(self, env: EngineEnvironment, host: Host, cores: int, executor: Executor) -> None:
+    Jobs of one operation may be served in batches: a batch begins when it is full, or when its first job has waited
+    `batch_window_s` at a free core; the operation's base cost is paid once in it.
+    """
+
+    def __init__(
+        self, env: EngineEnvironment, host: Host, cores: int, executor: Executor, batching: tuple[int, float] = (1, 0.0)
+    ) -> None:
         self.env, self.host, self.cores, self.executor = env, host, cores, executor
+        self.max_batch, self.batch_window_s = batching
         self.index = host.index
         self.waiting: deque[Job] = deque()
         self.running = 0
 
-    def view(self) -> DeviceView:
+    def view(self, visit: VisitView) -> DeviceView:
         """What a router may see."""
-        return DeviceView(len(self.waiting) + self.running, 0)
+        waiting = len(self.waiting)
+        return DeviceView(waiting + self.running, 0, waiting, self.running, self.cores)
 
     def submit(self, job: Job) -> None:
         """Queue a job; its `done` happens when it has been served."""
         job.device = self.index
-        if self.running < self.cores:
+        self.waiting.append(job)
+        self._dispatch()
+        if self.max_batch > 1 and self.running < self.cores and job in self.waiting:
+            self.env.call_at(self.env.now + self.batch_window_s, WORK_ENDS, self._dispatch)
+
+    def give_up(self, job: Job) -> None:
+        """The client is gone: a waiting job leaves; one that runs is worked to its end."""
+        job.outcome = Outcome.TIMED_OUT
+        if job in self.waiting:
+            self.waiting.remove(job)
+            job.started_s = job.served_s = self.env.now
+            self.env.trigger_at(job.done, self.env.now, TASK_GOES_ON + job.task)
+
+    def _dispatch(self, event: Event | None = None) -> None:
+        while self.waiting and self.running < self.cores:
+            batch = self._next_batch()
+            if not batch:
+                return
             self.running += 1
             self.host.change(+1)
-            self._start(job)
-        else:
-            self.waiting.append(job)
+            self._start(batch)
 
-    def _start(self, job: Job) -> None:
-        job.started_s, job.joules_mark = self.env.now, self.host.joules_per_core()
-        self.executor.job(job, partial(self._end, job))
+    def _next_batch(self) -> list[Job]:
+        """Take the jobs that start together now: those like the first, if they are enough or it has waited its window."""
+        if self.max_batch == 1:
+            return [self.waiting.popleft()]
+        first = self.waiting[0]
+        alike = [job for job in self.waiting if job.operation == first.operation][: self.max_batch]
+        if len(alike) < self.max_batch and self.env.now < first.queued_s + self.batch_window_s:
+            return []
+        self.waiting = deque(job for job in self.waiting if job not in alike)
+        return alike
 
-    def _end(self, job: Job, event: Event) -> None:
-        now = job.served_s = self.env.now
-        job.dynamic_j = self.host.joules_per_core() - job.joules_mark
-        job.idle_j = self.host.core_idle_w * (now - job.started_s)
-        self.env.trigger_at(job.done, now, TASK_GOES_ON + job.task)
-        if self.waiting:
-            self._start(self.waiting.popleft())
+    def _start(self, batch: list[Job]) -> None:
+        now, joules = self.env.now, self.host.joules_per_core()
+        first, *others = batch
+        for job in batch:
+            job.started_s, job.joules_mark = now, joules
+        seconds = first.seconds + sum(job.seconds - job.base_s for job in others)
+        self.executor.job(first, seconds, self.host, partial(self._end, batch, seconds))
+
+    def _end(self, batch: list[Job], seconds: float, event: Event) -> None:
+        now = self.env.now
+        base_s = batch[0].base_s / len(batch)
+        for job in batch:
+            # Each pays for its own part of the work, and an equal part of what was paid once.
+            part = (job.seconds - job.base_s + base_s) / seconds if len(batch) > 1 else 1.0
+            job.served_s = now
+            job.dynamic_j = part * (self.host.joules_per_core() - job.joules_mark)
+            job.idle_j = part * self.host.core_idle_w * (now - job.started_s)
+            self.env.trigger_at(job.done, now, TASK_GOES_ON + job.task)
+        following = self._next_batch() if self.waiting else []
+        if following:
+            self._start(following)  # the core stays busy
         else:
             self.running -= 1
             self.host.change(-1)

@@ -7,7 +7,7 @@ from heapq import heappush
 from typing import Any
 
 import simpy
-from simpy.events import Event, EventPriority
+from simpy.events import Event
 
 # The order of events at one instant: work that ends, tasks that go on, tasks that arrive, idle devices that start.
 # Within each, task ids decide. It is the same whatever order the events were scheduled in, so that coalesced and
@@ -27,13 +27,14 @@ class EngineEnvironment(simpy.Environment):
     def call_at(self, time_s: float, order: int, callback: Callable[[Event], Any]) -> None:
         """Call callback at time_s, among the events of that instant in the given order."""
         event = Event(self)
-        event.callbacks.append(callback)  # type: ignore[union-attr]
-        self.trigger_at(event, time_s, order)
+        event.callbacks.append(callback)
+        event._ok, event._value = True, None
+        heappush(self._queue, (time_s, order, next(self._eid), event))  # type: ignore[misc]
 
     def trigger_at(self, event: Event, time_s: float, order: int) -> None:
         """Let a waiting event happen at time_s."""
         event._ok, event._value = True, None
-        heappush(self._queue, (time_s, EventPriority(order), next(self._eid), event))
+        heappush(self._queue, (time_s, order, next(self._eid), event))  # type: ignore[misc]
 
     def at(self, time_s: float, task: int) -> Event:
         """An event that happens to a task at time_s."""

@@ -11,6 +11,7 @@ from hsim.engine.environment import WORK_ENDS, EngineEnvironment
 from hsim.engine.visits import Job
 
 if TYPE_CHECKING:
+    from hsim.engine.cores import Host
     from hsim.engine.replica import Replica
 
 Done = Callable[[Event], Any]
@@ -22,8 +23,11 @@ class Executor(Protocol):
     stepwise: bool
     """Whether steps are taken one at a time."""
 
-    def job(self, job: Job, done: Done) -> None:
-        """Carry out a job on one core; its modelled time is job.seconds."""
+    real: bool
+    """Whether work takes the time it takes: then each step is planned anew from when the last one ended."""
+
+    def job(self, job: Job, seconds: float, host: Host, done: Done) -> None:
+        """Carry out a job (the first of its batch) on a core of a host; modelled to take so many seconds alone."""
         ...
 
     def steps(self, replica: Replica, end_s: float, done: Done) -> None:
@@ -35,11 +39,14 @@ class ModelledTime:
     """Lets the modelled time pass: simulated runs on a simulated clock, and sleeping ones on the wall clock."""
 
     def __init__(self, env: EngineEnvironment, stepwise: bool = False) -> None:
-        self.env, self.stepwise = env, stepwise
+        self.env, self.stepwise, self.real = env, stepwise, False
 
-    def job(self, job: Job, done: Done) -> None:
+    def job(self, job: Job, seconds: float, host: Host, done: Done) -> None:
         """See Executor."""
-        self.env.call_at(job.started_s + job.seconds, WORK_ENDS, done)
+        if host.slowdown > 1:
+            host.work(seconds, done)
+        else:
+            self.env.call_at(job.started_s + seconds, WORK_ENDS, done)
 
     def steps(self, replica: Replica, end_s: float, done: Done) -> None:
         """See Executor."""

@@ -2,36 +2,75 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from simpy.events import Event
 
-from hsim.engine.environment import TASK_ARRIVES, EngineEnvironment
-from hsim.engine.link import Link
+from hsim.engine.environment import TASK_ARRIVES, TASK_GOES_ON, EngineEnvironment
 from hsim.engine.pool import Pool
+from hsim.engine.replica import Replica
 from hsim.engine.visits import Job, Prompt
-from hsim.log import Log, Stage
+from hsim.log import Log, Outcome, Stage
 from hsim.workload.tasks import Round, Task
+
+Send = Callable[[int, float], Event]
+"""Moves bytes for a task: (task, bytes) -> the event of their arrival."""
+
+
+@dataclass(frozen=True)
+class OperationTime:
+    """A CPU operation: its name, its seconds by units, and the part of them that a batch pays once."""
+
+    name: str
+    seconds: Callable[[float], float]
+    base_s: float
 
 
 @dataclass(frozen=True)
 class Pipeline:
     """Where each stage is served, what its operations cost, and what joins the places.
 
-    `understand_s` gives the seconds of a class's understanding by its tokens, `tool_s` those of a tool's CPU part.
+    With a pool for Stage.PREFILL, prompts are prefilled there and their KV cache moves on to the generate pool.
     """
 
-    pools: Mapping[Stage, Pool[Job] | Pool[Prompt]]
-    links: Mapping[tuple[str, str], Link]
-    understand_s: Mapping[str, Callable[[float], float]]
-    tool_s: Mapping[str, float]
+    pools: Mapping[Stage, Pool[Any]]
+    links: Mapping[tuple[str, str], Send]
+    understand: Mapping[str, OperationTime]
+    tools: Mapping[str, OperationTime]
+    tool_units: Mapping[str, float]
     bytes_per_message: float
     bytes_per_token: float
+    kv_bytes_per_token: float
+    prefix_caching: bool
 
 
 def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> None:
     """Let every task live, and return when the last has ended."""
+    by_user: dict[int, list[Task]] = {}
+    for task in tasks:
+        if task.user is not None:
+            by_user.setdefault(task.user, []).append(task)
+    if by_user:
+        for own in by_user.values():
+            env.process(use(env, log, pipeline, own))
+    else:
+        _arrive_in_time(env, log, pipeline, tasks)
+    env.run()
+
+
+def use(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> Generator[Event, None, None]:
+    """A user of a closed loop: think, ask, wait for the answer, think again."""
+    for task in tasks:
+        yield env.at(env.now + task.think_s, task.id)
+        yield from live(env, log, pipeline, task)
+
+
+def _arrive_in_time(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> None:
+    """Each task begins at its arrival; only the next one stands in the agenda."""
     waiting = iter(tasks)
 
     def arrive(task: Task) -> None:
@@ -42,43 +81,95 @@ def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[
 
     first = next(waiting)
     env.call_at(first.arrival_s, TASK_ARRIVES + first.id, lambda _: arrive(first))
-    env.run()
 
 
 def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Generator[Event, None, None]:
     """A task's life: for each visit, move there, queue and be served, perhaps wait for something outside."""
-    place = ""
+    place, outcome, arrival_s = "", Outcome.SERVED, env.now
+    deadline_s = arrival_s + task.timeout_s
     for visit in visits_of(env, pipeline, task):
         pool = pipeline.pools[visit.stage]
         visit.ready_s = env.now
-        if link := pipeline.links.get((place, pool.name)):
-            yield link.transfer(task.id, pipeline.bytes_per_message + pipeline.bytes_per_token * visit.input_tokens)
+        if send := pipeline.links.get((place, pool.name)):
+            yield send(task.id, visit.payload_bytes)
+        if isinstance(visit, Prompt) and visit.source is not None:
+            _let_go(pipeline, visit.source)
         visit.queued_s = env.now
-        yield pool.submit(visit)  # type: ignore[arg-type]  # a stage's pool takes that stage's visits
-        if isinstance(visit, Job) and visit.outside_wait_s:
-            yield env.at(env.now + visit.outside_wait_s, task.id)
-        visit.ended_s, place = env.now, pool.name
-        log.visits.append(visit.row())
-    log.tasks.append((task.id, task.arrival_s, env.now))
+        if env.now < deadline_s:
+            served = pool.submit(visit)
+            if deadline_s < math.inf:
+                env.call_at(deadline_s, TASK_GOES_ON + task.id, partial(_give_up, visit, pool))
+            yield served
+            if isinstance(visit, Job) and visit.outside_wait_s and not visit.outcome:
+                yield env.at(env.now + visit.outside_wait_s, task.id)
+            visit.ended_s, place = env.now, pool.name
+            log.visits.append(visit.row())
+            outcome = visit.outcome
+        if outcome or env.now >= deadline_s:
+            outcome = outcome or Outcome.TIMED_OUT
+            break
+    log.tasks.append((task.id, arrival_s, env.now, outcome))
+
+
+def _give_up(visit: Job | Prompt, pool: Pool[Any], event: Event) -> None:
+    """At a task's deadline: its visit leaves, unless it has been served."""
+    if not visit.done.triggered:
+        pool.device_of(visit).give_up(visit)
+
+
+def _let_go(pipeline: Pipeline, prompt: Prompt) -> None:
+    replica = pipeline.pools[Stage.PREFILL].device_of(prompt)
+    assert isinstance(replica, Replica)
+    replica.let_go(prompt)
 
 
 def visits_of(env: EngineEnvironment, pipeline: Pipeline, task: Task) -> Iterator[Job | Prompt]:
     """The visits that a task makes, in order, each made when it is its turn."""
     carried_tokens = task.understand_tokens
     if task.understand_tokens:
-        job = Job(task.id, 0, task.understand_tokens, Event(env), Stage.UNDERSTAND)
-        job.seconds = pipeline.understand_s[task.class_name](task.understand_tokens)
+        job = Job(task.id, 0, Stage.UNDERSTAND, task.understand_tokens, Event(env))
+        _cost(job, pipeline.understand[task.class_name], task.understand_tokens)
         yield job
     for number, this in enumerate(task.rounds):
         if this.call:
-            job = Job(task.id, number, carried_tokens, Event(env), Stage.TOOL)
-            job.seconds, job.outside_wait_s = pipeline.tool_s[this.call.tool], this.call.outside_wait_s
+            job = Job(task.id, number, Stage.TOOL, carried_tokens, Event(env))
+            _cost(job, pipeline.tools[this.call.tool], pipeline.tool_units[this.call.tool])
+            job.outside_wait_s = this.call.outside_wait_s
+            job.payload_bytes = _payload(pipeline, carried_tokens)
             yield job
-        yield _prompt(env, task, number, this)
+        yield from _prompts(env, pipeline, task, number, this)
         carried_tokens = this.output_tokens
 
 
-def _prompt(env: EngineEnvironment, task: Task, number: int, this: Round) -> Prompt:
-    prompt = Prompt(task.id, number, this.input_tokens, Event(env))
+def _cost(job: Job, time: OperationTime, units: float) -> None:
+    job.operation, job.units, job.seconds, job.base_s = time.name, units, time.seconds(units), time.base_s
+
+
+def _payload(pipeline: Pipeline, tokens: int) -> float:
+    return pipeline.bytes_per_message + pipeline.bytes_per_token * tokens
+
+
+def _prompts(env: EngineEnvironment, pipeline: Pipeline, task: Task, number: int, this: Round) -> Iterator[Prompt]:
+    """One visit to the model, or two where prefill has a pool of its own: the second continues the first."""
+    prompt = Prompt(task.id, number, Stage.GENERATE, this.input_tokens, Event(env))
     prompt.output_tokens, prompt.max_output_tokens = this.output_tokens, task.max_output_tokens
-    return prompt
+    prompt.payload_bytes = _payload(pipeline, this.input_tokens)
+    if pipeline.prefix_caching:
+        prompt.prefix = this.prefix or (((("task", task.id), this.shared_tokens),) if this.shared_tokens else ())
+        prompt.context_key = None if this.prefix or len(task.rounds) == 1 else ("task", task.id)
+    if Stage.PREFILL not in pipeline.pools:
+        yield prompt
+        return
+    first = Prompt(task.id, number, Stage.PREFILL, this.input_tokens, Event(env))
+    first.output_tokens = first.max_output_tokens = 1
+    first.payload_bytes, first.prefix, first.context_key = prompt.payload_bytes, prompt.prefix, prompt.context_key
+    first.keeps_kv = True
+    yield first
+    prompt.source, prompt.first_token_s = first, first.first_token_s
+    prompt.prompt_left, prompt.generated_tokens = 0, 1
+    prompt.prefix, prompt.context_key = (), None
+    prompt.payload_bytes = pipeline.bytes_per_message + pipeline.kv_bytes_per_token * this.input_tokens
+    if prompt.output_tokens > 1:
+        yield prompt
+    else:
+        _let_go(pipeline, first)

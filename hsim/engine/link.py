@@ -1,7 +1,9 @@
-"""A shared link: after its latency, each transfer gets an equal share of the bandwidth."""
+"""Links: transfers move along paths of one or several links and share their bandwidth max-min fairly."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
@@ -12,30 +14,51 @@ from hsim.engine.environment import TASK_GOES_ON, WORK_ENDS, EngineEnvironment
 from hsim.log import Log
 
 
-class Link:
-    """Processor sharing by a virtual clock: how many bytes a transfer present throughout would have got."""
+@dataclass(frozen=True)
+class LinkSpec:
+    """A link: a message takes latency_s, then its bytes flow; each byte costs joules."""
 
-    def __init__(self, env: EngineEnvironment, log: Log, index: int, latency_s: float, bytes_per_s: float, byte_j: float):
-        self.env, self.log, self.index = env, log, index
-        self.latency_s, self.bytes_per_s, self.byte_j = latency_s, bytes_per_s, byte_j
+    latency_s: float
+    bytes_per_s: float
+    joules_per_byte: float
+
+
+class Transfer:
+    """Bytes of one task under way."""
+
+    __slots__ = ("done", "left_bytes", "n_bytes", "path", "rate", "start_s", "task")
+
+    def __init__(self, task: int, n_bytes: float, start_s: float, path: Sequence[int], done: Event) -> None:
+        self.task, self.n_bytes, self.start_s, self.path, self.done = task, n_bytes, start_s, path, done
+        self.left_bytes, self.rate = n_bytes, 0.0
+
+
+class Link:
+    """One link that no path shares with another: processor sharing by a virtual clock, O(log n) a transfer.
+
+    The clock counts the bytes that a transfer present throughout would have got.
+    """
+
+    def __init__(self, env: EngineEnvironment, log: Log, index: int, spec: LinkSpec) -> None:
+        self.env, self.log, self.index, self.spec = env, log, index, spec
         self._shared_bytes, self._since_s = 0.0, 0.0
-        self._ends: list[tuple[float, int, _Transfer]] = []
+        self._ends: list[tuple[float, int, Transfer]] = []
         self._order, self._version = count(), 0
 
     def transfer(self, task: int, n_bytes: float) -> Event:
         """Send bytes for a task; the event happens when the last has arrived."""
-        moving = _Transfer(task, n_bytes, self.env.now, Event(self.env))
-        self.env.call_at(self.env.now + self.latency_s, WORK_ENDS, partial(self._join, moving))
+        moving = Transfer(task, n_bytes, self.env.now, (self.index,), Event(self.env))
+        self.env.call_at(self.env.now + self.spec.latency_s, WORK_ENDS, partial(self._join, moving))
         return moving.done
 
-    def _join(self, moving: _Transfer, event: Event) -> None:
+    def _join(self, moving: Transfer, event: Event) -> None:
         self._advance()
         heappush(self._ends, (self._shared_bytes + moving.n_bytes, next(self._order), moving))
         self._rearm()
 
     def _advance(self) -> None:
         if self._ends:
-            self._shared_bytes += (self.env.now - self._since_s) * self.bytes_per_s / len(self._ends)
+            self._shared_bytes += (self.env.now - self._since_s) * self.spec.bytes_per_s / len(self._ends)
         else:
             self._shared_bytes = 0.0  # nobody compares with the past: start afresh, so that rounding does not grow
         self._since_s = self.env.now
@@ -43,7 +66,7 @@ class Link:
     def _rearm(self) -> None:
         self._version += 1
         if self._ends:
-            left_s = (self._ends[0][0] - self._shared_bytes) * len(self._ends) / self.bytes_per_s
+            left_s = (self._ends[0][0] - self._shared_bytes) * len(self._ends) / self.spec.bytes_per_s
             self.env.call_at(self.env.now + max(0.0, left_s), WORK_ENDS, partial(self._end, self._version))
 
     def _end(self, version: int, event: Event) -> None:
@@ -51,14 +74,72 @@ class Link:
             return  # a transfer has joined since
         self._advance()
         moving = heappop(self._ends)[2]
-        now = self.env.now
-        self.log.transfers.append((moving.task, self.index, moving.start_s, now, moving.n_bytes, moving.n_bytes * self.byte_j))
-        self.env.trigger_at(moving.done, now, TASK_GOES_ON + moving.task)
+        _arrived(self.env, self.log, moving, self.index, self.spec.joules_per_byte)
         self._rearm()
 
 
-class _Transfer:
-    __slots__ = ("task", "n_bytes", "start_s", "done")
+class Network:
+    """Links that share transfers: at every change each transfer gets its max-min fair rate, by progressive filling."""
 
-    def __init__(self, task: int, n_bytes: float, start_s: float, done: Event) -> None:
-        self.task, self.n_bytes, self.start_s, self.done = task, n_bytes, start_s, done
+    def __init__(self, env: EngineEnvironment, log: Log, specs: dict[int, LinkSpec]) -> None:
+        self.env, self.log, self.specs = env, log, specs
+        self._moving: list[Transfer] = []
+        self._since_s, self._version = 0.0, 0
+
+    def transfer(self, task: int, n_bytes: float, path: Sequence[int]) -> Event:
+        """Send bytes for a task along links; the event happens when the last has arrived."""
+        moving = Transfer(task, n_bytes, self.env.now, path, Event(self.env))
+        latency_s = sum(self.specs[link].latency_s for link in path)
+        self.env.call_at(self.env.now + latency_s, WORK_ENDS, partial(self._join, moving))
+        return moving.done
+
+    def _join(self, moving: Transfer, event: Event) -> None:
+        self._advance()
+        self._moving.append(moving)
+        self._rearm()
+
+    def _advance(self) -> None:
+        elapsed_s = self.env.now - self._since_s
+        for moving in self._moving:
+            moving.left_bytes -= moving.rate * elapsed_s
+        self._since_s = self.env.now
+
+    def _rearm(self) -> None:
+        self._version += 1
+        if not self._moving:
+            return
+        fair_rates(self._moving, {link: spec.bytes_per_s for link, spec in self.specs.items()})
+        first_s = min(moving.left_bytes / moving.rate for moving in self._moving)
+        self.env.call_at(self.env.now + max(0.0, first_s), WORK_ENDS, partial(self._end, self._version))
+
+    def _end(self, version: int, event: Event) -> None:
+        if version != self._version:
+            return  # a transfer has joined since
+        self._advance()
+        moving = min(self._moving, key=lambda m: m.left_bytes / m.rate)
+        self._moving.remove(moving)
+        byte_j = sum(self.specs[link].joules_per_byte for link in moving.path)
+        _arrived(self.env, self.log, moving, moving.path[0], byte_j)
+        self._rearm()
+
+
+def fair_rates(moving: Sequence[Transfer], bytes_per_s: dict[int, float]) -> None:
+    """Set max-min fair rates: fill all equally until a link is full, fix those on it, go on with the rest."""
+    left, unfixed = dict(bytes_per_s), list(moving)
+    while unfixed:
+        users = {link: sum(link in m.path for m in unfixed) for link in left}
+        tightest = min((link for link in left if users[link]), key=lambda link: left[link] / users[link])
+        rate = left[tightest] / users[tightest]
+        fixed = [m for m in unfixed if tightest in m.path]
+        for m in fixed:
+            m.rate = rate
+            for link in m.path:
+                left[link] -= rate
+        unfixed = [m for m in unfixed if tightest not in m.path]
+        del left[tightest]
+
+
+def _arrived(env: EngineEnvironment, log: Log, moving: Transfer, link: int, byte_j: float) -> None:
+    joules = moving.n_bytes * byte_j
+    log.transfers.append((moving.task, link, moving.start_s, env.now, moving.n_bytes, joules))
+    env.trigger_at(moving.done, env.now, TASK_GOES_ON + moving.task)

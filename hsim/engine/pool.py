@@ -9,20 +9,27 @@ from simpy.events import Event
 
 from hsim.engine.visits import Visit
 from hsim.policies.routing import Router
-from hsim.policies.views import DeviceView, PoolView
+from hsim.policies.views import DeviceView, PoolView, VisitView
 
-V = TypeVar("V", bound=Visit, contravariant=True)
+V = TypeVar("V", bound=Visit)
+V_contra = TypeVar("V_contra", bound=Visit, contravariant=True)
 
 
-class Server(Protocol[V]):
+class Server(Protocol[V_contra]):
     """A device that serves visits."""
 
-    def view(self) -> DeviceView:
-        """What a router may see of it."""
+    index: int
+
+    def view(self, visit: VisitView) -> DeviceView:
+        """What a router may see of it, for a visit."""
         ...
 
-    def submit(self, visit: V) -> None:
-        """Queue a visit; its `done` happens when it has been served."""
+    def submit(self, visit: V_contra) -> None:
+        """Queue a visit; its `done` happens when it has been served, or has left otherwise."""
+        ...
+
+    def give_up(self, visit: V_contra) -> None:
+        """The visit's client is gone."""
         ...
 
 
@@ -31,14 +38,19 @@ class Pool(Generic[V]):
 
     def __init__(self, name: str, devices: Sequence[Server[V]], router: Router) -> None:
         self.name, self.devices, self._router = name, devices, router
+        self._by_index = {device.index: device for device in devices}
         self._routed = 0
 
     def submit(self, visit: V) -> Event:
-        """Serve a visit; the returned event happens when it has been served."""
+        """Serve a visit; the returned event happens when it has been served, or has left otherwise."""
         chosen = 0
         if len(self.devices) > 1:
-            view = PoolView([device.view() for device in self.devices], self._routed)
-            chosen = self._router(visit.view(), view)
+            seen = visit.view()
+            chosen = self._router(seen, PoolView([device.view(seen) for device in self.devices], self._routed))
         self._routed += 1
         self.devices[chosen].submit(visit)
         return visit.done
+
+    def device_of(self, visit: V) -> Server[V]:
+        """The device that has a visit."""
+        return self._by_index[visit.device]

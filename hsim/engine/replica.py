@@ -3,272 +3,433 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
+from itertools import count
+from math import inf, isnan
 
 from simpy.events import Event
 
-from hsim.costs.shapes import Segment, StepCosts, StepShape
-from hsim.description.scenario import EnginePool
+from hsim.costs.shapes import StepCosts, StepShape
+from hsim.description.system import FilledPool
 from hsim.engine.cores import Host
 from hsim.engine.environment import DEVICE_STARTS, TASK_GOES_ON, EngineEnvironment
 from hsim.engine.executor import Executor
+from hsim.engine.kv import KvCache
+from hsim.engine.shares import Run, Shares
 from hsim.engine.visits import Prompt
-from hsim.log import Log
-from hsim.policies.batching import Batcher
-from hsim.policies.views import BatchView, DeviceView
+from hsim.log import Log, Outcome
+from hsim.policies.batching import Batcher, BatchPlan
+from hsim.policies.views import BatchView, DeviceView, VisitView
+
+DECODE_ON = BatchPlan(0, (), inf)
+"""The plan where nobody waits and nobody is being prefilled."""
 
 
 @dataclass(frozen=True)
 class ReplicaSpec:
     """What a replica is: its pool's settings, what it holds and draws, and the host cores that it keeps busy."""
 
-    pool: EnginePool
+    pool: FilledPool
     costs: StepCosts
     batcher: Batcher
-    kv_capacity_tokens: int
+    kv_blocks: int
     idle_w: float
     host_cores: int
-
-
-@dataclass(slots=True)
-class _Shares:
-    """Running sums from which each sequence's joules are differences: nothing walks over the batch.
-
-    Dynamic joules that go with context are split by own context, the rest by new tokens (equally, in a decode
-    step); idle and host joules equally by sequence. `context_step_j` is the sum of context joules times step number.
-    """
-
-    token_j: float = 0.0
-    context_j: float = 0.0
-    context_step_j: float = 0.0
-    idle_j: float = 0.0
-    host_dynamic_j: float = 0.0
-    host_idle_j: float = 0.0
-
-    def marks(self) -> tuple[float, float, float, float, float, float]:
-        return (self.token_j, self.context_j, self.context_step_j, self.idle_j, self.host_dynamic_j, self.host_idle_j)
 
 
 class Replica:
     """Serves prompts in steps. Takes all steps up to the next change of its batch as one event, unless its executor
     goes step by step.
 
-    A change is an arrival that can join, a sequence that finishes, the end of a prompt or of the cost's segment. The
-    end of step k is one expression, `start + segment.seconds_of(k)`, in both modes; an arrival at that very instant
-    joins at the next boundary.
+    A change is an arrival that can join, a sequence that finishes or is given up, the end of a prompt, of free KV
+    blocks or of the cost's segment. The end of step k is one expression, `start + segment.seconds_of(k)`, in both
+    modes; an arrival at that very instant joins at the next boundary.
     """
 
-    def __init__(self, env: EngineEnvironment, log: Log, index: int, spec: ReplicaSpec, host: Host, executor: Executor):
+    def __init__(
+        self, env: EngineEnvironment, log: Log, index: int, spec: ReplicaSpec, host: Host, executor: Executor
+    ) -> None:
         self.env, self.log, self.index, self.spec, self.host, self.executor = env, log, index, spec, host, executor
+        self.kv = KvCache(spec.kv_blocks, spec.pool.block_tokens, spec.pool.prefix_caching)
         self.waiting: deque[Prompt] = deque()
-        self.prefilling: deque[Prompt] = deque()
-        self.decoding: list[tuple[int, int, Prompt]] = []  # heap: step after which it finishes, task, prompt
-        self.free_kv_tokens = spec.kv_capacity_tokens
+        self.running: dict[Prompt, None] = {}  # in order of admission: the newest is preempted first
+        self.prefilling: list[Prompt] = []
+        self.preempted = 0
+        self._finishing: list[tuple[int, int, int, Prompt]] = []  # heap: last step, task, entry, prompt
+        self._entries = count(1)
+        self._decodes = 0
+        self._due = [0] * spec.pool.block_tokens  # decoding sequences that need a block in steps of each residue
+        self._due_step = 0  # blocks were taken for steps before this one
+        self._leaving: list[Prompt] = []
         self._context_tokens = 0  # read by the decoding sequences in their next step
         self._outstanding_tokens = 0
         self._step = 0
-        self._shares = _Shares()
-        self._segment: Segment | None = None
-        self._shape = StepShape(0, 0)
-        self._chunks: tuple[int, ...] = ()
-        self._start_s, self._host_mark_j = 0.0, 0.0
-        self._steps = self._taken = 0
-        self._segment_marks = self._shares.marks()
+        self._shares = self._no_shares()
+        self._host_mark_j = 0.0
+        self._run: Run | None = None
         self._version, self._starting = 0, False
 
     # ---- what others see and do
 
-    def view(self) -> DeviceView:
+    def view(self, visit: VisitView) -> DeviceView:
         """What a router may see: this replica as of its last step boundary, the same in both modes."""
-        tokens = self._outstanding_tokens
-        if self._segment is not None:
-            passed = min(self._segment.steps_by(self._start_s, self.env.now), self._steps) - self._taken
-            tokens -= passed * self._shape.new_tokens
-        return DeviceView(len(self.waiting) + len(self.prefilling) + len(self.decoding), tokens)
+        tokens, cached = self._outstanding_tokens, 0
+        if run := self._run:
+            tokens -= (run.passed(self.env.now) - run.taken) * (run.shape.decodes + run.shape.chunk_tokens)
+        if visit.prefix and self.kv.prefix_caching:
+            self._take_due_blocks()
+            cached = self.kv.cached_tokens(visit.prefix)
+        waiting, running = len(self.waiting), len(self.running)
+        return DeviceView(waiting + running, tokens, waiting, running, self.spec.pool.max_num_seqs, cached)
 
     def submit(self, prompt: Prompt) -> None:
-        """Queue a prompt; its `done` happens at the boundary at which its answer is complete."""
+        """Queue a prompt; its `done` happens at the boundary at which its answer is complete, or when it is shed."""
         prompt.device = self.index
-        prompt.reserve_tokens = prompt.input_tokens + prompt.max_output_tokens
-        self._outstanding_tokens += prompt.reserve_tokens
+        limit = self.spec.pool.max_waiting
+        if limit is not None and len(self.waiting) >= limit:
+            prompt.outcome = Outcome.SHED
+            prompt.started_s = prompt.served_s = self.env.now
+            self.env.trigger_at(prompt.done, self.env.now, TASK_GOES_ON + prompt.task)
+            return
+        self._outstanding_tokens += prompt.prefill_tokens + prompt.max_output_tokens - prompt.generated_tokens
         self.waiting.append(prompt)
-        if self._segment is None:
-            if not self._starting:
+        self._attend(joined=len(self.waiting) == 1)
+
+    def give_up(self, prompt: Prompt) -> None:
+        """The client is gone: a waiting prompt leaves at once, a running one at the next boundary."""
+        prompt.outcome = Outcome.TIMED_OUT
+        if prompt in self.running:
+            self._leaving.append(prompt)
+            self._cut()
+            return
+        self.waiting.remove(prompt)
+        self._outstanding_tokens -= prompt.prefill_tokens + prompt.max_output_tokens - prompt.generated_tokens
+        self._finish(prompt)
+        self._attend(joined=bool(self.waiting))  # whoever was behind it may fit
+
+    def let_go(self, prompt: Prompt) -> None:
+        """The KV cache of a finished prompt that was kept for its transfer is free."""
+        self._take_due_blocks()
+        self.kv.release(prompt, prompt.input_tokens)
+        self._attend(joined=bool(self.waiting))
+
+    def batch(self) -> Iterator[tuple[Prompt, int, int]]:
+        """The sequences of the step under way, each with the position of its first new token and how many there are."""
+        assert self._run is not None
+        for prompt in self.running:
+            if prompt.decoding:
+                yield prompt, prompt.prefill_tokens + self._step - prompt.first_step, 1
+        for prompt, chunk in zip(self.prefilling, self._run.chunks, strict=True):
+            if chunk:
+                yield prompt, prompt.prefill_tokens - prompt.prompt_left, chunk
+
+    def _attend(self, joined: bool) -> None:
+        """Somebody may be able to join: start if idle, else plan anew at the next boundary if that could change it."""
+        if self._run is None:
+            if self.waiting and not self._starting:
                 self._starting = True  # at the end of this instant, so that all who arrive in it start together
                 self.env.call_at(self.env.now, DEVICE_STARTS, self._start)
-        elif len(self.waiting) == 1 and self._could_join(prompt):
-            self._cut()
+        elif joined and not self._run.shape.chunks and len(self.running) < self.spec.pool.max_num_seqs:
+            self._cut()  # during a prefill the budget is taken, or the batch changes at the next boundary anyway
 
-    def _could_join(self, prompt: Prompt) -> bool:
-        sequences = len(self.decoding) + len(self.prefilling)
-        pool = self.spec.pool
-        assert pool.max_num_seqs is not None and pool.max_num_batched_tokens is not None
-        return (
-            not self._shape.chunk_tokens  # else the budget is taken, or the batch changes at the next boundary anyway
-            and sequences < pool.max_num_seqs
-            and len(self.decoding) < pool.max_num_batched_tokens
-            and prompt.reserve_tokens <= self.free_kv_tokens
-        )
-
-    # ---- steps
+    # ---- planning a batch
 
     def _start(self, event: Event) -> None:
         self._starting = False
+        if not self.waiting:
+            return  # given up in the same instant
         self.host.change(self.spec.host_cores)
         self._host_mark_j = self.host.joules_per_core()
         self._plan()
 
     def _plan(self) -> None:
         """At a boundary: choose the next batch and begin its segment, or go idle."""
-        pool = self.spec.pool
-        assert pool.max_num_seqs is not None and pool.max_num_batched_tokens is not None
-        decodes = len(self.decoding)
-        plan = self.spec.batcher(
-            BatchView(
-                decodes, self.prefilling, self.waiting, self.free_kv_tokens, pool.max_num_seqs, pool.max_num_batched_tokens
-            )
-        )
+        plan = self._choose()
         now = self.env.now
         for _ in range(plan.admitted):
-            prompt = self.waiting.popleft()
-            prompt.started_s = now
-            self.free_kv_tokens -= prompt.reserve_tokens
-            self.prefilling.append(prompt)
-        self._chunks = plan.chunks
-        self._shape = shape = self._shape_of(decodes, plan.chunks)
-        if not shape.sequences:
-            assert not self.waiting, f"replica {self.index} has {len(self.waiting)} waiting and nothing to do"
-            self._segment = None
-            self._shares, self._step = _Shares(), 0  # nobody holds a mark: start afresh, so that rounding does not grow
-            self.host.change(-self.spec.host_cores)
+            self._admit(self.waiting.popleft(), now)
+        chunks = plan.chunks
+        if chunks and not all(prompt.prompt_left for prompt in self.prefilling):
+            chunks = self._begin_elsewhere_prefilled(chunks)
+        shape = self._shape_of(chunks)
+        if not shape.decodes and not shape.chunks:
+            self._go_idle()
             return
-        self._segment = segment = self.spec.costs.segment(shape)
+        segment = self.spec.costs.segment(shape)
         steps = min(plan.steps, segment.valid_steps)
-        if decodes:
-            steps = min(steps, self.decoding[0][0] - self._step)
-        self._steps, self._taken, self._start_s = int(steps), 0, now
-        self._segment_marks = self._shares.marks()
-        self._await_boundary()
+        if self._decodes:
+            steps = min(steps, self._first_finish() - self._step)
+        self._run = run = Run(segment, shape, now, 1 if self.executor.real else int(steps), chunks)
+        run.steps = self._affordable(run)
+        if chunks:
+            run.marks = self._shares.marks()
+            for prompt, chunk in zip(self.prefilling, chunks, strict=True):
+                if chunk:
+                    self.kv.grow(prompt, prompt.prefill_tokens - prompt.prompt_left + chunk * run.steps)
+        self._await_boundary(run)
 
-    def _shape_of(self, decodes: int, chunks: tuple[int, ...]) -> StepShape:
+    def _choose(self) -> BatchPlan:
+        """Ask the batcher; while the running sequences lack blocks for it, preempt the newest and ask again."""
+        pool, kv = self.spec.pool, self.kv
+        while True:
+            due = self._due[self._step % kv.block_tokens] if self._decodes else 0
+            if not self.waiting and not self.prefilling and due <= kv.free_blocks:
+                return DECODE_ON
+            left, size = kv.free_blocks - due, kv.block_tokens
+            limits = (pool.max_num_seqs, pool.max_num_batched_tokens)
+            plan = self.spec.batcher(BatchView(self._decodes, self.prefilling, self._heads(), left, size, *limits))
+            needed = due
+            for prompt, chunk in zip(self.prefilling, plan.chunks, strict=False):
+                if chunk:
+                    tokens = prompt.prefill_tokens - prompt.prompt_left + chunk
+                    needed += max(0, kv.blocks(tokens) - prompt.held_blocks)
+            if needed <= kv.free_blocks:
+                return plan
+            self._preempt(next(reversed(self.running)))
+
+    def _heads(self) -> Iterator[Prompt]:
+        """The queue from its head, each prompt as the KV cache would serve it now."""
+        for prompt in self.waiting:
+            if self.kv.prefix_caching and prompt.prompt_left:
+                self.kv.match(prompt)
+            yield prompt
+
+    def _admit(self, prompt: Prompt, now: float) -> None:
+        if isnan(prompt.started_s):  # else it was preempted, and has been served before
+            prompt.started_s = now
+        prompt.held_blocks = 0
+        if 0 < prompt.prompt_left < prompt.prefill_tokens:  # it found part of its prompt in the cache
+            self._outstanding_tokens -= prompt.prefill_tokens - prompt.prompt_left
+            self.kv.admit(prompt)
+        self.running[prompt] = None
+        self.prefilling.append(prompt)
+
+    def _begin_elsewhere_prefilled(self, chunks: tuple[int, ...]) -> tuple[int, ...]:
+        """Prompts whose KV cache came over a link decode from this step on; returns the chunks of the others."""
+        still = [(p, chunk) for p, chunk in zip(self.prefilling, chunks, strict=True) if p.prompt_left]
+        for prompt in self.prefilling:
+            if not prompt.prompt_left:
+                self.kv.grow(prompt, prompt.prefill_tokens)
+                self._outstanding_tokens -= prompt.prefill_tokens
+                self._begin_decoding(prompt)
+        self.prefilling = [p for p, _ in still]
+        return tuple(chunk for _, chunk in still)
+
+    def _shape_of(self, chunks: tuple[int, ...]) -> StepShape:
+        if not chunks:
+            return StepShape(self._decodes, self._context_tokens)
         count = tokens = context = pairs = growth = 0
         for prompt, chunk in zip(self.prefilling, chunks, strict=True):
             if chunk:
-                before = prompt.input_tokens - prompt.prompt_left
+                before = prompt.prefill_tokens - prompt.prompt_left
                 count += 1
                 tokens += chunk
                 context += before + chunk
                 pairs += chunk * before + chunk * (chunk + 1) // 2
                 growth += chunk * chunk
-        return StepShape(decodes, self._context_tokens, count, tokens, context, pairs, growth)
+        return StepShape(self._decodes, self._context_tokens, count, tokens, context, pairs, growth)
 
-    def _await_boundary(self) -> None:
-        assert self._segment is not None
+    def _affordable(self, run: Run) -> int:
+        """How many of the planned steps the free blocks allow, at least one."""
+        kv, size, steps = self.kv, self.kv.block_tokens, run.steps
+        free = kv.free_blocks
+        if run.chunks:
+            for prompt, chunk in zip(self.prefilling, run.chunks, strict=True):
+                tokens = prompt.prefill_tokens - prompt.prompt_left + chunk * steps
+                free -= max(0, kv.blocks(tokens) - prompt.held_blocks)
+            return steps if free >= (steps // size + 1) * self._decodes else 1
+        cycles, rest = divmod(steps, size)
+        if free >= (cycles + (rest > 0)) * self._decodes:
+            return steps
+        affordable = free // self._decodes * size  # in `size` steps everybody needs one block
+        free -= free // self._decodes * self._decodes
+        while affordable < steps and free >= (due := self._due[(self._step + affordable) % size]):
+            free -= due
+            affordable += 1
+        return affordable
+
+    def _go_idle(self) -> None:
+        assert not self.waiting, f"replica {self.index} has {len(self.waiting)} waiting and nothing to do"
+        self._run = None
+        self._shares, self._step = self._no_shares(), 0  # nobody holds a mark: start afresh, lest rounding grow
+        self._due_step = 0
+        self._finishing.clear()
+        self.host.change(-self.spec.host_cores)
+
+    # ---- boundaries
+
+    def _no_shares(self) -> Shares:
+        return Shares(self.spec.idle_w, self.spec.host_cores * self.host.core_idle_w)
+
+    def _await_boundary(self, run: Run) -> None:
         self._version += 1
-        steps = self._taken + 1 if self.executor.stepwise else self._steps
-        end_s = self._start_s + self._segment.seconds_of(steps)
-        self.executor.steps(self, end_s, partial(self._on_boundary, self._version, steps))
+        steps = run.taken + 1 if self.executor.stepwise else run.steps
+        self.executor.steps(self, run.end_s(steps), partial(self._on_boundary, self._version, run, steps))
 
     def _cut(self) -> None:
         """End the segment at the first boundary after now."""
-        assert self._segment is not None
-        steps = self._segment.steps_by(self._start_s, self.env.now) + 1
-        if steps < self._steps:
-            self._steps = steps
-            if not self.executor.stepwise:
-                self._await_boundary()
-
-    def _on_boundary(self, version: int, steps: int, event: Event) -> None:
-        if version != self._version:
-            return  # the segment was cut short
-        self._account(steps)
-        if steps < self._steps:
-            self._await_boundary()
+        run = self._run
+        if run is None:
             return
-        self._end_prompts()
+        steps = run.passed(self.env.now) + 1
+        if steps < run.steps:
+            run.steps = steps
+            if not self.executor.stepwise:
+                self._await_boundary(run)
+
+    def _on_boundary(self, version: int, run: Run, steps: int, event: Event) -> None:
+        if version != self._version:
+            return  # the run was cut short
+        self._book(run, steps)
+        if steps < run.steps:
+            self._await_boundary(run)
+            return
+        if run.chunks:
+            self._end_chunks(run)
         self._end_answers()
+        if self._leaving:
+            self._end_given_up()
         self._plan()
 
-    def _account(self, upto: int) -> None:
-        """Book steps taken..upto of the segment: tokens, context, the log's row, and everybody's shares of joules."""
-        assert self._segment is not None
-        segment, shape, first, now = self._segment, self._shape, self._taken, self.env.now
+    def _book(self, run: Run, upto: int) -> None:
+        """Book the run's steps up to `upto`: everybody's shares, the log's row, tokens, blocks."""
+        segment, shape, first, now = run.segment, run.shape, run.taken, self.env.now
         steps = upto - first
-        start_s = self._start_s + segment.seconds_of(first) if first else self._start_s
-        seconds, joules = now - start_s, segment.joules_of(upto) - segment.joules_of(first)
-        triangle = steps * (steps - 1) / 2
-        read_tokens = steps * self._context_tokens + shape.decodes * triangle
-        context_j = segment.context_joules if shape.decodes else 0.0
-        shares, sequences = self._shares, shape.sequences
-        shares.token_j += (joules - context_j * read_tokens) / shape.new_tokens
-        shares.context_j += context_j * steps
-        shares.context_step_j += context_j * (steps * self._step + triangle)
-        shares.idle_j += self.spec.idle_w * seconds / sequences
+        start_s = run.end_s(first) if first else run.start_s
         host_j, cores = self.host.joules_per_core(), self.spec.host_cores
-        shares.host_dynamic_j += cores * (host_j - self._host_mark_j) / sequences
-        shares.host_idle_j += cores * self.host.core_idle_w * seconds / sequences
-        self._host_mark_j = host_j
+        host_dynamic_j, self._host_mark_j = cores * (host_j - self._host_mark_j), host_j
+        self._shares.add(run, upto, now - start_s, (self._step, self._context_tokens), host_dynamic_j)
         self.log.steps.append((
-            self.index, start_s, now, steps, shape.decodes, self._context_tokens, shape.chunk_tokens,
-            shape.pairs + first * shape.pairs_growth,
+            self.index, start_s, now, steps, shape.decodes, self._context_tokens,
+            shape.chunk_tokens, shape.chunk_context_tokens + first * shape.chunk_tokens,
             segment.seconds + first * segment.seconds_growth, segment.seconds_growth,
             segment.joules + first * segment.joules_growth, segment.joules_growth,
         ))  # fmt: skip
         self._context_tokens += steps * shape.decodes
-        self._outstanding_tokens -= steps * shape.new_tokens
+        self._outstanding_tokens -= steps * (shape.decodes + shape.chunk_tokens)
         self._step += steps
-        self._taken = upto
+        run.taken = upto
+        if self._decodes:
+            self._take_blocks_before(self._step)
 
-    def _end_prompts(self) -> None:
-        """Book the segment's chunks; prompts that are complete have their first token and begin to decode."""
-        if not self._shape.chunks:
-            return
-        shares, unfinished = self._shares, deque[Prompt]()
-        for prompt, chunk in zip(self.prefilling, self._chunks, strict=True):
+    def _take_due_blocks(self) -> None:
+        """Bring the KV cache up to the last boundary, where a view needs it between bookings."""
+        if self._decodes and self._run:
+            self._take_blocks_before(self._step + self._run.passed(self.env.now) - self._run.taken)
+
+    def _take_blocks_before(self, step: int) -> None:
+        """Take the blocks that the decoding sequences needed in their steps before this one."""
+        size, due = self.kv.block_tokens, self._due
+        cycles, rest = divmod(step - self._due_step, size)
+        needed = cycles * self._decodes
+        for i in range(rest):
+            needed += due[(self._due_step + i) % size]
+        self._due_step = step
+        if needed:
+            self.kv.take(needed)
+
+    def _end_chunks(self, run: Run) -> None:
+        """Book the run's chunks; prompts that are complete have their next token and begin to decode."""
+        unfinished = []
+        for prompt, chunk in zip(self.prefilling, run.chunks, strict=True):
             if chunk:
-                self._book_chunk(prompt, chunk)
+                prompt.prompt_left -= chunk * run.steps
+                self._shares.charge_chunk(prompt, chunk, run.marks)
             if prompt.prompt_left:
                 unfinished.append(prompt)
                 continue
-            prompt.first_token_s = self.env.now
-            prompt.first_step = self._step
-            prompt.finish_step = self._step + prompt.output_tokens - 1
-            prompt.marks = shares.marks()
+            if not prompt.generated_tokens:
+                prompt.first_token_s = self.env.now
+            prompt.generated_tokens += 1
             self._outstanding_tokens -= 1
-            self._context_tokens += prompt.input_tokens + 1
-            heappush(self.decoding, (prompt.finish_step, prompt.task, prompt))
+            if self.kv.prefix_caching:
+                self.kv.publish(prompt)
+            self._begin_decoding(prompt)
         self.prefilling = unfinished
 
-    def _book_chunk(self, prompt: Prompt, chunk: int) -> None:
-        """A prompt's share of the segment that ends now, whose steps each took the same chunk of it."""
-        token_j, _, _, idle_j, host_dynamic_j, host_idle_j = self._segment_marks
-        shares = self._shares
-        prompt.prompt_left -= chunk * self._steps
-        prompt.dynamic_j += chunk * (shares.token_j - token_j)
-        prompt.idle_j += shares.idle_j - idle_j
-        prompt.host_dynamic_j += shares.host_dynamic_j - host_dynamic_j
-        prompt.host_idle_j += shares.host_idle_j - host_idle_j
+    def _begin_decoding(self, prompt: Prompt) -> None:
+        prompt.decoding = True
+        prompt.first_step = self._step
+        prompt.finish_step = self._step + prompt.output_tokens - prompt.generated_tokens
+        prompt.marks = self._shares.marks()
+        if not self._decodes:
+            self._due_step = self._step
+        self._decodes += 1
+        self._due[(self._step - prompt.prefill_tokens) % self.kv.block_tokens] += 1
+        self._context_tokens += prompt.prefill_tokens + 1
+        prompt.entry = next(self._entries)
+        heappush(self._finishing, (prompt.finish_step, prompt.task, prompt.entry, prompt))
+
+    def _first_finish(self) -> int:
+        """The step after which the first of the decoding sequences finishes."""
+        finishing = self._finishing
+        while finishing[0][2] != finishing[0][3].entry:
+            heappop(finishing)  # it was preempted or given up
+        return finishing[0][0]
 
     def _end_answers(self) -> None:
-        """Sequences that have their whole answer leave the batch and give back their KV cache."""
-        decoding, shares, now = self.decoding, self._shares, self.env.now
-        while decoding and decoding[0][0] == self._step:
-            prompt = heappop(decoding)[2]
-            token_j, context_j, context_step_j, idle_j, host_dynamic_j, host_idle_j = prompt.marks
-            # In step s it read first_context + (s - first_step) tokens of context.
-            offset = prompt.input_tokens + 1 - prompt.first_step
-            prompt.dynamic_j += (
-                shares.token_j - token_j
-                + offset * (shares.context_j - context_j)
-                + shares.context_step_j - context_step_j
-            )  # fmt: skip
-            prompt.idle_j += shares.idle_j - idle_j
-            prompt.host_dynamic_j += shares.host_dynamic_j - host_dynamic_j
-            prompt.host_idle_j += shares.host_idle_j - host_idle_j
-            self.free_kv_tokens += prompt.reserve_tokens
-            self._context_tokens -= prompt.input_tokens + prompt.output_tokens
+        """Sequences that have their whole answer leave the batch."""
+        while self._decodes and self._first_finish() == self._step:
+            prompt = heappop(self._finishing)[3]
+            self._stop_decoding(prompt)
             self._outstanding_tokens -= prompt.max_output_tokens - prompt.output_tokens
-            prompt.served_s = now
-            self.env.trigger_at(prompt.done, now, TASK_GOES_ON + prompt.task)
+            self._leave(prompt)
+
+    def _end_given_up(self) -> None:
+        """Sequences whose clients are gone leave the batch, unless they finished at this very boundary."""
+        for prompt in self._leaving:
+            if prompt in self.running:
+                if prompt.decoding:
+                    self._stop_decoding(prompt)
+                else:
+                    self.prefilling.remove(prompt)
+                self._outstanding_tokens -= prompt.prompt_left + prompt.max_output_tokens - prompt.generated_tokens
+                self._leave(prompt)
+        self._leaving.clear()
+
+    def _stop_decoding(self, prompt: Prompt) -> None:
+        """Take a sequence out of the decoding batch, charged for its part of it."""
+        self._shares.charge_decoding(prompt)
+        steps = self._step - prompt.first_step
+        prompt.generated_tokens += steps
+        prompt.decoding, prompt.entry = False, 0
+        self._decodes -= 1
+        self._due[(prompt.first_step - prompt.prefill_tokens) % self.kv.block_tokens] -= 1
+        self._context_tokens -= prompt.prefill_tokens + 1 + steps
+
+    def _leave(self, prompt: Prompt) -> None:
+        del self.running[prompt]
+        if not prompt.keeps_kv or prompt.outcome:
+            self.kv.release(prompt, self._tokens_held(prompt))
+        self._finish(prompt)
+
+    def _tokens_held(self, prompt: Prompt) -> int:
+        """Tokens whose keys and values are computed. The last token generated has not been through the model."""
+        if prompt.prompt_left:
+            return prompt.prefill_tokens - prompt.prompt_left
+        return prompt.input_tokens + prompt.generated_tokens - 1
+
+    def _finish(self, prompt: Prompt) -> None:
+        prompt.served_s = now = self.env.now
+        if isnan(prompt.started_s):
+            prompt.started_s = now  # given up while it waited
+        self.env.trigger_at(prompt.done, now, TASK_GOES_ON + prompt.task)
+
+    def _preempt(self, prompt: Prompt) -> None:
+        """The newest sequence gives its blocks back and starts again, first in the queue, with what it had generated."""
+        if prompt.decoding:
+            self._stop_decoding(prompt)
+        else:
+            self.prefilling.remove(prompt)
+        del self.running[prompt]
+        self.kv.release(prompt, self._tokens_held(prompt))
+        computed = prompt.prefill_tokens - prompt.prompt_left
+        self._outstanding_tokens -= prompt.prompt_left
+        prompt.prefill_tokens = prompt.prompt_left = prompt.input_tokens + prompt.generated_tokens
+        self._outstanding_tokens += prompt.prefill_tokens
+        self.waiting.appendleft(prompt)
+        self.preempted += 1
+        self.log.preemptions.append((self.index, self.env.now, prompt.task, computed))

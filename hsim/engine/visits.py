@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 
 from simpy.events import Event
 
-from hsim.log import Stage
+from hsim.log import Outcome, Stage
 from hsim.policies.views import VisitView
 
 
@@ -14,17 +15,33 @@ class Visit:
     """One task at one stage; times in seconds, energies in joules, filled in as they come to pass."""
 
     __slots__ = (
-        "task", "round", "stage", "input_tokens", "output_tokens", "max_output_tokens", "done", "device",
-        "ready_s", "queued_s", "started_s", "first_token_s", "served_s", "ended_s",
-        "dynamic_j", "idle_j", "host_dynamic_j", "host_idle_j",
+        "device",
+        "done",
+        "dynamic_j",
+        "ended_s",
+        "first_token_s",
+        "host_dynamic_j",
+        "host_idle_j",
+        "idle_j",
+        "input_tokens",
+        "max_output_tokens",
+        "outcome",
+        "output_tokens",
+        "payload_bytes",
+        "queued_s",
+        "ready_s",
+        "round",
+        "served_s",
+        "stage",
+        "started_s",
+        "task",
     )  # fmt: skip
 
-    stage: Stage
-
-    def __init__(self, task: int, number: int, input_tokens: int, done: Event) -> None:
-        self.task, self.round, self.input_tokens, self.done = task, number, input_tokens, done
+    def __init__(self, task: int, number: int, stage: Stage, input_tokens: int, done: Event) -> None:
+        self.task, self.round, self.stage, self.input_tokens, self.done = task, number, stage, input_tokens, done
         self.output_tokens = self.max_output_tokens = 0
-        self.device = -1
+        self.device, self.outcome = -1, Outcome.SERVED
+        self.payload_bytes = 0.0
         self.ready_s = self.queued_s = self.started_s = self.served_s = self.ended_s = math.nan
         self.first_token_s = math.nan
         self.dynamic_j = self.idle_j = self.host_dynamic_j = self.host_idle_j = 0.0
@@ -36,32 +53,73 @@ class Visit:
     def row(self) -> tuple[float, ...]:
         """Its row of Log.visits."""
         return (
-            self.task, self.round, self.stage, self.device, self.ready_s, self.queued_s, self.started_s,
-            self.first_token_s, self.served_s, self.ended_s, self.input_tokens, self.output_tokens,
+            self.task, self.round, self.stage, self.device, self.outcome, self.ready_s, self.queued_s, self.started_s,
+            self.first_token_s, self.served_s, self.ended_s, self.input_tokens, self.delivered_tokens(),
             self.dynamic_j, self.idle_j, self.host_dynamic_j, self.host_idle_j,
         )  # fmt: skip
 
+    def delivered_tokens(self) -> int:
+        """Output tokens that reached the user."""
+        return 0
+
 
 class Job(Visit):
-    """A visit to a core: an operation of known seconds, then perhaps a wait outside that holds no core."""
+    """A visit to a core: `units` of an operation take `seconds`, of which a batch of like jobs pays `base_s` once.
 
-    __slots__ = ("seconds", "outside_wait_s", "stage", "joules_mark")
+    Then perhaps a wait outside, which holds no core.
+    """
 
-    def __init__(self, task: int, number: int, input_tokens: int, done: Event, stage: Stage) -> None:
-        super().__init__(task, number, input_tokens, done)
-        self.stage = stage
-        self.seconds = self.outside_wait_s = self.joules_mark = 0.0
+    __slots__ = ("base_s", "joules_mark", "operation", "outside_wait_s", "seconds", "units")
+
+    def __init__(self, task: int, number: int, stage: Stage, input_tokens: int, done: Event) -> None:
+        super().__init__(task, number, stage, input_tokens, done)
+        self.seconds = self.base_s = self.units = self.outside_wait_s = self.joules_mark = 0.0
+        self.operation = ""
 
 
 class Prompt(Visit):
-    """A visit to a language model. `finish_step` is the replica's step after which it has its whole answer."""
+    """A visit to a language model.
 
-    __slots__ = ("prompt_left", "reserve_tokens", "finish_step", "first_step", "marks")
+    `prefill_tokens` must be in the KV cache before it (again) decodes: its prompt, and what it had generated when it
+    was preempted. Of these `prompt_left` are still to be computed. It has its whole answer after the replica's step
+    `finish_step`.
+    """
 
-    stage = Stage.GENERATE
+    __slots__ = (
+        "context_key",
+        "decoding",
+        "entry",
+        "finish_step",
+        "first_step",
+        "generated_tokens",
+        "held_blocks",
+        "keeps_kv",
+        "marks",
+        "own_blocks",
+        "prefill_tokens",
+        "prefix",
+        "prompt_left",
+        "shared_keys",
+        "source",
+    )  # fmt: skip
 
-    def __init__(self, task: int, number: int, input_tokens: int, done: Event) -> None:
-        super().__init__(task, number, input_tokens, done)
-        self.prompt_left = input_tokens
-        self.reserve_tokens = self.finish_step = self.first_step = 0
-        self.marks = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    def __init__(self, task: int, number: int, stage: Stage, input_tokens: int, done: Event) -> None:
+        super().__init__(task, number, stage, input_tokens, done)
+        self.prefill_tokens = self.prompt_left = input_tokens
+        self.generated_tokens = self.first_step = self.finish_step = self.entry = 0
+        self.marks: tuple[float, ...] = ()
+        self.decoding = False
+        self.held_blocks = self.own_blocks = 0
+        self.shared_keys: list[Hashable] = []
+        self.prefix: tuple[tuple[Hashable, int], ...] = ()
+        self.context_key: Hashable | None = None
+        self.keeps_kv = False
+        self.source: Prompt | None = None
+
+    def view(self) -> VisitView:
+        """What a policy may see of it."""
+        return VisitView(self.task, self.round, self.input_tokens, self.max_output_tokens, self.prefix)
+
+    def delivered_tokens(self) -> int:
+        """Output tokens that reached the user; recomputed ones count once."""
+        return self.generated_tokens if self.source is None else self.generated_tokens - 1

@@ -30,24 +30,24 @@ class Accounts:
 
 
 def accounts_of(system: System) -> Accounts:
-    """Read the figures of a system that only the books need. Raises DescriptionError where one is unknown."""
+    """Read the figures of a system that only the books need; nan where one is unknown."""
     figures, site = system.figures, system.scenario.site
     tiers = {}
     for name, tier in system.tiers.items():
         price = "rent_usd_per_h" if site.cost.basis == "rent" else "capex_usd"
         seconds = HOUR_S if site.cost.basis == "rent" else site.cost.lifetime_years * YEAR_S
         in_use = sum(
-            (pool.replicas or 0) * pool.tensor_parallel
+            pool.replicas * pool.tensor_parallel
             for pool_name, pool in system.engine_pools().items()
             if system.tier_of(pool_name) is tier
         )
         spare = tier.count * tier.accelerators_per_server - in_use
-        spare_w = spare * figures.value(tier.chip, "power.idle_w") if tier.chip and spare else 0.0
+        spare_w = spare * figures.if_known(tier.chip, "power.idle_w") if tier.chip and spare else 0.0
         tiers[name] = TierAccounts(
-            base_w=tier.count * figures.value(tier.server, "base_w"),
+            base_w=tier.count * figures.if_known(tier.server, "base_w"),
             spare_accelerators_w=spare_w,
-            psu_efficiency=figures.value(tier.server, "psu_efficiency"),
-            usd_per_s=tier.count * figures.value(tier.server, price) / seconds,
+            psu_efficiency=figures.if_known(tier.server, "psu_efficiency"),
+            usd_per_s=tier.count * figures.if_known(tier.server, price) / seconds,
             host=host_power(tier, figures),
         )
     return Accounts(tiers, site)

@@ -2,50 +2,99 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from hsim.description.system import System
+from hsim.log import Log
 from hsim.metrics.ledger import Window
-from hsim.metrics.result import Assumption, PoolUse, StageAnatomy
+from hsim.metrics.result import Assumption, PoolUse, Stability, StageAnatomy, WarmUp
 from hsim.units import readable_seconds
 from hsim.workload.tasks import Drawn
 
-BUSY = 0.95  # a pool busier than this over a whole window is called saturated
-WAITING = 0.1  # a stage whose waiting is more than this part of a task's time is called a queue
+FULL = 0.95  # a pool of cores busier than this, or a KV cache reserved beyond it, is called full
+QUEUE = 0.1  # a stage that waits for longer than this part of a task's time is called a queue
 LONG_DRAIN = 0.2
 
 
 def bottleneck_of(stages: tuple[StageAnatomy, ...], pools: tuple[PoolUse, ...]) -> str:
     """Where a task's time goes, in one sentence."""
     total_s = sum(s.transfer_s + s.wait_s + s.service_s + s.outside_s for s in stages)
-    parts = [(s.wait_s, "waits for", s) for s in stages] + [(s.transfer_s, "is moved to", s) for s in stages]
-    parts += [(s.service_s, "is served by", s) for s in stages] + [(s.outside_s, "waits outside, in", s) for s in stages]
-    longest_s, verb, stage = max(parts, key=lambda part: part[0])
-    busy = {pool.pool: pool.busy_fraction for pool in pools}
-    waiting = max(stages, key=lambda s: s.wait_s)
-    if waiting.wait_s > WAITING * total_s and verb != "waits for":
-        longest_s, verb, stage = waiting.wait_s, "waits for", waiting
+    parts = [(s.wait_s, "waiting for", s) for s in stages] + [(s.transfer_s, "moving to", s) for s in stages]
+    parts += [(s.service_s, "in", s) for s in stages] + [
+        (s.outside_s, "waiting for something outside in", s) for s in stages
+    ]
+    queue = max(stages, key=lambda s: s.wait_s)
+    part_s, doing, stage = max(parts, key=lambda part: part[0])
+    if queue.wait_s > QUEUE * total_s:
+        part_s, doing, stage = queue.wait_s, "waiting for", queue
+    use = next(p for p in pools if p.pool == stage.pool)
+    load = f"{use.busy_fraction:.0%} busy"
+    if use.mean_batch is not None and use.kv_used_fraction is not None:
+        load += f", {use.mean_batch:.1f} sequences a step, {use.kv_used_fraction:.0%} of its KV cache in use"
+    share = part_s / total_s if total_s else 0.0
     return (
-        f"Of the {readable_seconds(total_s)} that a task takes on average, it {verb} {stage.stage} on {stage.pool} for "
-        f"{readable_seconds(longest_s)} ({longest_s / total_s:.0%}); {stage.pool} is busy {busy[stage.pool]:.0%} of the time."
+        f"{share:.0%} of a task's {readable_seconds(total_s)} goes {doing} {stage.stage} on pool {stage.pool} ({load})"
     )
 
 
-def warnings_of(system: System, drawn: Drawn, pools: tuple[PoolUse, ...], window: Window) -> tuple[str, ...]:
+def warnings_of(
+    drawn: Drawn, stages: tuple[StageAnatomy, ...], pools: tuple[PoolUse, ...], window: Window
+) -> tuple[str, ...]:
     """What a reader must know before trusting the figures."""
     warnings = []
-    for pool in pools:
-        if pool.busy_fraction > BUSY:
+    total_s = sum(s.transfer_s + s.wait_s + s.service_s + s.outside_s for s in stages)
+    for use in pools:
+        waits = sum(s.wait_s for s in stages if s.pool == use.pool) > QUEUE * total_s
+        full = use.busy_fraction if use.kv_used_fraction is None else use.kv_used_fraction
+        if waits and (full > FULL or use.busy_fraction > FULL):
             warnings.append(
-                f"{pool.pool} is busy {pool.busy_fraction:.1%} of the window: at this load for longer, its queue may grow without end"
+                f"pool {use.pool} is full and tasks queue for it: under this load for longer the queue may grow without end"
             )
     arrivals_s = window.arrivals_end_s - window.start_s
-    if window.end_s - window.arrivals_end_s > LONG_DRAIN * arrivals_s:
-        drain_s = window.end_s - window.arrivals_end_s
+    drain_s = window.end_s - window.arrivals_end_s
+    if drain_s > LONG_DRAIN * arrivals_s:
         warnings.append(
-            f"after the last arrival the fleet needs {readable_seconds(drain_s)} more, against {readable_seconds(arrivals_s)} of "
-            "arrivals: joules per task hold much idle time and latencies are those of a short burst; simulate more tasks"
+            f"the last task ended {readable_seconds(drain_s)} after the last arrival, and arrivals took {readable_seconds(arrivals_s)}: "
+            "joules per task hold much of the drain; simulate more tasks"
         )
     if drawn.truncated:
-        warnings.append(f"{drawn.truncated} answers were longer than max_output_tokens and were cut there")
+        warnings.append(f"{drawn.truncated} of the drawn answers were longer than max_output_tokens and were cut there")
+    return (*warnings, *drawn.notes)
+
+
+def study_warnings(stability: Stability | None, warm_up: WarmUp | None, truncated: int) -> tuple[str, ...]:
+    """What a reader must know before trusting the intervals."""
+    warnings = []
+    if stability is not None and stability.verdict == "undecided":
+        warnings.append(stability.reason)
+    if warm_up is not None and warm_up.asked_tasks > warm_up.tasks:
+        warnings.append(
+            f"the warm-up was {warm_up.tasks:,} tasks, and the replications ask for {warm_up.asked_tasks:,}: simulate more"
+        )
+    if truncated:
+        warnings.append(f"{truncated:,} of the drawn answers were longer than max_output_tokens and were cut there")
+    return tuple(warnings)
+
+
+def beyond_measured(log: Log, system: System) -> tuple[str, ...]:
+    """Warnings about steps that lay beyond the table of measured ones that their pool read."""
+    warnings = []
+    steps = log.steps.arrays() if system.step_tables else {}
+    for name, table in system.step_tables.items():
+        mine = np.isin(steps["device"], log.pools[name].devices)
+        rows = {column: values[mine] for column, values in steps.items()}
+        decodes = np.maximum(rows["decodes"], 1)
+        reached = {
+            "sequences": (rows["decodes"], table.decodes[-1]),
+            "prompt tokens a step": (rows["chunk_tokens"], table.chunk_tokens[-1]),
+            "context tokens a sequence": (rows["context_tokens"] / decodes + rows["steps"] - 1, table.contexts[-1]),
+        }
+        for what, (values, last) in reached.items():
+            if (beyond := values > last).any():
+                warnings.append(
+                    f"{beyond.mean():.0%} of {name}'s runs of steps lie beyond the {last} {what} that {table.name} measured, "
+                    f"the farthest at {values.max():.0f}: extrapolated"
+                )
     return tuple(warnings)
 
 
@@ -57,22 +106,31 @@ def assumptions_of(system: System) -> tuple[Assumption, ...]:
             span = f" ({use.low:g} to {use.high:g})" if use.low is not None else ""
             found.append(Assumption(use.name, f"{use.value:g}{span}", f"{use.tier}: {use.source}"))
     scenario = system.scenario
-    for key in ("pue", "usd_per_kwh", "gco2_per_kwh"):
-        if key not in scenario.site.model_fields_set:
-            found.append(Assumption(f"site.{key}", f"{getattr(scenario.site, key):g}", "default; set site." + key))
+    site = scenario.site
+    found += [
+        Assumption(f"site.{key}", f"{getattr(site, key):g}", "default of hsim; set your site's own")
+        for key in ("pue", "usd_per_kwh", "gco2_per_kwh")
+        if key not in site.model_fields_set
+    ]
     for name, pool in system.engine_pools().items():
-        described = scenario.pools[name]
-        for key in ("max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "replicas"):
-            if getattr(described, key) is None:
-                why = "as many as fit" if key == "replicas" else f"default of {system.engines[name].name}: {system.engines[name].defaults_source}"
+        engine = system.engines[name]
+        for key in (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "gpu_memory_utilization",
+            "block_tokens",
+            "prefix_caching",
+            "replicas",
+        ):
+            if getattr(scenario.pools[name], key) is None:
+                why = "as many as fit" if key == "replicas" else f"default of {engine.name}: {engine.defaults_source}"
                 found.append(Assumption(f"pools.{name}.{key}", f"{getattr(pool, key):g}", why))
     return tuple(found)
 
 
-def tiers_of(system: System) -> dict[str, int]:
+def evidence_of(system: System) -> dict[str, int]:
     """How many of the run's figures stand on each tier of evidence."""
     counts: dict[str, int] = {}
     for use in system.figures.used.values():
         counts[use.tier] = counts.get(use.tier, 0) + 1
     return counts
-

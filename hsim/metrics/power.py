@@ -46,7 +46,9 @@ def _step_joules(steps: Any, device: int, window: Window) -> float:
     return total
 
 
-def _host_power(cores: Any, host: int, dynamic_w: Any, window: Window) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _host_power(
+    cores: Any, host: int, dynamic_w: Any, window: Window
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Edges of the window's pieces of constant load, and watts above idle in each. Shapes (n+1,) and (n,)."""
     mine = cores["host"] == host
     times, busy = cores["time_s"][mine], cores["busy"][mine]

@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import astuple
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hsim.description.scenario import Scenario
 from hsim.description.system import System
+from hsim.errors import HsimError
 from hsim.log import Log, Stage
 from hsim.metrics.accounts import Accounts
-from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES, Ledger, Window, busy_seconds, keep_books
-from hsim.metrics.notes import assumptions_of, bottleneck_of, warnings_of
-from hsim.metrics.power import facility_joules
+from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES, Window
+from hsim.metrics.measured import Lens, Measured, Objective, measure
+from hsim.metrics.notes import assumptions_of, beyond_measured, bottleneck_of, evidence_of, warnings_of
 from hsim.metrics.result import Energy, Money, PoolUse, Result, SloOutcome, Spread, StageAnatomy
+from hsim.metrics.statistics import MIN_TAIL_POINTS
 from hsim.units import KWH_J
 from hsim.workload.tasks import Drawn
 
-LEDGER_TOLERANCE = 1e-9
-MIN_TAIL_POINTS = 10
 STATISTICS = "one terminating path: first arrival to last completion; no sampling interval"
 
 
 def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Result:
     """Every figure of one run. Asserts that the ledger balances with the integral of power."""
-    tables = log.arrays()
-    tasks, visits = tables["tasks"], tables["visits"]
-    window = Window(float(tasks["arrival_s"].min()), float(tasks["arrival_s"].max()), float(tasks["ended_s"].max()))
-    count = len(tasks["task"])
-    samples = _samples(tasks, visits)
-    generated = visits["stage"] == Stage.GENERATE
-    output_tokens = int(visits["output_tokens"][generated].sum())
-    ledger = keep_books(log, tables, accounts, window)
-    energy = _energy(log, tables, accounts, window, ledger, count, output_tokens)
-    stages, pools = _stages(system, visits, count), _pools(log, tables, system, window)
     scenario = system.scenario
+    path = measure(log, Lens(accounts, scenario.stages, scenario.slo))
+    if not path.served:
+        failed = path.timed_out + path.shed
+        raise HsimError(f"{system.document.file}: none of {failed} tasks was completed; each was shed or timed out")
+    window, count, tokens = path.window, path.served, round(path.output_tokens)
+    unavailable = unavailable_of(system)
+    energy = None if "energy" in unavailable else _energy(path)
+    kwh = energy.total_j / KWH_J if energy else None
+    stages, pools = anatomy_of([path], scenario), pools_of([path])
     return Result(
         scenario=system.document.file,
         scenario_sha256=scenario_hash(scenario),
@@ -46,21 +45,27 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
         seed=scenario.seed,
         statistics=STATISTICS,
         tasks=count,
-        output_tokens=output_tokens,
+        timed_out=path.timed_out,
+        shed=path.shed,
+        preemptions=path.preemptions,
+        output_tokens=tokens,
         window_s=window.seconds,
         arrivals_s=window.arrivals_end_s - window.start_s,
         drain_s=window.end_s - window.arrivals_end_s,
         tasks_per_s=count / window.seconds,
-        output_tokens_per_s=output_tokens / window.seconds,
-        goodput_tasks_per_s=_good_tasks(scenario, tasks, visits, samples) / window.seconds,
-        latency={name: spread(values) for name, values in samples.items()},
-        slo=_slo_outcomes(scenario, samples),
+        output_tokens_per_s=tokens / window.seconds,
+        goodput_tasks_per_s=path.good / window.seconds,
+        latency={name: spread(values) for name, values in path.latency.items()},
+        slo=tuple(_outcome(scenario, objective) for objective in path.objectives),
         energy=energy,
-        money=_money(accounts, window, energy, ledger, count, output_tokens),
+        money=None if "money" in unavailable else _money(accounts, window, kwh, count, tokens),
+        gco2_per_task=None if kwh is None else kwh * accounts.site.gco2_per_kwh / count,
         stages=stages,
         pools=pools,
         bottleneck=bottleneck_of(stages, pools),
-        warnings=warnings_of(system, drawn, pools, window),
+        warnings=warnings_of(drawn, stages, pools, window) + beyond_measured(log, system),
+        unavailable=unavailable,
+        evidence=evidence_of(system),
         assumptions=assumptions_of(system),
     )
 
@@ -85,82 +90,53 @@ def spread(values: NDArray[np.float64]) -> Spread:
         return float(np.quantile(values, p)) if len(values) * (1 - p) >= MIN_TAIL_POINTS else None
 
     return Spread(
-        len(values), float(values.mean()), quantile(0.5), quantile(0.9), quantile(0.95), quantile(0.99), float(values.max())
+        len(values),
+        float(values.mean()),
+        quantile(0.5),
+        quantile(0.9),
+        quantile(0.95),
+        quantile(0.99),
+        float(values.max()),
     )
 
 
-def _samples(tasks: Any, visits: Any) -> dict[str, NDArray[np.float64]]:
-    """Seconds of each latency: ttft and tpot by generate visit, answer_ttft and e2e by task in order of task id."""
-    generated = visits["stage"] == Stage.GENERATE
-    rows = {name: column[generated] for name, column in visits.items()}
-    several = rows["output_tokens"] > 1
-    by_task = np.argsort(tasks["task"])
-    arrival_s, ended_s = tasks["arrival_s"][by_task], tasks["ended_s"][by_task]
-    last = _last_visit_of_each_task(rows["task"], rows["round"])
-    samples = {
-        "ttft": rows["first_token_s"] - rows["ready_s"],
-        "tpot": ((rows["served_s"] - rows["first_token_s"])[several]) / (rows["output_tokens"][several] - 1),
-        "answer_ttft": rows["first_token_s"][last] - arrival_s,
-        "e2e": ended_s - arrival_s,
-    }
-    return {name: values for name, values in samples.items() if len(values)}
+def _outcome(scenario: Scenario, objective: Objective) -> SloOutcome:
+    slo = getattr(scenario.slo, objective.metric)
+    attained = objective.within / objective.points
+    return SloOutcome(objective.metric, slo.max_s, slo.p, attained, attained >= slo.p)
 
 
-def _last_visit_of_each_task(task: NDArray[np.float64], number: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Row of each task's last round, in order of task id."""
-    order = np.lexsort((number, task))
-    ends = np.append(np.flatnonzero(np.diff(task[order])), len(order) - 1)
-    return np.asarray(order[ends])
-
-
-def _slo_outcomes(scenario: Scenario, samples: dict[str, NDArray[np.float64]]) -> tuple[SloOutcome, ...]:
-    outcomes = []
-    for metric, values in samples.items():
-        if slo := getattr(scenario.slo, metric):
-            attained = float((values <= slo.max_s).mean())
-            outcomes.append(SloOutcome(metric, slo.max_s, slo.p, attained, attained >= slo.p))
-    return tuple(outcomes)
-
-
-def _good_tasks(scenario: Scenario, tasks: Any, visits: Any, samples: dict[str, NDArray[np.float64]]) -> int:
-    """Tasks that kept every objective, those of each of their visits included."""
-    ids = np.sort(tasks["task"])
-    good = np.ones(len(ids), dtype=bool)
-    generated = visits["stage"] == Stage.GENERATE
-    visit_task = np.searchsorted(ids, visits["task"][generated])
-    several = visits["output_tokens"][generated] > 1
-    owners = {"ttft": visit_task, "tpot": visit_task[several], "answer_ttft": np.arange(len(ids)), "e2e": np.arange(len(ids))}
-    for metric, values in samples.items():
-        if slo := getattr(scenario.slo, metric):
-            good[owners[metric][values > slo.max_s]] = False
-    return int(good.sum())
-
-
-def _energy(
-    log: Log, tables: dict[str, Any], accounts: Accounts, window: Window, ledger: Ledger, count: int, output_tokens: int
-) -> Energy:
-    total_j = ledger.joules()
-    integral_j = facility_joules(log, tables, accounts, window)
-    gap = abs(total_j - integral_j) / integral_j if integral_j else abs(total_j)
-    assert gap <= LEDGER_TOLERANCE, f"the ledger holds {total_j} J, the integral of power is {integral_j} J"
+def _energy(path: Measured) -> Energy:
+    ledger, count, tokens = path.ledger, path.served, round(path.output_tokens)
     joules = {a: {b: ledger.joules(a, b) for b in BOUNDARIES} for a in ATTRIBUTIONS}
-    drain = Window(window.arrivals_end_s, window.end_s, window.end_s)
     return Energy(
         tst_j={a: {b: j / count for b, j in row.items()} for a, row in joules.items()},
-        tpw_tokens_per_j={a: {b: output_tokens / j if j else float("nan") for b, j in row.items()} for a, row in joules.items()},
-        total_j=total_j,
-        drain_j=facility_joules(log, tables, accounts, drain),
-        mean_w=total_j / window.seconds,
+        tpw_tokens_per_j={a: {b: tokens / j if j else None for b, j in row.items()} for a, row in joules.items()},
+        total_j=ledger.joules(),
+        drain_j=path.drain_j,
+        mean_w=ledger.joules() / path.window.seconds,
         accounts=tuple(ledger.accounts()),
-        ledger_gap_fraction=gap,
+        ledger_gap_fraction=path.ledger_gap_fraction,
     )
 
 
-def _money(accounts: Accounts, window: Window, energy: Energy, ledger: Ledger, count: int, output_tokens: int) -> Money:
+def unavailable_of(system: System) -> dict[str, str]:
+    """What cannot be said for want of a figure, and which figure."""
+    why: dict[str, str] = {}
+    prices = ("rent_usd_per_h", "capex_usd")
+    for name, explanation in system.figures.unknown.items():
+        why.setdefault("money" if name.endswith(prices) else "energy", explanation)
+    if "energy" in why:
+        why["co2"] = why["energy"]
+        if system.scenario.site.cost.basis == "own":
+            why.setdefault("money", why["energy"])
+    return why
+
+
+def _money(accounts: Accounts, window: Window, kwh: float | None, count: int, output_tokens: int) -> Money:
     site = accounts.site
     servers_usd = sum(tier.usd_per_s for tier in accounts.tiers.values()) * window.seconds
-    kwh = energy.total_j / KWH_J
-    electricity_usd = kwh * site.usd_per_kwh if site.cost.basis == "own" else 0.0
+    electricity_usd = kwh * site.usd_per_kwh if site.cost.basis == "own" and kwh is not None else 0.0
     total_usd = servers_usd + electricity_usd
     return Money(
         basis=site.cost.basis,
@@ -168,50 +144,31 @@ def _money(accounts: Accounts, window: Window, energy: Energy, ledger: Ledger, c
         electricity_usd=electricity_usd,
         usd_per_task=total_usd / count,
         usd_per_1k_output_tokens=total_usd / output_tokens * 1000,
-        gco2_per_task=kwh * site.gco2_per_kwh / count,
     )
 
 
-def _stages(system: System, visits: Any, count: int) -> tuple[StageAnatomy, ...]:
+def anatomy_of(paths: Sequence[Measured], scenario: Scenario) -> tuple[StageAnatomy, ...]:
+    """What each stage costs a served task, on average over the cohorts of all paths."""
+    served = sum(path.served for path in paths)
     anatomy = []
-    for stage in Stage:
-        mine = visits["stage"] == stage
-        if not mine.any():
-            continue
-        rows = {name: column[mine] for name, column in visits.items()}
-
-        def per_task(values: NDArray[np.float64]) -> float:
-            return float(values.sum()) / count
-
-        anatomy.append(
-            StageAnatomy(
-                stage=stage.name.lower(),
-                pool=getattr(system.scenario.stages, stage.name.lower()),
-                visits_per_task=float(mine.sum()) / count,
-                transfer_s=per_task(rows["queued_s"] - rows["ready_s"]),
-                wait_s=per_task(rows["started_s"] - rows["queued_s"]),
-                service_s=per_task(rows["served_s"] - rows["started_s"]),
-                outside_s=per_task(rows["ended_s"] - rows["served_s"]),
-                dynamic_j=per_task(rows["dynamic_j"] + rows["host_dynamic_j"]),
-                occupied_j=per_task(rows["idle_j"] + rows["host_idle_j"]),
-            )
-        )
+    for stage in (s.name.lower() for s in Stage):
+        sums = [path.stages[stage] for path in paths if stage in path.stages]
+        if sums:
+            visits, *rest = (float(value) / served for value in np.sum(sums, axis=0))
+            anatomy.append(StageAnatomy(stage, getattr(scenario.stages, stage), visits, *rest))
     return tuple(anatomy)
 
 
-def _pools(log: Log, tables: dict[str, Any], system: System, window: Window) -> tuple[PoolUse, ...]:
-    steps, visits = tables["steps"], tables["visits"]
-    accelerators_s, uses = busy_seconds(log, steps), []
-    stages = system.scenario.stages
-    for name, pool in log.pools.items():
-        batch = None
-        if pool.engine:
-            busy_s = sum(accelerators_s[i] for i in pool.devices)
-            rows = np.isin(steps["device"], pool.devices)
-            seconds = (steps["end_s"] - steps["start_s"])[rows]
-            batch = float((steps["decodes"][rows] * seconds).sum() / seconds.sum()) if rows.any() else None
+def pools_of(paths: Sequence[Measured]) -> tuple[PoolUse, ...]:
+    """How busy each pool was in the windows of all paths together."""
+    window_s = sum(path.window.seconds for path in paths)
+    uses = []
+    for name, record in paths[0].records.items():
+        busy_s, decode_s, kv_token_s = np.sum([astuple(path.pools[name]) for path in paths], axis=0).tolist()
+        busy = busy_s / (record.capacity * window_s)
+        if record.engine:
+            kv = kv_token_s / (record.capacity * record.kv_capacity_tokens * window_s)
+            uses.append(PoolUse(name, record.what, busy, decode_s / busy_s if busy_s else 0.0, kv))
         else:
-            rows = np.isin(visits["stage"], [s for s in Stage if getattr(stages, s.name.lower()) == name])
-            busy_s = float((visits["served_s"] - visits["started_s"])[rows].sum())
-        uses.append(PoolUse(name, pool.what, busy_s / (pool.capacity * window.seconds), batch))
+            uses.append(PoolUse(name, record.what, busy))
     return tuple(uses)

@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hsim.policies.views import BatchView
+from hsim.policies.views import BatchView, PromptView
 
 
 class BatchPlan(NamedTuple):
     """Chunks for the prompts being prefilled, then for so many prompts admitted from the head of the queue.
 
-    `chunks` has an entry for each of them, in order; 0 leaves one out of this step. `steps` is how long the choice
-    holds if nobody arrives or finishes (math.inf: until then).
+    `chunks` has an entry for each of them, in order; 0 leaves one out of this step (or needs no prefill). `steps` is
+    how long the choice holds if nobody arrives, finishes or runs out of blocks (math.inf: until then).
     """
 
     admitted: int
@@ -27,32 +27,45 @@ Batcher = Callable[[BatchView], BatchPlan]
 def decode_first(view: BatchView) -> BatchPlan:
     """Every decoding sequence gets its token; what is left of the token budget goes to prompts, first come first.
 
-    As vLLM's V1 scheduler does with chunked prefill.
+    As vLLM's V1 scheduler does with chunked prefill: a waiting prompt is admitted when there are blocks for its first
+    chunk.
     """
     budget = view.max_num_batched_tokens - view.decodes
-    chunks = []
+    free, size = view.free_blocks, view.block_tokens
+    chunks: list[int] = []
+    first: PromptView | None = None
     for prompt in view.prefilling:
         chunk = min(prompt.prompt_left, budget)
         chunks.append(chunk)
         budget -= chunk
-    admitted, free = 0, view.free_kv_tokens
-    room = view.max_num_seqs - view.decodes - len(view.prefilling)
-    for prompt in view.waiting:
-        if not budget or admitted == room or prompt.reserve_tokens > free:
-            break
-        chunk = min(prompt.prompt_left, budget)
-        chunks.append(chunk)
-        budget -= chunk
-        free -= prompt.reserve_tokens
-        admitted += 1
-    return BatchPlan(admitted, tuple(chunks), _holds(view, chunks, admitted))
+        free -= _new_blocks(prompt, chunk, size)
+        first = first or prompt
+    admitted, room = 0, view.max_num_seqs - view.decodes - len(view.prefilling)
+    if budget > 0 and room > 0:
+        for prompt in view.waiting:
+            chunk = min(prompt.prompt_left, budget)
+            needed = _new_blocks(prompt, chunk, size)
+            if needed > free:
+                break
+            chunks.append(chunk)
+            free -= needed
+            budget -= chunk or 1
+            admitted += 1
+            first = first or prompt
+            if budget <= 0 or admitted == room:
+                break
+    return BatchPlan(admitted, tuple(chunks), _holds(chunks, first))
 
 
-def _holds(view: BatchView, chunks: list[int], admitted: int) -> float:
+def _new_blocks(prompt: PromptView, chunk: int, size: int) -> int:
+    """Blocks that a prompt lacks to hold what it has and the chunk."""
+    return max(0, -(-(prompt.prefill_tokens - prompt.prompt_left + chunk) // size) - prompt.held_blocks)
+
+
+def _holds(chunks: list[int], first: PromptView | None) -> float:
     """One prompt that takes the whole budget does so until its last chunk; anything else changes at once."""
-    if not chunks:
+    if first is None or not any(chunks):
         return math.inf
-    first = view.prefilling[0] if view.prefilling else view.waiting[0]
     return first.prompt_left // chunks[0] if chunks[0] and not any(chunks[1:]) else 1
 
 

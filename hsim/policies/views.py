@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -10,11 +10,15 @@ class DeviceView(NamedTuple):
     """A device as of its last step boundary.
 
     `outstanding` visits wait or run; `outstanding_tokens` are prompt tokens still to prefill plus answer tokens
-    that the running and waiting visits may yet ask for (their declared limits).
+    that they may yet ask for (their declared limits); `cached_tokens` of the visit's prefix lie in its KV cache.
     """
 
     outstanding: int
-    outstanding_tokens: int
+    outstanding_tokens: int = 0
+    waiting: int = 0
+    running: int = 0
+    max_running: int = 1
+    cached_tokens: int = 0
 
 
 class PoolView(NamedTuple):
@@ -25,34 +29,37 @@ class PoolView(NamedTuple):
 
 
 class VisitView(NamedTuple):
-    """A visit to be routed."""
+    """A visit to be routed. `prefix` names the pieces of its prompt that others may share, with their tokens."""
 
     task: int
     round: int
     input_tokens: int
     max_output_tokens: int
+    prefix: tuple[tuple[Hashable, int], ...] = ()
 
 
 class PromptView(Protocol):
-    """A prompt that waits or is being prefilled."""
+    """A prompt that waits or is being prefilled.
 
-    @property
-    def prompt_left(self) -> int:
-        """Prompt tokens not yet prefilled."""
-        ...
+    Of `prefill_tokens` in all, `prompt_left` are still to be computed; 0 means that they came over a link. It has
+    `held_blocks` of the KV cache, or would find them in use by others.
+    """
 
-    @property
-    def reserve_tokens(self) -> int:
-        """Tokens of KV cache that it needs in all: its prompt and its declared limit."""
-        ...
+    prefill_tokens: int
+    prompt_left: int
+    held_blocks: int
 
 
 class BatchView(NamedTuple):
-    """A replica at a step boundary: its batch, its queue and its limits."""
+    """A replica at a step boundary: its batch, its queue and its limits.
+
+    `free_blocks` are what the decoding sequences leave in the next step.
+    """
 
     decodes: int
     prefilling: Sequence[PromptView]
-    waiting: Sequence[PromptView]
-    free_kv_tokens: int
+    waiting: Iterable[PromptView]
+    free_blocks: int
+    block_tokens: int
     max_num_seqs: int
     max_num_batched_tokens: int

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hsim.description.hardware import Tool
-from hsim.description.scenario import TaskClass, TraceArrivals, Workload
+from hsim.description.scenario import ClosedArrivals, TaskClass, TraceArrivals, Workload
 from hsim.errors import DescriptionError
+from hsim.workload.arrivals import arrival_times
+from hsim.workload.histograms import with_histograms_read
+from hsim.workload.rows import Prefix, TraceRows, check_class_fits, replayed, sampled
 from hsim.workload.streams import Floats, quantiles, uniforms, whole
-from hsim.workload.traces import Trace, read_trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +29,25 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Perhaps a tool call, then a visit to the language model."""
+    """Perhaps a tool call, then a visit to the language model.
+
+    Its prompt's first `shared_tokens` repeat the context that the task has built up; or `prefix` names the pieces of
+    the prompt that other tasks may have in common, with the tokens of each.
+    """
 
     call: ToolCall | None
     input_tokens: int
     output_tokens: int
+    shared_tokens: int = 0
+    prefix: Prefix = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task's demand, fixed before it arrives. `understand_tokens` 0 means no understanding stage."""
+    """One task's demand, fixed before it arrives. `understand_tokens` 0 means no understanding stage.
+
+    In a closed loop a task belongs to a `user`, who thinks for think_s before asking; its arrival_s has no meaning.
+    """
 
     id: int
     arrival_s: float
@@ -43,6 +55,9 @@ class Task:
     understand_tokens: int
     max_output_tokens: int
     rounds: tuple[Round, ...]
+    timeout_s: float = math.inf
+    user: int | None = None
+    think_s: float = 0.0
 
     @property
     def output_tokens(self) -> int:
@@ -51,49 +66,70 @@ class Task:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The tasks of a run, in order of arrival, and how many answers were cut at max_output_tokens."""
+    """The tasks of a run, in order of arrival, and how many answers were cut at max_output_tokens.
+
+    `notes` is what a user must know of how traces were read.
+    """
 
     tasks: list[Task]
     truncated: int
+    notes: tuple[str, ...] = ()
 
 
 def draw_tasks(workload: Workload, tools: Mapping[str, Tool], seed: int, beside: Path) -> Drawn:
     """Draw the tasks of a workload. Raises DescriptionError for a trace that cannot be used."""
+    workload = with_histograms_read(workload, beside)
+    tools = {name: with_histograms_read(tool, beside) for name, tool in tools.items()}
     arrivals = workload.arrivals
-    trace = None
+    replay = None
     if isinstance(arrivals, TraceArrivals):
-        trace = read_trace(_trace_file(arrivals.file, beside))
-        count = min(len(trace.arrival_s), workload.tasks or len(trace.arrival_s))
+        trace = replayed(arrivals, beside)
+        count = min(trace.tasks, workload.tasks or trace.tasks)
+        assert trace.arrival_s is not None
         arrival_s = trace.arrival_s[:count] / arrivals.rate_scale
+        replay = TraceRows(arrivals.file, trace, np.arange(count))
+    elif isinstance(arrivals, ClosedArrivals):
+        assert workload.tasks is not None
+        count, arrival_s = workload.tasks, np.zeros(workload.tasks)
     else:
         assert workload.tasks is not None
         count = workload.tasks
-        arrival_s = np.cumsum(-np.log1p(-uniforms(seed, "arrivals", count)) / arrivals.rate_per_s)
-    names = list(workload.classes)
+        arrival_s = arrival_times(arrivals, count, seed)
     shares = np.cumsum([c.share for c in workload.classes.values()])
     chosen = np.searchsorted(shares / shares[-1], uniforms(seed, "class", count), side="right")
     tasks: list[Task | None] = [None] * count
-    truncated = 0
-    for index, name in enumerate(names):
+    truncated, notes = 0, replay.notes if replay else ()
+    for index, (name, kind) in enumerate(workload.classes.items()):
         members = np.flatnonzero(chosen == index)
-        draw = _ClassDraw(name, workload.classes[name], tools, seed, count, trace)
+        rows = sampled(kind.sampled_from, count, seed, beside) if kind.sampled_from else replay
+        notes += rows.notes if rows and rows is not replay else ()
+        draw = _ClassDraw(name, kind, tools, seed, count, rows)
         for task in draw.tasks(members, arrival_s):
             tasks[task.id] = task
         truncated += draw.truncated
-    return Drawn([task for task in tasks if task is not None], truncated)
+    drawn = [task for task in tasks if task is not None]
+    if isinstance(arrivals, ClosedArrivals):
+        drawn = _given_to_users(drawn, arrivals, seed)
+    return Drawn(drawn, truncated, notes)
 
 
-def _trace_file(name: str, beside: Path) -> Path:
-    near = beside / name
-    return near if near.is_file() else Path(name)
+def _given_to_users(tasks: list[Task], arrivals: ClosedArrivals, seed: int) -> list[Task]:
+    """Task i is user (i mod users)'s: the nth task of a user is the same whatever the number of tasks."""
+    think_s = quantiles(arrivals.think_s, uniforms(seed, "think", len(tasks))).tolist()
+    return [replace(task, user=task.id % arrivals.users, think_s=think_s[task.id]) for task in tasks]
 
 
 class _ClassDraw:
     """Draws the tasks of one class. Streams are drawn whole, for all tasks, so that no class moves another's."""
 
-    def __init__(self, name: str, kind: TaskClass, tools: Mapping[str, Tool], seed: int, count: int, trace: Trace | None):
-        self.name, self.kind, self.tools, self.seed, self.count, self.trace = name, kind, tools, seed, count, trace
+    def __init__(
+        self, name: str, kind: TaskClass, tools: Mapping[str, Tool], seed: int, count: int, rows: TraceRows | None
+    ):
+        self.name, self.kind, self.tools, self.seed, self.count, self.rows = name, kind, tools, seed, count, rows
+        self.sessions = rows.trace.sessions if rows else None
         self.truncated = 0
+        if rows:
+            check_class_fits(name, kind, rows)
 
     def tasks(self, members: NDArray[np.int64], arrival_s: Floats) -> list[Task]:
         """The tasks with these ids."""
@@ -103,13 +139,24 @@ class _ClassDraw:
         understand = np.zeros(len(members), dtype=np.int64)
         if kind.understand:
             understand = whole(quantiles(kind.understand.tokens, self._uniforms("understand")[members]), 1)
-        rounds = whole(quantiles(kind.rounds, self._uniforms("rounds")[members]), 1)
+        if self.rows and self.sessions:
+            rounds = self.rows.rounds(members)
+        else:
+            rounds = whole(quantiles(kind.rounds, self._uniforms("rounds")[members]), 1)
         drawn: list[list[Round]] = [[] for _ in members]
         for number in range(int(rounds.max())):
             here = np.flatnonzero(rounds > number)
             self._draw_round(number, members[here], [drawn[i] for i in here])
         return [
-            Task(int(i), float(arrival_s[i]), self.name, int(tokens), kind.max_output_tokens, tuple(its_rounds))
+            Task(
+                int(i),
+                float(arrival_s[i]),
+                self.name,
+                int(tokens),
+                kind.max_output_tokens,
+                tuple(its_rounds),
+                kind.timeout_s or math.inf,
+            )
             for i, tokens, its_rounds in zip(members, understand, drawn, strict=True)
         ]
 
@@ -121,19 +168,38 @@ class _ClassDraw:
         outputs = self._lengths("output_tokens", number, ids)
         self.truncated += int((outputs > self.kind.max_output_tokens).sum())
         outputs = np.minimum(outputs, self.kind.max_output_tokens)
-        calls = self._calls(number, ids)
-        for its_rounds, call, n_in, n_out in zip(rounds, calls, inputs.tolist(), outputs.tolist(), strict=True):
-            its_rounds.append(Round(call, n_in, n_out))
+        context = self._context(number, ids, rounds)
+        if self.kind.context == "grows":
+            inputs = inputs + context
+        columns = [column.tolist() for column in (inputs, outputs, context)]
+        for its_rounds, *its_round in zip(
+            rounds, self._calls(number, ids), *columns, self._prefixes(number, ids), strict=True
+        ):
+            its_rounds.append(Round(*its_round))
+
+    def _context(self, number: int, ids: NDArray[np.int64], rounds: list[list[Round]]) -> NDArray[np.int64]:
+        """How many tokens of each prompt the task has sent or received in earlier rounds."""
+        if self.rows and self.sessions:
+            return self.sessions.context_tokens[self.rows.rows(number, ids)]
+        if number and self.kind.context == "grows":
+            return np.array([its[-1].input_tokens + its[-1].output_tokens for its in rounds])
+        return np.zeros(len(ids), dtype=np.int64)
+
+    def _prefixes(self, number: int, ids: NDArray[np.int64]) -> Iterable[Prefix]:
+        """The pieces of each prompt that the trace says others may share."""
+        if self.rows and self.kind.input_tokens is None and self.kind.context == "declared":
+            return self.rows.prefixes(number, ids)
+        return [()] * len(ids)
 
     def _lengths(self, key: str, number: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         distribution = getattr(self.kind, key)
         if distribution is not None:
             return whole(quantiles(distribution, self._uniforms(key, number)[ids]), 1)
-        assert self.trace is not None  # the schema refuses other workloads without lengths
-        return np.asarray(getattr(self.trace, key))[ids]
+        assert self.rows is not None  # the schema refuses other workloads without lengths
+        return np.asarray(getattr(self.rows.trace, key))[self.rows.rows(number, ids)]
 
     def _calls(self, number: int, ids: NDArray[np.int64]) -> list[ToolCall | None]:
-        if not self.kind.tools or (number == 0 and not self.kind.first_round_tool):
+        if not self.kind.tools or (number == 0 and (self.sessions or not self.kind.first_round_tool)):
             return [None] * len(ids)
         names = list(self.kind.tools)
         weights = np.cumsum(list(self.kind.tools.values()))
@@ -142,11 +208,16 @@ class _ClassDraw:
         calls: list[ToolCall | None] = [None] * len(ids)
         for index, name in enumerate(names):
             mine = np.flatnonzero(chosen == index)
-            wait = self.tools[name].outside_wait_s
-            waits = quantiles(wait, u[mine]).tolist() if wait else [0.0] * len(mine)
-            for i, wait_s in zip(mine, waits, strict=True):
+            for i, wait_s in zip(mine, self._waits(name, u[mine], number, ids[mine]), strict=True):
                 calls[i] = ToolCall(name, wait_s)
         return calls
+
+    def _waits(self, tool: str, u: Floats, number: int, ids: NDArray[np.int64]) -> list[float]:
+        """Seconds outside of each call: as the session's log has them, else as the tool says."""
+        if self.rows and self.sessions:
+            return list(map(float, self.sessions.wait_after_s[self.rows.rows(number - 1, ids)]))
+        wait = self.tools[tool].outside_wait_s
+        return quantiles(wait, u).tolist() if wait else [0.0] * len(ids)
 
 
 def check_tasks_fit(tasks: list[Task], capacity_tokens: int, max_context_tokens: int, where: str) -> None:
@@ -161,4 +232,6 @@ def check_tasks_fit(tasks: list[Task], capacity_tokens: int, max_context_tokens:
                     f"max_output_tokens {task.max_output_tokens}), more than {limit} "
                     f"({'KV cache of one replica' if capacity_tokens < max_context_tokens else 'the model allows'})"
                 )
-                raise DescriptionError(where, what, "lower max_output_tokens, filter the workload, or use more memory per replica")
+                raise DescriptionError(
+                    where, what, "lower max_output_tokens, filter the workload, or use more memory per replica"
+                )

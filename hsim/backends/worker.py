@@ -1,0 +1,258 @@
+"""A worker: a process of its own that hosts a decoder or tools, does what it is asked, and times it on its own clock.
+
+The driver's loop asks one thing at a time with `send` and, when `connection` can be read (or at once), fetches the
+answer. Start and end are the worker's time.monotonic(), which on one machine is also the parent's. Whatever goes
+wrong in a worker (a fault in its work, memory that runs out, its death, no answer in time) is a BackendError in the
+parent. A worker ends with its parent, however the parent ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from hsim.backends.hosts import Host
+from hsim.errors import BackendError, HsimError
+
+_CLOSING_S = 5.0  # a worker that has not ended so long after it was asked to is killed
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How a worker runs. `threads` is for torch, BLAS and faiss; `cores` pins it (None: wherever the system likes)."""
+
+    name: str
+    threads: int = 1
+    cores: tuple[int, ...] | None = None
+    start_timeout_s: float = 600.0
+    answer_timeout_s: float = 120.0
+
+
+class Done(NamedTuple):
+    """Work that was done, from start_s to end_s on the worker's monotonic clock."""
+
+    start_s: float
+    end_s: float
+    value: Any
+
+
+class _Ready(NamedTuple):
+    notes: tuple[str, ...]
+
+
+class _Failed(NamedTuple):
+    problem: str
+    trace: str
+
+
+def shared_cores(workers: int) -> list[tuple[int, ...]]:
+    """The cores of each of so many workers: this process's own, dealt out, one kept for the loop where there are over two.
+
+    Workers share cores where there are too few.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    free = cores[1:] if len(cores) > 2 else cores
+    each = max(1, len(free) // workers)
+    return [tuple(free[(i * each + k) % len(free)] for k in range(each)) for i in range(workers)]
+
+
+class Worker:
+    """The parent's end of a worker process. One request is under way at a time.
+
+    An error in the work leaves the worker ready for more; after its death or silence every use raises the same error.
+    """
+
+    def __init__(self, host: Host, settings: WorkerSettings) -> None:
+        self.host, self.settings, self._where = host, settings, f"worker {settings.name}"
+        context = multiprocessing.get_context("spawn")  # forking a process that has threads or CUDA is not safe
+        self.connection, self._theirs = context.Pipe()
+        self.process = context.Process(
+            target=_serve, args=(host, settings, self._theirs), name=settings.name, daemon=True
+        )
+        self._busy = False
+        self._end: BackendError | None = None
+
+    def __enter__(self) -> Worker:
+        self.start()
+        self.ready()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the process. Returns at once: start several, then wait for each to be ready."""
+        with _environment(self.settings.threads):
+            self.process.start()
+        self._theirs.close()  # the worker alone holds it now: when it dies, our end can be read, and is at its end
+        self._busy = True
+
+    def ready(self) -> tuple[str, ...]:
+        """Wait until it has opened what it hosts; returns plain statements of what that really is.
+
+        Raises BackendError, and ends the process, where it could not.
+        """
+        try:
+            message = self._receive(self.settings.start_timeout_s)
+        except BackendError:
+            self.close()
+            raise
+        assert isinstance(message, _Ready)
+        return message.notes
+
+    def send(self, request: Any) -> None:
+        """Ask for work; the answer must be fetched before the next request."""
+        if self._end:
+            raise self._end
+        assert not self._busy, f"{self._where} is asked while it is at work"
+        assert request is not None, "None is how a worker is told to end"
+        try:
+            self.connection.send(request)
+        except OSError:
+            raise self._ended(self._death()) from None
+        self._busy = True
+
+    def answer(self) -> Done:
+        """What came of the request. Waits up to answer_timeout_s; a worker that is silent for longer is killed."""
+        message = self._receive(self.settings.answer_timeout_s)
+        assert isinstance(message, Done)
+        return message
+
+    def call(self, request: Any) -> Done:
+        """Ask, and wait for the answer."""
+        self.send(request)
+        return self.answer()
+
+    def close(self) -> None:
+        """End the process: at once if it is at work, and never later than in a few seconds."""
+        if self.process.pid is not None and not self.connection.closed:
+            if not self._busy:
+                with contextlib.suppress(OSError):
+                    self.connection.send(None)
+                    self.process.join(_CLOSING_S)
+            self._kill()
+        self.connection.close()
+        self._theirs.close()
+
+    def _receive(self, timeout_s: float) -> Any:
+        if self._end:
+            raise self._end
+        assert self._busy, f"{self._where} was asked nothing"
+        try:
+            if not self.connection.poll(timeout_s):
+                self._kill()
+                what = f"gave no answer within {timeout_s:g} s and was killed"
+                raise self._ended(BackendError(self._where, what, "give it longer if its work may take so long"))
+            message = self.connection.recv()
+        except (EOFError, OSError):
+            raise self._ended(self._death()) from None
+        self._busy = False
+        if isinstance(message, _Failed):
+            error = BackendError(self._where, message.problem)
+            error.add_note(message.trace)
+            raise error
+        return message
+
+    def _kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def _ended(self, error: BackendError) -> BackendError:
+        self._end = error
+        return error
+
+    def _death(self) -> BackendError:
+        self.process.join(_CLOSING_S)
+        code = self.process.exitcode
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            remedy = "if nobody killed it, memory has run out" if name == "SIGKILL" else ""
+            return BackendError(self._where, f"its process was ended by {name}", remedy)
+        return BackendError(self._where, f"its process ended by itself with code {code}", "stderr has its last words")
+
+
+@contextlib.contextmanager
+def _environment(threads: int) -> Iterator[None]:
+    """The environment that a worker is born with: libraries read it when they are imported, before any code of ours."""
+    wanted = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    # Spinning threads of torch take the core from other processes; nothing is to be fetched or forked by libraries.
+    wanted |= {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+# ---- in the worker
+
+
+class _Telling:
+    """Tells the parent of an error inside the block, in words, and goes on: the parent decides what becomes of it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection, self.failed = connection, False
+
+    def __enter__(self) -> _Telling:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self.failed = True
+        self.connection.send(_Failed(_in_words(error), "".join(traceback.format_exception(error))))
+        return True
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, HsimError):
+        return str(error)
+    # torch's own class on CUDA, its words on the CPU; asked by name, since a worker of tools has no torch.
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    ):
+        return f"out of memory ({error}); use fewer slots, less context, smaller chunks or a smaller model"
+    return f"failed with {type(error).__name__}: {error}"
+
+
+def _serve(host: Host, settings: WorkerSettings, connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if settings.cores:
+        os.sched_setaffinity(0, settings.cores)
+    with contextlib.suppress(EOFError, OSError):  # the parent has gone
+        with _Telling(connection) as opening:
+            opened = host.open()
+            connection.send(_Ready(opened.notes))
+        while not opening.failed and (request := connection.recv()) is not None:
+            with _Telling(connection):
+                start_s = time.monotonic()
+                value = opened.run(request)
+                connection.send(Done(start_s, time.monotonic(), value))
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent ends, even in the middle of its work."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

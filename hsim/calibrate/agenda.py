@@ -1,0 +1,286 @@
+"""What to measure on a device, in order of worth: the least that makes a profile first, refinements later."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from hsim.calibrate.work import Parameters, Unit
+from hsim.description.hardware import Precision
+from hsim.description.model import ModelArchitecture
+
+ROUNDS = 4  # each point is measured again while the budget lasts: a later round is worth two levels less
+POWER_ROUNDS = 2
+CHECKS, FIRST_CHECKS = 24, 6  # steps at random points, kept out of the table to test it
+WINDOW_S = 6.0  # an energy counter that ticks every 0.1 s errs by 3 % over so long
+RAMP_S = 2.0  # power and clocks settle before the window opens
+MOST_CPU_FLOPS = 2e10  # larger products and attention take too long on a core
+MOST_CPU_WEIGHTS = 1 << 27  # and larger matrices too much of its memory
+KERNEL_S = {"cpu": 0.25, "cuda": 0.1}
+STEP_S = {"cpu": 0.4, "cuda": 0.2}
+OPERATION_S = 0.6
+WAITING_OPERATIONS = ("http-call",)  # they wait for another process
+SETUP_S = {"hnsw-search": 10.0, "encode-minilm": 5.0, "sql-aggregate": 2.0, "full-text-search": 2.0, "tokenise": 3.0}
+ROWS = {"cpu": (1, 4, 16, 64, 256), "cuda": (1, 8, 32, 128, 512, 2048, 8192)}
+SQUARES = {"cpu": (512, 1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192)}
+BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 8, 64, 256)}
+CONTEXTS = {"cpu": (128, 512, 2048), "cuda": (128, 1024, 8192)}
+PROMPTS = {"cpu": (16, 64, 128, 256, 512, 1024), "cuda": (64, 512, 2048, 8192)}
+COPIES_BYTES = (1 << 20, 1 << 24, 1 << 28)
+TRANSFERS_BYTES = (1 << 12, 1 << 16, 1 << 20, 1 << 24, 1 << 28)
+
+
+@dataclass(frozen=True)
+class Served:
+    """How hsim's decoder is set up while its steps are measured: the limits that its engine profile will name."""
+
+    model: ModelArchitecture
+    precision: Precision
+    slots: int
+    max_context_tokens: int
+    max_num_batched_tokens: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device to be measured: the precisions that it has, what it serves, and models whose shapes matter.
+
+    `operations` are CPU operations with the sizes to measure them at; `metered` says whether watts can be had. A CPU
+    that is `host_only` does not generate: its kernels and steps are of no interest.
+    """
+
+    device: str
+    precisions: tuple[Precision, ...]
+    served: Served
+    shapes: tuple[ModelArchitecture, ...] = ()
+    operations: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    cores: int = 1
+    metered: bool = False
+    host_only: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Cpu or cuda: what grids are made for."""
+        return self.device.split(":")[0]
+
+
+def agenda(target: Target) -> list[Unit]:
+    """Every unit worth measuring, best first; of equal worth a like part of every kind, wherever the budget ends."""
+    beside = (_movement, _operations, _power)
+    parts = beside if target.host_only else (_steps, _gemms, _attention, *beside)
+    first = [unit for part in parts for unit in part(target)]
+    rounds = [
+        replace(unit, round=number, worth=unit.worth + 2 * (number - 1), setup_s=unit.setup_s if number == 1 else 0.0)
+        for number in range(1, ROUNDS + 1)
+        for unit in first
+        if number <= _rounds_of(unit)
+    ]
+    return in_turn(rounds)
+
+
+def in_turn(units: Sequence[Unit]) -> list[Unit]:
+    """Units by worth, and within a worth each kind spread evenly over the whole."""
+    groups: dict[tuple[int, str, str], list[Unit]] = {}
+    for unit in units:
+        groups.setdefault((unit.worth, unit.device, unit.kind), []).append(unit)
+    placed = [(worth, i / len(group), unit) for (worth, *_), group in groups.items() for i, unit in enumerate(group)]
+    return [unit for _, _, unit in sorted(placed, key=lambda place: place[:2])]
+
+
+def _rounds_of(unit: Unit) -> int:
+    return POWER_ROUNDS if unit.kind in ("idle", "power", "cpu-power") else ROUNDS
+
+
+# ---- steps of hsim's decoder
+
+
+def _step(target: Target, worth: int, at: Parameters) -> Unit:
+    served = target.served
+    named = {"model": served.model.name, "dtype": served.precision}
+    return Unit("step", target.device, {**named, **at}, worth, STEP_S[target.kind])
+
+
+def _steps(target: Target) -> Iterator[Unit]:
+    served = target.served
+    yield from _checks(target)
+    for decodes, one in _ladder(_powers(1, served.slots, 2)):
+        for context, other in _ladder((16, *_powers(served.max_context_tokens // 16, served.max_context_tokens, 4))):
+            yield _step(target, max(one, other), {"role": "decode", "decodes": decodes, "context": context})
+    for tokens, one in _ladder(_powers(2, served.max_num_batched_tokens, 4)):
+        for share, other in ((0.0, 0), (0.25, 1), (0.7, 0)):
+            history = int(share * (served.max_context_tokens - tokens))
+            yield _step(target, max(one, other), {"role": "chunk", "tokens": tokens, "history": history})
+    room = served.max_num_batched_tokens - served.slots
+    for decodes, one in ((1, 1), (served.slots // 2, 0), (served.slots - 1, 1)):
+        for tokens, other in ((8, 1), (room // 4, 0), (room, 0)):
+            at: Parameters = {
+                "role": "mixed",
+                "decodes": decodes,
+                "context": served.max_context_tokens // 8,
+                "tokens": tokens,
+            }
+            yield _step(target, max(one, other), at)
+    yield _step(target, 0, {"role": "between", "decodes": 1, "context": served.max_context_tokens // 8})
+    for chunks in (2, 4):
+        yield _step(target, 1, {"role": "chunks", "tokens": room // chunks * chunks, "chunks": chunks})
+
+
+def _checks(target: Target) -> Iterator[Unit]:
+    """Steps of unlike sequences, as serving meets them: mixed contexts, many with a chunk or two."""
+    served = target.served
+    draw = random.Random(served.model.name)  # the same points on every machine, so that errors compare
+    for number in range(CHECKS):
+        chunks = number % 3
+        decodes = draw.randint(0 if chunks else 1, max(1, served.slots - 2))
+        contexts = [draw.randint(16, served.max_context_tokens - 1) for _ in range(decodes)]
+        room = served.max_num_batched_tokens - decodes
+        tokens = [draw.randint(2, max(2, room // max(1, chunks))) for _ in range(chunks)]
+        history = [draw.choice((0, draw.randint(1, served.max_context_tokens - t))) for t in tokens]
+        at = {"contexts": _listed(contexts), "tokens": _listed(tokens), "history": _listed(history)}
+        yield _step(target, 1 if number < FIRST_CHECKS else 2, {"role": "check", **at})
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return " ".join(map(str, numbers))
+
+
+def step_parts(at: Parameters) -> tuple[list[int], list[tuple[int, int]]]:
+    """Context tokens of each decode, and (tokens, tokens before them) of each chunk, of a step unit."""
+    if at["role"] == "check":
+        contexts, tokens, history = ([int(x) for x in str(at[k]).split()] for k in ("contexts", "tokens", "history"))
+        return contexts, list(zip(tokens, history, strict=True))
+    decodes = [int(at["context"])] * int(at["decodes"]) if "decodes" in at else []
+    if "tokens" not in at:
+        return decodes, []
+    count = int(at.get("chunks", 1))
+    return decodes, [(int(at["tokens"]) // count, int(at.get("history", 0)))] * count
+
+
+# ---- kernels
+
+
+def _products(model: ModelArchitecture) -> list[tuple[int, int]]:
+    """(outputs, inputs) of a model's matrix products."""
+    return [(product.outputs, product.inputs) for product in model.products]
+
+
+def _gemms(target: Target) -> Iterator[Unit]:
+    served, kind = target.served, target.kind
+    own = {*_products(served.model), (served.model.vocabulary, served.model.hidden_size)}
+    squares = {(size, size) for size in SQUARES[kind]}
+    others = {shape for model in target.shapes for shape in (*_products(model), (model.vocabulary, model.hidden_size))}
+    few, corners = (ROWS[kind][0], ROWS[kind][3]), {min(own), max(own)}
+    for precision in sorted(target.precisions, key=lambda p: p != served.precision):
+        extra = 0 if precision == served.precision else 1
+        for shapes, worth in ((corners, 0), ((own | squares) - corners, 1), (others - own - squares, 2)):
+            for n, k in sorted(shapes):
+                for m in ROWS[kind]:
+                    if kind == "cpu" and (2.0 * m * n * k > MOST_CPU_FLOPS or n * k > MOST_CPU_WEIGHTS):
+                        continue
+                    at = {"m": m, "n": n, "k": k, "dtype": precision}
+                    yield Unit("gemm", target.device, at, worth + extra + (m not in few), KERNEL_S[kind])
+
+
+def _heads(target: Target) -> list[tuple[tuple[int, int, int], int]]:
+    """(heads, KV heads, head_dim) of the models that matter, each with how much less it is worth."""
+    models = (target.served.model, *target.shapes)
+    shapes = dict.fromkeys((m.attention_heads, m.kv_heads, m.head_dim) for m in models)
+    return [(shape, int(i > 0)) for i, shape in enumerate(shapes)]
+
+
+def _attention(target: Target) -> Iterator[Unit]:
+    kind, precision = target.kind, target.served.precision
+    for (heads, kv_heads, head_dim), less in _heads(target):
+        shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "dtype": precision}
+        for batch, one in _ladder(BATCHES[kind]):
+            for context, other in _ladder(CONTEXTS[kind]):
+                at = {"batch": batch, "context": context, **shape}
+                yield Unit("decode-attention", target.device, at, less + max(one, other), KERNEL_S[kind])
+        for i, tokens in enumerate(PROMPTS[kind]):
+            if kind == "cpu" and 4.0 * heads * head_dim * tokens**2 > MOST_CPU_FLOPS:
+                continue
+            at = {"tokens": tokens, **shape}
+            yield Unit("prefill-attention", target.device, at, less + i % 2, KERNEL_S[kind])
+
+
+def _movement(target: Target) -> Iterator[Unit]:
+    kind = target.kind
+    for n_bytes in COPIES_BYTES:
+        yield Unit("memory-copy", target.device, {"bytes": n_bytes}, 1, KERNEL_S[kind])
+    yield Unit("launch", target.device, {}, 1, KERNEL_S[kind])
+    if kind != "cpu":
+        for memory in ("pinned", "pageable"):
+            for direction in ("h2d", "d2h"):
+                for n_bytes, worth in _ladder(TRANSFERS_BYTES):
+                    at = {"bytes": n_bytes, "direction": direction, "memory": memory}
+                    yield Unit("transfer", target.device, at, worth + 1, KERNEL_S[kind])
+
+
+# ---- CPU operations, and power
+
+
+def _operations(target: Target) -> Iterator[Unit]:
+    """Each operation alone at its sizes, then at its middle one on more and more cores at the same time."""
+    for name, sizes in target.operations:
+        for units, worth in _ladder(sizes):
+            at, first = _operation(name, units, sizes, 1), units == sizes[0]
+            setup_s = SETUP_S.get(name, 0.0) if first else 0.0
+            yield Unit("operation", target.device, at, worth + 1, OPERATION_S, setup_s=setup_s)
+        for workers in _powers(2, target.cores, 2) if target.cores > 1 else ():
+            at = _operation(name, sizes[len(sizes) // 2], sizes, workers)
+            yield Unit("operation", target.device, at, 2, OPERATION_S, setup_s=SETUP_S.get(name, 0.0))
+
+
+def _operation(name: str, units: int, sizes: Sequence[int], workers: int) -> Parameters:
+    # Full text looks at its whole collection, so that it is made anew for each size; the others for the largest.
+    size = units if name == "full-text-search" else max(sizes)
+    return {"name": name, "units": units, "size": size, "workers": workers}
+
+
+def bare_idle(device: str) -> Unit:
+    """The power of a device on which nothing was loaded yet: it must be measured before anything else."""
+    return Unit("idle", device, {"state": "bare"}, -1, RAMP_S + WINDOW_S)
+
+
+def _power(target: Target) -> Iterator[Unit]:
+    if not target.metered:
+        return
+    served, each_s = target.served, RAMP_S + WINDOW_S
+    if target.kind == "cpu":
+        for busy, worth in _ladder((0, *_powers(1, target.cores, 2))):
+            yield Unit("cpu-power", target.device, {"busy": busy}, worth + 1, each_s)
+        return
+    yield Unit("idle", target.device, {"state": "loaded"}, 0, each_s)
+    named = {"model": served.model.name, "dtype": served.precision}
+    context = served.max_context_tokens // 4
+    at: Parameters
+    for decodes, worth in _ladder(_powers(1, served.slots, 4)):
+        at = {"of": "step", **named, "role": "decode", "decodes": decodes, "context": context}
+        yield Unit("power", target.device, at, worth + 1, each_s)
+    at = {"of": "step", **named, "role": "chunk", "tokens": served.max_num_batched_tokens, "history": 0}
+    yield Unit("power", target.device, at, 1, each_s)
+    size = SQUARES[target.kind][-1]
+    for m, worth in ((1, 1), (128, 2), (512, 2), (8192, 1)):
+        at = {"of": "gemm", "m": m, "n": size, "k": size, "dtype": served.precision}
+        yield Unit("power", target.device, at, worth, each_s)
+    yield Unit("power", target.device, {"of": "memory-copy", "bytes": COPIES_BYTES[-1]}, 2, each_s)
+
+
+# ---- grids
+
+
+def _powers(first: int, last: int, factor: int) -> tuple[int, ...]:
+    """First, first * factor ... and last, whatever it is."""
+    values = []
+    value = first
+    while value < last:
+        values.append(value)
+        value *= factor
+    return (*values, last)
+
+
+def _ladder(values: Sequence[int]) -> list[tuple[int, int]]:
+    """Each value with its worth: the ends of a grid make a law, what lies between makes it better."""
+    ends = (values[0], values[-1])
+    return [(value, 0 if value in ends else 1) for value in values]

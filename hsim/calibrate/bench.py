@@ -1,0 +1,230 @@
+"""What measures, inside a worker process: one device's kernels, operations, decoder steps and power."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from hsim.backends.hosts import Opened, StepItem
+from hsim.calibrate.agenda import RAMP_S, WAITING_OPERATIONS, WINDOW_S, Served, step_parts
+from hsim.calibrate.kernels import WALL_TIMED, Kernels
+from hsim.calibrate.sampling import Call, sample, sample_cuda
+from hsim.calibrate.work import CAPPED, THROTTLED, Parameters, Reading, Unit
+from hsim.description.hardware import Precision
+from hsim.errors import BackendError
+
+if TYPE_CHECKING:
+    from hsim.backends.decoder import Decoder
+    from hsim.backends.tools import LiveTool
+
+SPIN_S = 0.05  # work is given to a device in pieces of about so long while its power is measured
+ANY_TOKEN = 1
+BUSY_CORE: Parameters = {"m": 64, "n": 1024, "k": 1024, "dtype": "fp32"}  # what keeps a core busy
+HARMLESS_CLOCKS = ("GpuIdle", "ApplicationsClocksSetting", "SyncBoost", "DisplayClockSetting")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a device turned out to be."""
+
+    torch: str
+    precisions: tuple[Precision, ...]
+    name: str = ""
+    memory_bytes: int | None = None
+    power_limit_w: float | None = None
+
+
+@dataclass(frozen=True)
+class BenchSpec:
+    """A Host (see backends.hosts) that measures on a device with so many threads.
+
+    Opened, it answers ("facts", None), ("serve", served), ("prepare", unit), ("measure", unit) and ("step", items).
+    """
+
+    device: str
+    threads: int
+
+    def open(self) -> Opened:
+        """See Host."""
+        bench = Bench(self)
+        return Opened(bench.run, (f"measures {self.device} with {self.threads} threads",))
+
+
+class Bench:
+    """Measures units on one device; keeps what is dear to make from one unit to the next."""
+
+    def __init__(self, spec: BenchSpec) -> None:
+        from hsim.backends.device import open_device
+
+        self.device, self.threads = spec.device, spec.threads
+        self.served: Served | None = None
+        self.on_cpu = spec.device == "cpu"
+        self.opened = open_device(spec.device)
+        self._kernels: Kernels | None = None
+        self._decoder: Decoder | None = None
+        self._tools: dict[tuple[str, int], LiveTool] = {}
+        self._ready: tuple[str, Call] | None = None
+
+    def run(self, request: tuple[str, Any]) -> Any:
+        """Answer a request."""
+        what, about = request
+        if what == "facts":
+            return self.facts()
+        if what == "serve":
+            self.served = about
+            return None
+        if what == "step":
+            self.decoder.assume_filled()
+            return self.decoder.step(about)
+        call = self.prepared(about)
+        return self.measure(about, call) if what == "measure" else None
+
+    def facts(self) -> Facts:
+        """What the device is."""
+        import torch
+
+        if self.on_cpu:
+            return Facts(torch.__version__, ("fp32", "bf16", "fp16"))
+        properties = torch.cuda.get_device_properties(self.opened.torch_device)
+        has_fp8 = (properties.major, properties.minor) >= (8, 9)  # Ada, Hopper and what came after
+        precisions: tuple[Precision, ...] = ("bf16", "fp16", "fp32", "fp8") if has_fp8 else ("bf16", "fp16", "fp32")
+        limit_w = _clock_facts(self.device)[1]
+        return Facts(torch.__version__, precisions, properties.name, properties.total_memory, limit_w)
+
+    @property
+    def decoder(self) -> Decoder:
+        """Hsim's own decoder with the limits that are being measured."""
+        if self._decoder is None:
+            from hsim.backends.decoder import Decoder
+            from hsim.backends.hosts import DecoderSpec
+
+            served = self.served
+            assert served is not None, "nobody said what to serve"
+            assert served.precision in ("bf16", "fp16", "fp32"), f"no {served.precision} in hsim's decoder"
+            spec = DecoderSpec(
+                served.model, served.slots, served.max_context_tokens, dtype=served.precision, device=self.device
+            )
+            self._decoder = Decoder(spec, self.opened)
+        return self._decoder
+
+    def prepared(self, unit: Unit) -> Call:
+        """The call of a unit, made ready once."""
+        if self._ready is None or self._ready[0] != unit.point:
+            self._ready = (unit.point, self._call(unit.kind, unit.parameters))
+        return self._ready[1]
+
+    def _call(self, kind: str, at: Parameters) -> Call:
+        if kind == "power":
+            return self._call(str(at["of"]), at)
+        if kind == "operation":
+            return self._operation(at)
+        if kind == "step":
+            return self._step(at)
+        if kind == "idle":
+            _ = self.decoder  # loaded: with a model and its cache in memory
+            return lambda i: time.sleep(SPIN_S)
+        if kind == "cpu-power":
+            kind, at = "gemm", BUSY_CORE
+        self._kernels = self._kernels or Kernels(self.device)
+        return self._kernels.call(kind, at)
+
+    def _operation(self, at: Parameters) -> Call:
+        from hsim.backends.tools import operation
+
+        name, size, units = str(at["name"]), int(at["size"]), float(at["units"])
+        if (name, size) not in self._tools:
+            self._tools[name, size] = operation(name).prepare(size)
+        tool = self._tools[name, size]
+        return lambda i: tool.run(units)
+
+    def _step(self, at: Parameters) -> Call:
+        """The same step again and again: each begins where the one before it began."""
+        items, decoder = step_items(at), self.decoder
+        decoder.assume_filled()
+        decoder.step(items)
+
+        def call(i: int) -> Any:
+            decoder.assume_filled()
+            return decoder.step(items)
+
+        return call
+
+    def measure(self, unit: Unit, call: Call) -> Reading:
+        """Time a unit, or measure its power."""
+        if unit.kind in ("power", "idle", "cpu-power"):
+            return self._powered(unit, call)
+        if self.on_cpu or unit.kind in WALL_TIMED or unit.kind == "step":
+            waits = not self.on_cpu or unit.parameters.get("name") in WAITING_OPERATIONS
+            return sample(call, unit.expected_s, own_core=self.threads == 1 and not waits)
+        reading = sample_cuda(call, unit.expected_s, self.device)
+        return replace(reading, notes=(*reading.notes, *_clock_facts(self.device)[0]))
+
+    def _powered(self, unit: Unit, call: Call) -> Reading:
+        """Work (or idle) for the ramp, then for the window between two readings of the device's energy meter."""
+        piece = self._piece(unit, call)
+        _spin(call, piece, RAMP_S, self.opened.synchronise)
+        meter = None if unit.kind == "cpu-power" else board_meter(self.device)  # the parent reads that of the package
+        before_j = meter.joules() if meter else None
+        calls, seconds = _spin(call, piece, WINDOW_S, self.opened.synchronise)
+        after_j = meter.joules() if meter else None
+        if meter:
+            meter.close()
+        if meter and (before_j is None or after_j is None):
+            return Reading(failure=meter.unavailable_reason or "the meter gave no joules")
+        watts = None if before_j is None or after_j is None else (after_j - before_j) / seconds
+        notes = () if self.on_cpu else _clock_facts(self.device)[0]
+        return Reading(seconds / calls, 0.0, calls, watts=watts, window_s=seconds, notes=notes)
+
+    def _piece(self, unit: Unit, call: Call) -> int:
+        """How many calls take about SPIN_S."""
+        if unit.kind == "idle":
+            return 1
+        waited_for = self.on_cpu or unit.parameters["of"] == "step"
+        reading = sample(call, SPIN_S, own_core=False) if waited_for else sample_cuda(call, SPIN_S, self.device)
+        assert reading.seconds is not None
+        return max(1, round(SPIN_S / reading.seconds))
+
+
+def _spin(call: Call, piece: int, seconds: float, synchronise: Callable[[], object]) -> tuple[int, float]:
+    """Call in pieces for so many seconds; how often, and how long it really took."""
+    calls, began_s = 0, time.perf_counter()
+    while time.perf_counter() - began_s < seconds:
+        for _ in range(piece):
+            call(calls)
+            calls += 1
+        synchronise()
+    return calls, time.perf_counter() - began_s
+
+
+def board_meter(device: str) -> Any:
+    """The meter of cuda:N."""
+    from hsim.backends.meters import accelerator_meters
+
+    meters = accelerator_meters()
+    return meters[min(_index(device), len(meters) - 1)]
+
+
+def _index(device: str) -> int:
+    return int(device.partition(":")[2] or 0)
+
+
+def _clock_facts(device: str) -> tuple[tuple[str, ...], float | None]:
+    """Why the clocks of cuda:N are held back now, as notes, and its power limit; nothing where NVML does not tell."""
+    from hsim.backends.nvml import Nvml
+
+    try:
+        nvml = Nvml()
+        facts = nvml.facts(nvml.devices()[_index(device)])
+    except (BackendError, IndexError):
+        return (), None
+    reasons = [r for r in facts.throttle_reasons or () if r not in HARMLESS_CLOCKS]
+    return tuple(CAPPED if r == "SwPowerCap" else f"{THROTTLED}: {r}" for r in reasons), facts.power_limit_w
+
+
+def step_items(at: Parameters) -> list[StepItem]:
+    """The items of a step unit."""
+    contexts, chunks = step_parts(at)
+    items = [StepItem(slot, context - 1, [ANY_TOKEN]) for slot, context in enumerate(contexts)]
+    return items + [StepItem(len(contexts) + i, start, tokens) for i, (tokens, start) in enumerate(chunks)]

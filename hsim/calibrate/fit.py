@@ -1,0 +1,182 @@
+"""From points to laws: non-negative relative least squares, each with errors on points that its fit had not seen."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hsim.calibrate.options import Law
+from hsim.calibrate.points import Point
+
+Array = NDArray[np.float64]
+
+FOLDS = 5
+GRID, ZOOM, FINEST = 9, 0.6, 1e-4  # points an axis; how much smaller each grid is; the last one's logarithmic width
+SOFT = 0.1  # a relative residual beyond this counts by its size, no longer by its square: outliers do not rule
+
+
+def tested(
+    name: str,
+    points: Sequence[Point],
+    fewest: int,
+    fit: Callable[[Sequence[Point]], Array],
+    predict: Callable[[Array, Point], float],
+) -> tuple[Array | None, Law]:
+    """Fit a law to the clean points (to all where half of them or more are noisy), and test it on folds left out."""
+    clean = [point for point in points if not point.marks]
+    used = clean if len(clean) > max(fewest, len(points) / 2) else list(points)
+    noisy = len(points) - len(clean)
+    if len(used) < fewest:
+        return None, Law(name, len(used), noisy, None, None, f"not fitted: it takes {fewest} points")
+    folds = min(FOLDS, len(used) - fewest + 1, len(used))
+    errors: list[float] = []
+    if folds > 1:
+        order = list(used)
+        random.Random(0).shuffle(order)
+        for fold in range(folds):
+            held = order[fold::folds]
+            rest = fit([point for i, point in enumerate(order) if i % folds != fold])
+            errors += [abs(predict(rest, point) / point.seconds - 1) for point in held]
+    return fit(used), law_of(name, len(used), noisy, errors, f"{folds} folds left out in turn")
+
+
+def law_of(name: str, points: int, noisy: int, errors: Sequence[float], method: str) -> Law:
+    """A law's record from the absolute relative errors of held-out points."""
+    if not len(errors):
+        return Law(name, points, noisy, None, None, "no point could be held out")
+    median, p90 = np.quantile(errors, (0.5, 0.9))
+    return Law(name, points, noisy, float(median), float(p90), method)
+
+
+def relative_nonnegative(
+    columns: Array, seconds: Array, least: Array | None = None, explained_s: Array | None = None
+) -> Array:
+    """Coefficients >= `least` (default 0) whose sum over columns misses `seconds` least, relative to each.
+
+    Shapes (points, coefficients), (points,), (coefficients,); `explained_s`, shape (points,), is taken off first. Each
+    column is scaled to its own size: seconds per launch and seconds per FLOP lie twelve orders of magnitude apart.
+    """
+    least = np.zeros(columns.shape[1]) if least is None else least
+    target = (seconds - columns @ least - (0.0 if explained_s is None else explained_s)) / seconds
+    scaled = columns / seconds[:, None]
+    sizes = np.linalg.norm(scaled, axis=0)
+    sizes[sizes == 0] = 1.0
+    return np.asarray(nonnegative(scaled / sizes, target) / sizes + least)
+
+
+def nonnegative(columns: Array, target: Array) -> Array:
+    """The least squares solution with no coefficient below zero, for a few columns.
+
+    It is the plain solution on those of its columns that it uses, so all choices of columns are tried. (scipy has a
+    general one; a machine that is calibrated need not have scipy.)
+    """
+    count = columns.shape[1]
+    best, least_cost = np.zeros(count), float(target @ target)
+    for used in range(1, 1 << count):
+        chosen = [i for i in range(count) if used >> i & 1]
+        solution = np.linalg.lstsq(columns[:, chosen], target, rcond=None)[0]
+        cost = float(np.sum((columns[:, chosen] @ solution - target) ** 2))
+        if (solution >= 0).all() and cost < least_cost:
+            best, least_cost = np.zeros(count), cost
+            best[chosen] = solution
+    return best
+
+
+# ---- products
+
+
+def gemm_bytes(point: Point, element_bytes: float, working_bytes: float) -> float:
+    """Bytes that a product moves: its weights, and its inputs and outputs in the working precision."""
+    m, n, k = (point.number(x) for x in "mnk")
+    return n * k * element_bytes + (m * k + m * n) * working_bytes
+
+
+def gemm_flops(point: Point) -> float:
+    """Floating-point operations of a product."""
+    return 2.0 * point.number("m") * point.number("n") * point.number("k")
+
+
+def fit_gemm(bytes_s: Array, flops_s: Array, seconds: Array) -> Array:
+    """(launch_s, bandwidth_fraction, flops_fraction) of GemmLaw.
+
+    `bytes_s` and `flops_s` are the seconds that bytes and FLOPs take at the peaks; fractions stay in (0, 1]. The
+    three are searched on grids in their logarithms, each finer and around the best of the one before.
+    """
+
+    def cost(x: Array) -> Array:
+        """Of many candidates at once, shape (candidates, 3): soft in outliers."""
+        launch_s, bandwidth, flops = np.exp(x).T[:, :, None]
+        both_s = ((bytes_s / bandwidth) ** 4 + (flops_s / flops) ** 4) ** 0.25
+        errors = ((launch_s + both_s) / seconds - 1.0) / SOFT
+        return np.asarray(np.sum(np.sqrt(1.0 + errors**2), axis=1))
+
+    shortest_s = float(seconds.min())
+    low = np.log([shortest_s * 1e-3, 1e-3, 1e-3])
+    high = np.log([shortest_s * 1.5, 1.0, 1.0])
+    middle, width = (low + high) / 2, high - low
+    while width.max() > FINEST:
+        axes = [
+            np.clip(m + w * np.linspace(-0.5, 0.5, GRID), a, b)
+            for m, w, a, b in zip(middle, width, low, high, strict=True)
+        ]
+        grid = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 3)
+        middle, width = grid[int(np.argmin(cost(grid)))], width * ZOOM
+    return np.asarray(np.exp(middle))
+
+
+def gemm_seconds(law: Array, bytes_s: float, flops_s: float) -> float:
+    """Seconds by GemmLaw."""
+    launch_s, bandwidth, flops = law
+    return float(launch_s + ((bytes_s / bandwidth) ** 4 + (flops_s / flops) ** 4) ** 0.25)
+
+
+# ---- attention and operations: laws that are sums of terms
+
+
+def fit_sum(
+    terms: Callable[[Point], Sequence[float]],
+    least: Sequence[float],
+    explained_s: Callable[[Point], float] = lambda point: 0.0,
+) -> tuple[Callable[[Sequence[Point]], Array], Callable[[Array, Point], float]]:
+    """How to fit a law that is a sum of coefficients times terms on top of what is explained, and to predict by it."""
+
+    def fit(points: Sequence[Point]) -> Array:
+        columns = np.array([terms(point) for point in points])
+        explained = np.array([explained_s(point) for point in points])
+        return relative_nonnegative(columns, np.array([point.seconds for point in points]), np.array(least), explained)
+
+    def predict(law: Array, point: Point) -> float:
+        return explained_s(point) + float(np.dot(terms(point), law))
+
+    return fit, predict
+
+
+def decode_attention_terms(point: Point, element_bytes: float) -> tuple[float, float, float, float]:
+    """Of DecodeAttentionLaw: launch, elements of the queries, sequences, bytes of keys and values."""
+    batch, width = point.number("batch"), point.number("heads") * point.number("head_dim")
+    return 1.0, batch * width, batch, kv_bytes(point, batch * point.number("context"), element_bytes)
+
+
+def kv_bytes(point: Point, tokens: float, element_bytes: float) -> float:
+    """Bytes of keys and values of one layer."""
+    return 2 * tokens * point.number("kv_heads") * point.number("head_dim") * element_bytes
+
+
+def prefill_attention_terms(point: Point) -> tuple[float, float, float]:
+    """Of PrefillAttentionLaw: launch, FLOPs of the pairs that causality leaves, elements of the queries."""
+    tokens, width = point.number("tokens"), point.number("heads") * point.number("head_dim")
+    return 1.0, 4 * width * tokens * (tokens + 1) / 2, tokens * width
+
+
+def rising(values: Sequence[float]) -> list[float]:
+    """The nearest sequence (in squares) that nowhere falls: neighbours that do are replaced by their mean."""
+    blocks: list[tuple[float, int]] = []
+    for value in values:
+        blocks.append((value, 1))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (a, n), (b, m) = blocks[-2:]
+            blocks[-2:] = [((a * n + b * m) / (n + m), n + m)]
+    return [mean for mean, count in blocks for _ in range(count)]

@@ -1,0 +1,217 @@
+"""Measures units in worker processes, so that what crashes there does not end the calibration."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import time
+from typing import Any, Protocol
+
+from hsim.backends.meters import rapl_meters
+from hsim.backends.worker import Worker, WorkerSettings
+from hsim.calibrate.agenda import RAMP_S, WINDOW_S, Served
+from hsim.calibrate.bench import BenchSpec, Facts, board_meter, step_items
+from hsim.calibrate.sampling import reading_of
+from hsim.calibrate.work import Reading, Unit
+from hsim.errors import BackendError, CalibrationError
+
+MOST_DEATHS = 3
+ANSWER_S = 300.0  # a unit that takes longer, its data made first, is given up
+ROUND_TRIPS = 50
+
+
+class Measurer(Protocol):
+    """Finds out what devices are, and measures units on them."""
+
+    def unmetered(self, device: str) -> str:
+        """Why the watts of a device cannot be measured; empty where they can."""
+        ...
+
+    def facts(self, device: str) -> Facts:
+        """What a device is. Raises CalibrationError where it is not to be had."""
+        ...
+
+    def serve(self, device: str, served: Served) -> None:
+        """Say what the device's decoder is to be from now on."""
+        ...
+
+    def measure(self, unit: Unit) -> Reading:
+        """Measure one; a unit that cannot be measured gives a reading that says why."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything."""
+        ...
+
+
+def require_torch() -> None:
+    """Raises CalibrationError where torch is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        raise CalibrationError(
+            "calibrate", "torch is not installed, and kernels are measured with it", "pip install 'hsim[calibrate]'"
+        )
+
+
+class Workers:
+    """The Measurer of real runs: for each device a worker with its threads, and workers of one thread for operations."""
+
+    def __init__(self, threads: int) -> None:
+        require_torch()
+        self._threads, self._served = threads, dict[str, Served]()
+        self._devices: dict[str, Worker] = {}
+        self._cores: list[Worker] = []
+        self._deaths = 0
+
+    def unmetered(self, device: str) -> str:
+        """See Measurer."""
+        meters = rapl_meters() if device == "cpu" else [board_meter(device)]
+        reasons = [meter.unavailable_reason for meter in meters if meter.unavailable_reason]
+        for meter in meters:
+            meter.close()
+        return "; ".join(reasons)
+
+    def serve(self, device: str, served: Served) -> None:
+        """See Measurer."""
+        self._served[device] = served
+        self._device(device).call(("serve", served))
+
+    def facts(self, device: str) -> Facts:
+        """See Measurer."""
+        try:
+            facts: Facts = self._device(device).call(("facts", None)).value
+        except BackendError as error:
+            raise CalibrationError(f"--device {device}", str(error)) from None
+        return facts
+
+    def close(self) -> None:
+        """See Measurer."""
+        for worker in (*self._devices.values(), *self._cores):
+            worker.close()
+        self._devices.clear()
+        self._cores.clear()
+
+    def measure(self, unit: Unit) -> Reading:
+        """See Measurer."""
+        try:
+            return self._measured(unit)
+        except BackendError as error:
+            self._bury(error)
+            return Reading(failure=str(error))
+
+    def _measured(self, unit: Unit) -> Reading:
+        if unit.kind == "idle" and unit.parameters["state"] == "bare":
+            return self._bare_idle(unit)
+        if unit.kind == "operation":
+            return self._together(unit, int(unit.parameters["workers"]))
+        if unit.kind == "cpu-power":
+            return self._package_power(unit, int(unit.parameters["busy"]))
+        worker = self._device(unit.device)
+        if unit.kind == "step" and unit.parameters["role"] == "between":
+            return self._between(worker, unit)
+        reading: Reading = worker.call(("measure", unit)).value
+        return reading
+
+    def _bury(self, error: BackendError) -> None:
+        """Forget workers that have died; too many deaths are no accident."""
+        dead = [w for w in (*self._devices.values(), *self._cores) if not w.process.is_alive()]
+        self._devices = {name: w for name, w in self._devices.items() if w not in dead}
+        self._cores = [w for w in self._cores if w not in dead]
+        self._deaths += len(dead)
+        if self._deaths > MOST_DEATHS:
+            raise CalibrationError(
+                "calibrate",
+                f"{self._deaths} workers died, the last so: {error}",
+                "what was measured is kept for --resume",
+            ) from None
+
+    def _device(self, device: str) -> Worker:
+        if device not in self._devices:
+            worker = self._devices[device] = _started(BenchSpec(device, self._threads), device)
+            if device in self._served:
+                worker.call(("serve", self._served[device]))
+        return self._devices[device]
+
+    def _single_cores(self, count: int) -> list[Worker]:
+        while len(self._cores) < count:
+            self._cores.append(_started(BenchSpec("cpu", 1), f"core {len(self._cores)}"))
+        return self._cores[:count]
+
+    def _together(self, unit: Unit, count: int) -> Reading:
+        """One unit on so many single-core workers at the same time: what the average of them saw."""
+        workers = self._single_cores(count)
+        for what in ("prepare", "measure"):
+            readings = _all(workers, (what, unit))
+        seconds = [r.seconds for r in readings]
+        fractions = [r.cpu_fraction for r in readings if r.cpu_fraction is not None]
+        return Reading(
+            seconds=statistics.fmean(seconds),
+            iqr_s=max(r.iqr_s for r in readings),
+            samples=sum(r.samples for r in readings),
+            cpu_fraction=min(fractions, default=None),
+        )
+
+    def _package_power(self, unit: Unit, busy: int) -> Reading:
+        """Watts of all CPU packages together while so many cores are busy."""
+        meters = [meter for meter in rapl_meters() if meter.boundary == "CPU package"]
+        workers = self._single_cores(busy)
+        for worker in workers:
+            worker.send(("measure", unit))
+        time.sleep(RAMP_S)
+        before, began_s = [meter.joules() for meter in meters], time.monotonic()
+        time.sleep(WINDOW_S - RAMP_S / 2)  # ends while all are still busy
+        after, seconds = [meter.joules() for meter in meters], time.monotonic() - began_s
+        for worker in workers:
+            worker.answer()
+        joules = [b - a for a, b in zip(before, after, strict=True) if a is not None and b is not None]
+        reasons = [meter.unavailable_reason for meter in meters if meter.unavailable_reason]
+        for meter in meters:
+            meter.close()
+        if reasons or not joules:
+            return Reading(failure="; ".join(reasons) or "there is no meter")
+        return Reading(samples=1, watts=sum(joules) / seconds, window_s=seconds)
+
+    def _bare_idle(self, unit: Unit) -> Reading:
+        """Watts of a device on which this process has nothing: before its worker is started."""
+        if unit.device in self._devices:
+            return Reading(failure="the device was in use already, so it was not bare")
+        meter = board_meter(unit.device)
+        time.sleep(RAMP_S)
+        before_j, began_s = meter.joules(), time.monotonic()
+        time.sleep(WINDOW_S)
+        after_j, seconds = meter.joules(), time.monotonic() - began_s
+        meter.close()
+        if before_j is None or after_j is None:
+            return Reading(failure=meter.unavailable_reason or "the meter gave no joules")
+        return Reading(samples=1, watts=(after_j - before_j) / seconds, window_s=seconds)
+
+    def _between(self, worker: Worker, unit: Unit) -> Reading:
+        """Seconds of a step's round trip to the worker and back beyond the step itself."""
+        items = step_items(unit.parameters)
+        times = []
+        for _ in range(ROUND_TRIPS):
+            start_s = time.perf_counter()
+            done = worker.call(("step", items))
+            times.append(time.perf_counter() - start_s - (done.end_s - done.start_s))
+        return reading_of(times)
+
+
+def _started(spec: BenchSpec, name: str) -> Worker:
+    worker = Worker(spec, WorkerSettings(f"calibrate/{name}", threads=spec.threads, answer_timeout_s=ANSWER_S))
+    worker.start()
+    worker.ready()
+    return worker
+
+
+def _all(workers: list[Worker], request: tuple[str, Unit]) -> list[Any]:
+    """The answers of all workers, asked at the same time. Raises the first BackendError once all have answered."""
+    for worker in workers:
+        worker.send(request)
+    answers, errors = [], []
+    for worker in workers:
+        try:
+            answers.append(worker.answer().value)
+        except BackendError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return answers

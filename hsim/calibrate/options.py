@@ -1,0 +1,82 @@
+"""What a calibration is asked for, how it tells its progress, and what it reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from hsim.metrics.result import Result
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """What to calibrate, for how long, and where to write.
+
+    `device` is cpu, cuda:N or all. `name` names the calibration and the profiles that come of it; the machine's own
+    name when left out. `models` are the architectures whose decoder steps are tabled, by device kind; the smallest
+    shipped one when left out. `decoder_cores` are the cores that the decoder has where it runs on the CPU. A point
+    whose spread is above `noisy_spread_fraction` of its median is marked as noisy, and so is one during which this
+    process had less than `quiet_fraction` of the CPU time that it asked for.
+    """
+
+    device: str = "cpu"
+    budget_s: float = 540.0
+    out: Path = Path()
+    name: str | None = None
+    resume: bool = False
+    model: str | None = None
+    decoder_cores: int = 1
+    simulate: bool = True
+    noisy_spread_fraction: float = 0.1
+    quiet_fraction: float = 0.9
+
+
+class Progress(Protocol):
+    """Told now and then how far a calibration is."""
+
+    def __call__(self, phase: str, done_fraction: float, left_s: float, message: str) -> None:
+        """`phase` is what is being done, `message` the latest piece of it; `left_s` counts down the budget."""
+        ...
+
+
+def silent(phase: str, done_fraction: float, left_s: float, message: str) -> None:
+    """A Progress that tells nobody."""
+
+
+@dataclass(frozen=True)
+class Law:
+    """How well one fitted law holds: absolute relative errors of points that the fit had not seen.
+
+    `method` says how they were held out; None where there were too few points to hold any out.
+    """
+
+    name: str
+    points: int
+    noisy: int
+    median_error: float | None
+    p90_error: float | None
+    method: str
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What a calibration did.
+
+    `left_out` names what the budget did not allow, `failed` what could not be measured and why, `noisy` which points
+    are marked and why, `unavailable` which figures could not be had at all and why.
+    """
+
+    name: str
+    seconds: float
+    measured: int
+    resumed: int
+    laws: tuple[Law, ...]
+    left_out: tuple[str, ...]
+    failed: dict[str, str]
+    noisy: dict[str, str]
+    unavailable: dict[str, str]
+    warnings: tuple[str, ...]
+    files: tuple[Path, ...]
+    scenario: Path | None = None
+    simulated: Result | None = field(default=None, repr=False)

@@ -1,0 +1,67 @@
+"""Rows of several rounds as points to fit: one for each place of a grid, with its spread."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hsim.calibrate.work import Parameters, Row
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place of a grid. `spread` is the larger of the interquartile range within a round and the range between
+    rounds, over the median; `marks` are why it is noisy.
+    """
+
+    kind: str
+    device: str
+    parameters: Parameters
+    seconds: float
+    spread: float
+    rounds: int
+    marks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    watts: float | None = None
+
+    @property
+    def name(self) -> str:
+        """As people read it."""
+        return f"{self.kind} on {self.device}: " + ", ".join(f"{k} {v}" for k, v in self.parameters.items())
+
+    def number(self, key: str) -> float:
+        """A parameter as a number."""
+        return float(self.parameters[key])
+
+
+def points_of(rows: Iterable[Row], noisy_spread_fraction: float) -> list[Point]:
+    """The points of all rows that have a figure. Rounds without a mark speak for a point where there are any."""
+    rounds: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.reading.seconds is not None or row.reading.watts is not None:
+            rounds.setdefault(row.key.rpartition(" #")[0], []).append(row)
+    return [_point(group, noisy_spread_fraction) for group in rounds.values()]
+
+
+def _point(group: list[Row], noisy_spread_fraction: float) -> Point:
+    chosen = [row for row in group if not row.marks] or group
+    medians = [row.reading.seconds or 0.0 for row in chosen]
+    seconds = statistics.median(medians)
+    within_s = statistics.median(row.reading.iqr_s or 0.0 for row in chosen)
+    spread = max(within_s, max(medians) - min(medians)) / seconds if seconds else 0.0
+    marks = tuple(dict.fromkeys(mark for row in chosen for mark in row.marks))
+    if spread > noisy_spread_fraction and not marks:
+        marks = (f"its rounds differ by {spread:.0%}",)
+    watts = [row.reading.watts for row in chosen if row.reading.watts is not None]
+    return Point(
+        kind=chosen[0].kind,
+        device=chosen[0].device,
+        parameters=chosen[0].parameters,
+        seconds=seconds,
+        spread=spread,
+        rounds=len(chosen),
+        marks=marks,
+        notes=tuple(dict.fromkeys(note for row in chosen for note in row.reading.notes)),
+        watts=statistics.median(watts) if watts else None,
+    )

@@ -1,0 +1,458 @@
+"""From points to profiles: what hardware_profiles/ files say of this machine, every figure with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from hsim.calibrate import fit
+from hsim.calibrate.agenda import Served, Target
+from hsim.calibrate.bench import Facts
+from hsim.calibrate.machine import Machine
+from hsim.calibrate.options import Law
+from hsim.calibrate.points import Point
+from hsim.calibrate.steptable import TableName, fit_steps, shape_of
+from hsim.calibrate.work import CAPPED
+from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, working_precision
+from hsim.description.hardware import AcceleratorProfile, EngineProfile, Precision, StepTable
+from hsim.description.system import Figures
+from hsim.description.yamlfile import Document, validated
+from hsim.units import GB
+
+Profile = dict[str, Any]
+LARGE_BYTES = 1 << 24  # a copy this large does not fit beside its source in a core's own cache
+NO_PRICE = "calibrate cannot know what this machine costs"
+NO_WALL_METER = "calibrate reads no meter at the wall: fans, memory, network and the supply's loss are unknown"
+
+
+@dataclass
+class Findings:
+    """What fitting brought to light: laws with their errors, profiles by name, and what could not be had."""
+
+    machine: Machine
+    name: str
+    laws: list[Law] = field(default_factory=list)
+    profiles: dict[str, Profile] = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def source(self, device: str, what: str) -> str:
+        """Where a figure comes from."""
+        return f"{what}; {self.machine.told(device)}, calibration/{self.name}"
+
+    def unknown(self, figure: str, reason: str) -> Profile:
+        """A null figure, remembered with its reason."""
+        self.unavailable[figure] = reason
+        return {"value": None, "tier": "measured", "source": reason}
+
+    def tested(self, law: Law) -> str:
+        """A law's errors in words, for sources; it is recorded too."""
+        self.laws.append(law)
+        if law.median_error is None or law.p90_error is None:
+            return law.method
+        return f"errs {law.median_error:.1%} (p90 {law.p90_error:.1%}) on {law.method}"
+
+
+def known(value: float, tier: str, source: str) -> Profile:
+    """A figure as a profile has it, to six digits."""
+    return {"value": float(f"{value:.6g}"), "tier": tier, "source": source}
+
+
+def of(points: Sequence[Point], kind: str, **at: str) -> list[Point]:
+    """The points of a kind, with the given parameters."""
+    return [p for p in points if p.kind == kind and all(str(p.parameters.get(k)) == v for k, v in at.items())]
+
+
+# ---- kernels of an accelerator
+
+
+def kernels(points: Sequence[Point], target: Target, findings: Findings) -> Profile | None:
+    """Peaks, bandwidth and kernel laws of a device; None where too little was measured for any."""
+    served, device = target.served, target.device
+    bandwidth = _bandwidth(points)
+    peaks = {p: peak for p in target.precisions if (peak := _peak(of(points, "gemm", dtype=p)))}
+    working = working_precision(served.precision)
+    if bandwidth is None or working not in peaks:
+        findings.laws.append(Law(f"kernels of {device}", 0, 0, None, None, "not fitted: too little was measured"))
+        return None
+    source = partial(findings.source, device)
+    gemm = {p: law for p in peaks if (law := _gemm_law(points, p, (bandwidth, peaks[p]), device, findings))}
+    decode = _decode_law(of(points, "decode-attention", dtype=working), working, bandwidth, device, findings)
+    if served.precision not in gemm or decode is None:
+        return None
+    kv_element_s = ELEMENT_BYTES[working] / (decode["bandwidth_fraction"]["value"] * bandwidth)
+    prompts = of(points, "prefill-attention", dtype=working)
+    prefill = _prefill_law(prompts, peaks[working], kv_element_s, device, findings)
+    if prefill is None:
+        return None
+    return {
+        "memory_bytes_per_s": known(
+            bandwidth, "measured", source("the most bytes per second of any product or large copy")
+        ),
+        "peak_flops_per_s": {
+            p: known(
+                peaks[p], "measured", source("the most FLOP/s of any product: a measured maximum, not the maker's peak")
+            )
+            for p in gemm
+        },
+        "kernels": {
+            "overlap_factor": known(
+                1.0, "assumed", "kernels are taken to run one after another, as hsim's decoder runs them"
+            ),
+            "gemm": gemm,
+            "decode_attention": decode,
+            "prefill_attention": prefill,
+        },
+    }
+
+
+def _bandwidth(points: Sequence[Point]) -> float | None:
+    copies = [2 * p.number("bytes") / p.seconds for p in of(points, "memory-copy") if p.number("bytes") >= LARGE_BYTES]
+    products = [_product_bytes(p) / p.seconds for p in of(points, "gemm")]
+    return max([*copies, *products], default=None)
+
+
+def _product_bytes(point: Point) -> float:
+    precision: Precision = point.parameters["dtype"]  # type: ignore[assignment]  # the agenda writes no other
+    return fit.gemm_bytes(point, ELEMENT_BYTES[precision], ELEMENT_BYTES[working_precision(precision)])
+
+
+def _peak(points: Sequence[Point]) -> float | None:
+    return max((fit.gemm_flops(p) / p.seconds for p in points), default=None)
+
+
+def _gemm_law(
+    points: Sequence[Point], precision: Precision, peaks: tuple[float, float], device: str, findings: Findings
+) -> Profile | None:
+    bandwidth, peak = peaks
+
+    def at_peaks(point: Point) -> tuple[float, float]:
+        return _product_bytes(point) / bandwidth, fit.gemm_flops(point) / peak
+
+    def fitted(some: Sequence[Point]) -> fit.Array:
+        bytes_s, flops_s = np.array([at_peaks(p) for p in some]).T
+        return fit.fit_gemm(bytes_s, flops_s, np.array([p.seconds for p in some]))
+
+    def predicted(law: fit.Array, point: Point) -> float:
+        return fit.gemm_seconds(law, *at_peaks(point))
+
+    name = f"products in {precision} on {device}"
+    law, test = fit.tested(name, of(points, "gemm", dtype=precision), 4, fitted, predicted)
+    return _figures(
+        ("launch_s", "bandwidth_fraction", "flops_fraction"),
+        law,
+        findings.source(device, f"{name}: {findings.tested(test)}"),
+    )
+
+
+def _figures(names: Sequence[str], law: fit.Array | None, source: str) -> Profile | None:
+    return None if law is None else {n: known(x, "fitted", source) for n, x in zip(names, law, strict=True)}
+
+
+def _decode_law(
+    points: Sequence[Point], precision: Precision, bandwidth: float, device: str, findings: Findings
+) -> Profile | None:
+    terms = partial(fit.decode_attention_terms, element_bytes=ELEMENT_BYTES[precision])
+    fitted, predicted = fit.fit_sum(terms, (0.0, 0.0, 0.0, 1.0 / bandwidth))
+    law, test = fit.tested(f"decode attention on {device}", points, 4, fitted, predicted)
+    if law is not None:
+        law[3] = 1.0 / (law[3] * bandwidth)
+    names = ("launch_s", "per_element_s", "per_sequence_s", "bandwidth_fraction")
+    return _figures(names, law, findings.source(device, f"decode attention: {findings.tested(test)}"))
+
+
+def _prefill_law(
+    points: Sequence[Point], peak: float, kv_element_s: float, device: str, findings: Findings
+) -> Profile | None:
+    """PrefillAttentionLaw, which reads keys and values at the rate of decode attention."""
+
+    def reading_s(point: Point) -> float:
+        return fit.kv_bytes(point, point.number("tokens"), kv_element_s)
+
+    fitted, predicted = fit.fit_sum(fit.prefill_attention_terms, (0.0, 1.0 / peak, 0.0), reading_s)
+    law, test = fit.tested(f"prefill attention on {device}", points, 3, fitted, predicted)
+    if law is not None:
+        law[1] = 1.0 / (law[1] * peak)
+    names = ("launch_s", "flops_fraction", "per_element_s")
+    return _figures(names, law, findings.source(device, f"prefill attention: {findings.tested(test)}"))
+
+
+# ---- watts of an accelerator
+
+
+def core_power() -> Profile:
+    """AcceleratorPower of cores of the CPU: nothing of its own, because the CPU profile counts their watts."""
+    nothing = known(0.0, "assumed", "the device is cores of the CPU: their watts are counted with the CPU's")
+    names = (
+        "idle_w",
+        "loaded_idle_w",
+        "floor_w",
+        "cap_w",
+        "joules_per_byte",
+        "joules_per_flop",
+        "joules_per_output_token",
+    )
+    return dict.fromkeys(names, nothing)
+
+
+def board_power(points: Sequence[Point], target: Target, facts: Facts, findings: Findings, why_not: str) -> Profile:
+    """AcceleratorPower of a board with a meter; null figures with the reason where there is none."""
+    device, source = target.device, partial(findings.source, target.device)
+    names = ("floor_w", "joules_per_byte", "joules_per_flop", "joules_per_output_token")
+    idle = {str(p.parameters["state"]): p.watts for p in of(points, "idle")}
+    power: Profile = {
+        f"{prefix}idle_w": known(watts, "measured", source(f"energy counter over a window, {state}"))
+        if (watts := idle.get(state)) is not None
+        else findings.unknown(f"{device} {prefix}idle_w", why_not)
+        for state, prefix in (("bare", ""), ("loaded", "loaded_"))
+    }
+    limit_w = facts.power_limit_w
+    power["cap_w"] = (
+        known(limit_w, "measured", source("the enforced power limit that NVML reports"))
+        if limit_w is not None
+        else findings.unknown(f"{device} cap_w", why_not)
+    )
+    free = [p for p in of(points, "power") if CAPPED not in p.notes]
+    work = _work_per_call(target.served)
+    powers = [
+        replace(p, seconds=p.watts) for p in free if p.watts
+    ]  # the law is of watts: it takes the place of seconds
+    rates = {p.name: [1.0, *(amount / p.seconds for amount in work(p))] for p in free}
+    least = (idle.get("loaded") or 0.0, 0.0, 0.0, 0.0)
+    fitted, predicted = fit.fit_sum(lambda p: rates[p.name], least)
+    law, test = fit.tested(f"watts of {device}", powers, 5, fitted, predicted)
+    figures = _figures(names, law, source(f"energy counter: {findings.tested(test)}")) if powers else None
+    return power | (figures or {name: findings.unknown(f"{device} {name}", why_not or test.method) for name in names})
+
+
+def _work_per_call(served: Served) -> Any:
+    """Bytes, FLOPs and output tokens of one call of a power point, counted as the cost model counts them."""
+    counters = [_step_work(served, name) for name in ("joules_per_byte", "joules_per_flop", "joules_per_output_token")]
+
+    def work(point: Point) -> tuple[float, float, float]:
+        if point.parameters["of"] == "gemm":
+            return _product_bytes(point), fit.gemm_flops(point), 0.0
+        if point.parameters["of"] == "memory-copy":
+            return 2 * point.number("bytes"), 0.0, 0.0
+        bytes_moved, flops, tokens = (costs.segment(shape_of(point)).joules for costs in counters)
+        return bytes_moved, flops, tokens
+
+    return work
+
+
+def _step_work(served: Served, name: str) -> ComposedCosts:
+    """Composed costs of a chip on which one unit of `name` is a joule and nothing else takes any."""
+    one = {"value": 1.0, "tier": "assumed", "source": "to count"}
+    nothing = one | {"value": 0.0}
+    power = dict.fromkeys(("idle_w", "loaded_idle_w", "floor_w", "joules_per_byte", "joules_per_flop"), nothing)
+    power |= {"joules_per_output_token": nothing, "cap_w": one | {"value": 1e100}, name: one}
+    law = {"launch_s": one, "bandwidth_fraction": one, "flops_fraction": one}
+    chip = {
+        "name": "counter", "kind": "accelerator", "memory_bytes": one, "memory_bytes_per_s": one,
+        "peak_flops_per_s": {working_precision(served.precision): one, served.precision: one}, "power": power,
+        "kernels": {
+            "overlap_factor": one, "gemm": {served.precision: law},
+            "decode_attention": {"launch_s": one, "per_element_s": one, "per_sequence_s": one, "bandwidth_fraction": one},
+            "prefill_attention": {"launch_s": one, "flops_fraction": one, "per_element_s": one},
+        },
+    }  # fmt: skip
+    return composed(served, chip, _engine(served, "counter", dict.fromkeys(_HOST, nothing)))
+
+
+def composed(served: Served, chip: Profile, engine: Profile) -> ComposedCosts:
+    """Composed costs of a served model on a chip and an engine that are still in the making."""
+    profile = validated(Document(chip["name"], chip), AcceleratorProfile)
+    host = validated(Document(engine["name"], engine), EngineProfile)
+    return ComposedCosts(Placement(served.model, profile, host, 1, served.precision), Figures({}))
+
+
+# ---- the engine: hsim's own decoder
+
+_HOST = (
+    "host_s_per_layer",
+    "host_s_per_sequence",
+    "reserved_bytes",
+    "host_cores_per_replica",
+    "host_cores_per_accelerator",
+)
+
+
+def _engine(served: Served, name: str, figures: Mapping[str, Profile]) -> Profile:
+    return {
+        "name": name,
+        "kind": "engine",
+        "description": "hsim's own decoder",
+        "max_num_seqs": served.slots,
+        "max_num_batched_tokens": served.max_num_batched_tokens,
+        "gpu_memory_utilization": 0.5,
+        "block_tokens": 16,
+        "prefix_caching": False,
+        "defaults_source": "the limits with which its steps were measured",
+        **figures,
+    }
+
+
+def engine(points: Sequence[Point], target: Target, chip: Profile, cores: int, findings: Findings) -> Profile:
+    """The engine profile of hsim's decoder on a chip: the host time that kernel laws leave unexplained, and its table."""
+    served, device, name = target.served, target.device, f"hsim-decoder-{chip['name']}"
+    zero = known(0.0, "assumed", "to be fitted")
+    bare = composed(served, chip, _engine(served, name, dict.fromkeys(_HOST, zero)))
+    decodes = of(points, "step", role="decode")
+
+    def fitted(some: Sequence[Point]) -> fit.Array:
+        # What is left of a step after its kernels is the host's: so much a layer, so much a sequence, never negative.
+        columns = np.array([[float(served.model.layers), float(shape_of(p).sequences)] for p in some])
+        kernels_s = np.array([bare.segment(shape_of(p)).seconds for p in some])
+        return fit.relative_nonnegative(columns, np.array([p.seconds for p in some]), explained_s=kernels_s)
+
+    def predicted(host: fit.Array, point: Point) -> float:
+        shape = shape_of(point)
+        return bare.segment(shape).seconds + float(host @ (served.model.layers, shape.sequences))
+
+    law, test = fit.tested(f"composed decode steps on {device}", decodes, 4, fitted, predicted)
+    source = findings.source(device, f"decode steps less composed kernels: {findings.tested(test)}")
+    host = [known(x, "fitted", source) for x in law] if law is not None else [
+        findings.unknown(f"{name} {n}", test.method) for n in _HOST[:2]
+    ]  # fmt: skip
+    on_cpu = target.kind == "cpu"
+    reserved = known(GB, "assumed", "torch itself and what its kernels put aside while they run")
+    replica = known(
+        cores, "assumed", "the cores that the decoder runs on" if on_cpu else "one process launches all kernels"
+    )
+    accelerator = known(0.0, "assumed", "none beside those of the replica")
+    return _engine(served, name, dict(zip(_HOST, (*host, reserved, replica, accelerator), strict=True)))
+
+
+def step_table(points: Sequence[Point], target: Target, names: tuple[str, str], findings: Findings) -> StepTable | None:
+    """The measured steps of an engine on a chip (their names); None where too few were measured."""
+    engine_name, chip_name = names
+    source = findings.source(target.device, "medians of repeated steps")
+    name = TableName(f"steps-{target.served.model.name}-{chip_name}", engine_name, chip_name, source)
+    table, law = fit_steps(of(points, "step"), target.served, name)
+    findings.laws.append(law)
+    return table
+
+
+# ---- CPU, server, links
+
+
+def cpu(points: Sequence[Point], units: Mapping[str, str], findings: Findings, why_not: str) -> Profile:
+    """The CPU profile: all cores of the machine as one socket, and what its operations cost."""
+    machine, source = findings.machine, partial(findings.source, "cpu")
+    copies = [p for p in of(points, "memory-copy") if p.device == "cpu" and p.number("bytes") >= LARGE_BYTES]
+    rate = max((2 * p.number("bytes") / p.seconds for p in copies), default=None)
+    operations = {name: law for name, unit in units.items() if (law := _operation(points, name, unit, findings))}
+    findings.extra["contention"] = contention(points)
+    return {
+        "name": f"{findings.name}-cpu",
+        "kind": "cpu",
+        "description": f"{machine.cpu}, its {machine.cores} cores taken as one socket",
+        "cores": machine.cores,
+        **_package_power(points, findings, why_not),
+        "memory_bytes_per_s": findings.unknown("memory_bytes_per_s", "no copy was measured")
+        if rate is None
+        else known(rate, "measured", source("large copies by the decoder's cores, bytes read and written")),
+        "contention_slowdown": _slowdown(points, findings),
+        "operations": operations,
+    }
+
+
+def _operation(points: Sequence[Point], name: str, unit: str, findings: Findings) -> Profile | None:
+    """Base and cost per unit, and per unit squared for what has attention in it."""
+    quadratic = name.startswith("encode")
+    mine = of(points, "operation", name=name, workers="1")
+
+    def terms(point: Point) -> tuple[float, ...]:
+        n = point.number("units")
+        return (1.0, n, n * n) if quadratic else (1.0, n)
+
+    width = 3 if quadratic else 2
+    fitted, predicted = fit.fit_sum(terms, [0.0] * width)
+    law, test = fit.tested(f"operation {name}", mine, width, fitted, predicted)
+    if law is None:
+        return None
+    sizes = [int(p.number("units")) for p in mine]
+    source = findings.source("cpu", f"{min(sizes)} to {max(sizes)} units on one core: {findings.tested(test)}")
+    names = ("base_s", "per_unit_s", "per_unit_squared_s")[:width]
+    return {"unit": unit, **{n: known(x, "fitted", source) for n, x in zip(names, law, strict=True)}}
+
+
+def contention(points: Sequence[Point]) -> dict[str, dict[str, float]]:
+    """How many times longer an operation takes when so many cores do it at the same time, by operation and cores."""
+    alone = {(p.parameters["name"], p.parameters["units"]): p.seconds for p in of(points, "operation", workers="1")}
+    slower: dict[str, dict[str, float]] = {}
+    for point in of(points, "operation"):
+        key = (point.parameters["name"], point.parameters["units"])
+        if point.number("workers") > 1 and key in alone:
+            slower.setdefault(str(key[0]), {})[str(point.parameters["workers"])] = round(point.seconds / alone[key], 4)
+    return slower
+
+
+def _slowdown(points: Sequence[Point], findings: Findings) -> Profile:
+    """How many times longer an operation takes with all cores busy: the median over operations."""
+    cores = findings.machine.cores
+    full = [slower[str(cores)] for slower in contention(points).values() if str(cores) in slower]
+    if not full:
+        return known(
+            1.0, "assumed", "not measured: one core's time is taken for all" if cores > 1 else "there is one core"
+        )
+    source = findings.source(
+        "cpu", f"the same operation on all {cores} cores at once against one alone, {len(full)} operations"
+    )
+    slowdown = max(1.0, float(np.median(full)))
+    return known(slowdown, "measured", source) | {"low": min(1.0, *full), "high": max(slowdown, *full)}
+
+
+def _package_power(points: Sequence[Point], findings: Findings, why_not: str) -> Profile:
+    watts = {int(p.number("busy")): p.watts for p in of(points, "cpu-power") if p.watts is not None}
+    cores, names = findings.machine.cores, ("idle_w", "max_w", "load_power_exponent")
+    between = [busy for busy in watts if 0 < busy < cores]
+    if not {0, cores} <= watts.keys() or watts[cores] <= watts[0]:
+        reason = why_not or "the package was not measured idle and with all cores busy, with more watts busy than idle"
+        return {name: findings.unknown(f"cpu {name}", reason) for name in names}
+    source = findings.source("cpu", "RAPL packages together, idle and with cores busy with products")
+    power = {"idle_w": known(watts[0], "measured", source), "max_w": known(watts[cores], "measured", source)}
+    shares = [(busy / cores, (watts[busy] - watts[0]) / (watts[cores] - watts[0])) for busy in between]
+    exponents = [float(np.log(share) / np.log(load)) for load, share in shares if share > 0]
+    if not exponents:
+        return power | {
+            names[2]: findings.unknown("cpu load_power_exponent", "no level between idle and full was measured")
+        }
+    return power | {names[2]: known(float(np.median(exponents)), "fitted", source)}
+
+
+def server(name: str, chip: Profile, count: int, findings: Findings) -> Profile:
+    """The server profile: this machine with so many of the chip."""
+    memory = findings.machine.memory_bytes
+    return {
+        "name": name,
+        "kind": "server",
+        "description": f"the machine that was calibrated, with {count} x {chip['name']}",
+        "cpu": f"{findings.name}-cpu",
+        "sockets": 1,
+        "accelerators": {"chip": chip["name"], "count": count},
+        "memory_bytes": findings.unknown(f"{name} memory_bytes", "the system does not tell")
+        if memory is None
+        else known(memory, "measured", findings.source("cpu", "as the system reports it")),
+        "base_w": findings.unknown(f"{name} base_w", NO_WALL_METER),
+        "psu_efficiency": findings.unknown(f"{name} psu_efficiency", NO_WALL_METER),
+        "rent_usd_per_h": findings.unknown(f"{name} rent_usd_per_h", NO_PRICE),
+        "capex_usd": findings.unknown(f"{name} capex_usd", NO_PRICE),
+    }
+
+
+def transfers(points: Sequence[Point], target: Target, findings: Findings) -> None:
+    """Seconds and bytes per second of host-device transfers, by direction and kind of host memory, into the findings."""
+    for memory in ("pinned", "pageable"):
+        for direction in ("h2d", "d2h"):
+            mine = of(points, "transfer", memory=memory, direction=direction)
+            fitted, predicted = fit.fit_sum(lambda p: (1.0, p.number("bytes")), (0.0, 0.0))
+            law, test = fit.tested(f"{memory} {direction} of {target.device}", mine, 3, fitted, predicted)
+            if law is not None:
+                findings.laws.append(test)
+                rate = 1.0 / law[1] if law[1] else None
+                findings.extra.setdefault("transfers", {})[test.name] = {"latency_s": law[0], "bytes_per_s": rate}

@@ -1,0 +1,118 @@
+"""Timing a call honestly: warm-up, samples long enough for the clock, median and spread."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hsim.calibrate.work import Reading
+
+Call = Callable[[int], Any]
+"""Does the work once; the argument counts the calls, so that each can take other data than the one before."""
+
+WARM_UP_FRACTION = 0.2  # of the time for a unit
+SHORTEST_SAMPLE_S = 100e-6  # a sample is this long at least: reading the clock twice takes 0.1 us
+FEWEST_SAMPLES = 5
+MOST_SAMPLES = 200
+UNDISTURBED = 0.97  # of a core: below it, others had it too
+GRAPH_CALLS = 10  # calls in one CUDA graph: enough that launching the graph is hidden
+
+
+def sample(call: Call, seconds: float, own_core: bool = True) -> Reading:
+    """Time calls on the CPU for about so many seconds; never fewer than five samples.
+
+    `own_core` says that the call keeps one core busy and does not wait. Where others had that core for part of the
+    time, its CPU time is given in place of the wall's: what it takes on a core of its own.
+    """
+    calls, each_s = _warm_up(call, seconds * WARM_UP_FRACTION, lambda: None)
+    inner = max(1, math.ceil(SHORTEST_SAMPLE_S / each_s))
+    wall: list[float] = []
+    cpu: list[float] = []
+    until_s = time.perf_counter() + seconds * (1 - WARM_UP_FRACTION)
+    while len(wall) < FEWEST_SAMPLES or (time.perf_counter() < until_s and len(wall) < MOST_SAMPLES):
+        start_s, start_cpu_s = time.perf_counter(), _cpu_s()
+        for _ in range(inner):
+            call(calls)
+            calls += 1
+        cpu.append((_cpu_s() - start_cpu_s) / inner)
+        wall.append((time.perf_counter() - start_s) / inner)
+    if not own_core:
+        return reading_of(wall)
+    fraction = sum(cpu) / sum(wall)
+    if fraction >= UNDISTURBED:
+        return reading_of(wall, fraction)
+    return reading_of(cpu, fraction, (f"others had its core for {1 - fraction:.0%} of the time: CPU time is given",))
+
+
+def _cpu_s() -> float:
+    """CPU seconds of this process and of the children that it has waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def _warm_up(call: Call, seconds: float, synchronise: Callable[[], object]) -> tuple[int, float]:
+    """Call at least twice and for so many seconds; how often, and seconds of the quickest call."""
+    calls, best_s = 0, math.inf
+    until_s = time.perf_counter() + seconds
+    while calls < 2 or time.perf_counter() < until_s:
+        start_s = time.perf_counter()
+        call(calls)
+        synchronise()
+        best_s = min(best_s, time.perf_counter() - start_s)
+        calls += 1
+    return calls, max(best_s, 1e-9)
+
+
+def reading_of(times: list[float], cpu_fraction: float | None = None, notes: tuple[str, ...] = ()) -> Reading:
+    """Median and interquartile range of samples in seconds."""
+    low, median, high = np.quantile(times, (0.25, 0.5, 0.75))
+    return Reading(float(median), float(high - low), len(times), cpu_fraction, notes=notes)
+
+
+def sample_cuda(call: Call, seconds: float, device: str) -> Reading:
+    """Time calls on a GPU by its own events, as a graph so that launching does not count; events alone where not."""
+    import torch
+
+    with torch.cuda.device(device):
+        _warm_up(call, seconds * WARM_UP_FRACTION, torch.cuda.synchronize)
+        notes: tuple[str, ...] = ()
+        try:
+            replay = _graph(call)
+        except RuntimeError:  # some operations cannot be captured
+            replay, notes = _plainly(call), ("timed without a CUDA graph",)
+        replay()
+        torch.cuda.synchronize()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        times: list[float] = []
+        until_s = time.perf_counter() + seconds * (1 - WARM_UP_FRACTION)
+        while len(times) < FEWEST_SAMPLES or (time.perf_counter() < until_s and len(times) < MOST_SAMPLES):
+            start.record()
+            replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) / 1000 / GRAPH_CALLS)
+    return reading_of(times, notes=notes)
+
+
+def _graph(call: Call) -> Callable[[], None]:
+    import torch
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(GRAPH_CALLS):
+            call(i)
+    replay: Callable[[], None] = graph.replay
+    return replay
+
+
+def _plainly(call: Call) -> Callable[[], None]:
+    def run() -> None:
+        for i in range(GRAPH_CALLS):
+            call(i)
+
+    return run

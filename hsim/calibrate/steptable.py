@@ -1,0 +1,149 @@
+"""From measured steps of hsim's decoder to the table that the measured tier reads, tested on steps kept out of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hsim.calibrate.agenda import Served, step_parts
+from hsim.calibrate.fit import law_of, relative_nonnegative, rising
+from hsim.calibrate.options import Law
+from hsim.calibrate.points import Point
+from hsim.costs.composed import Timing
+from hsim.costs.measured import MeasuredCosts
+from hsim.costs.shapes import Segment, StepShape
+from hsim.description.hardware import StepTable
+from hsim.description.yamlfile import Document, validated
+
+FEWEST_POINTS = 2  # of each axis: a line needs them
+
+
+@dataclass(frozen=True)
+class TableName:
+    """What a table is of, beside what is served."""
+
+    name: str
+    engine: str
+    chip: str
+    source: str
+
+
+class _SecondsAlone:
+    """Joules of nothing: for a table that is only asked for seconds."""
+
+    def with_joules(self, shape: StepShape, timing: Timing) -> Segment:
+        return Segment(timing.seconds, timing.growth_s, math.nan, math.nan, math.nan, timing.valid_steps)
+
+
+def shape_of(point: Point) -> StepShape:
+    """The shape of a step point."""
+    contexts, chunks = step_parts(point.parameters)
+    tokens = sum(t for t, _ in chunks)
+    return StepShape(
+        decodes=len(contexts),
+        context_tokens=sum(contexts),
+        chunks=len(chunks),
+        chunk_tokens=tokens,
+        chunk_context_tokens=tokens + sum(before for _, before in chunks),
+        pairs=sum(t * before + t * (t + 1) // 2 for t, before in chunks),
+    )
+
+
+def predicted_s(table: StepTable, point: Point) -> float:
+    """Seconds of a step point by the table, without what passes between steps."""
+    return MeasuredCosts(table, _SecondsAlone()).segment(shape_of(point)).seconds - table.between_s
+
+
+def fit_steps(points: Sequence[Point], served: Served, name: TableName) -> tuple[StepTable | None, Law]:
+    """The table of step points, and its errors on the steps that were kept out; None where too few were measured."""
+    by_role: dict[str, list[Point]] = {}
+    for point in points:
+        by_role.setdefault(str(point.parameters["role"]), []).append(point)
+    noisy = sum(bool(point.marks) for point in points)
+    decode = _decode_grid(by_role.get("decode", ()))
+    chunk = _chunk_lines(by_role.get("chunk", ()))
+    law_name, mixed = f"steps of {name.name}", by_role.get("mixed", [])
+    if decode is None or chunk is None or not mixed:
+        return None, Law(law_name, len(points), noisy, None, None, "not made: too few steps were measured")
+    fields: dict[str, Any] = {
+        "name": name.name, "kind": "step-table", "engine": name.engine, "chip": name.chip, "source": name.source,
+        "description": f"steps of {name.engine} with {served.model.name} in {served.precision} on {name.chip}",
+        "model": served.model.model_dump(), "precision": served.precision,
+        "median_error_fraction": None, "p90_error_fraction": None, **decode, **chunk, "extra_chunk_s": 0.0,
+        "between_s": next((p.seconds for p in by_role.get("between", ())), 0.0),
+        "mixed_decodes": [1], "mixed_chunk_tokens": [1], "mixed_s": [[0.0]],
+    }  # fmt: skip
+    fields["extra_chunk_s"] = _extra_chunk_s(_table(fields), by_role.get("chunks", ()))
+    fields |= _mixed_grid(_table(fields), mixed)
+    checks = by_role.get("check", [])
+    errors = [abs(predicted_s(_table(fields), point) / point.seconds - 1) for point in checks]
+    law = law_of(law_name, len(points) - len(checks), noisy, errors, f"{len(checks)} random steps kept out")
+    return _table(fields | {"median_error_fraction": law.median_error, "p90_error_fraction": law.p90_error}), law
+
+
+def _table(fields: dict[str, Any]) -> StepTable:
+    return validated(Document(f"the step table {fields['name']}", fields), StepTable)
+
+
+def _decode_grid(points: Sequence[Point]) -> dict[str, Any] | None:
+    """Axes and seconds of decode steps, over the largest complete grid; context never makes a step shorter."""
+    cells = {(int(p.number("decodes")), int(p.number("context"))): p.seconds for p in points}
+    rows, columns = _complete(set(cells))
+    if min(len(rows), len(columns)) < FEWEST_POINTS:
+        return None
+    seconds = [rising([cells[row, column] for column in columns]) for row in rows]
+    return {"decodes": rows, "contexts": columns, "decode_s": seconds}
+
+
+def _complete(cells: set[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Axes of a complete grid within the cells: the row or column that lacks most is left out until none lacks any."""
+    rows, columns = sorted({r for r, _ in cells}), sorted({c for _, c in cells})
+    while any((r, c) not in cells for r in rows for c in columns):
+        lacking = [(sum((r, c) not in cells for c in columns) / len(columns), "row", r) for r in rows]
+        lacking += [(sum((r, c) not in cells for r in rows) / len(rows), "column", c) for c in columns]
+        _, kind, value = max(lacking)
+        (rows if kind == "row" else columns).remove(value)
+    return rows, columns
+
+
+def _chunk_lines(points: Sequence[Point]) -> dict[str, Any] | None:
+    """For each number of chunk tokens: seconds before attention, per pair, and of a chunk that continues a prompt."""
+    by_tokens: dict[int, list[Point]] = {}
+    for point in points:
+        by_tokens.setdefault(int(point.number("tokens")), []).append(point)
+    lines = {tokens: _chunk_line(group) for tokens, group in sorted(by_tokens.items()) if len(group) > 1}
+    if len(lines) < FEWEST_POINTS:
+        return None
+    fresh, pair, later = zip(*lines.values(), strict=True)
+    return {"chunk_tokens": list(lines), "chunk_s": fresh, "pair_s": pair, "later_s": later}
+
+
+def _chunk_line(points: Sequence[Point]) -> tuple[float, float, float]:
+    shapes = [shape_of(point) for point in points]
+    columns = [[1.0, float(s.pairs), float(s.chunk_context_tokens > s.chunk_tokens)] for s in shapes]
+    fresh_s, pair_s, later_s = relative_nonnegative(np.array(columns), np.array([p.seconds for p in points]))
+    return float(fresh_s), float(pair_s), float(later_s)
+
+
+def _extra_chunk_s(table: StepTable, points: Sequence[Point]) -> float:
+    """Seconds of each chunk but one, on average over the points that have several."""
+    extras = [(point.seconds - predicted_s(table, point)) / (point.number("chunks") - 1) for point in points]
+    return max(0.0, sum(extras) / len(extras)) if extras else 0.0
+
+
+def _mixed_grid(table: StepTable, points: Sequence[Point]) -> dict[str, Any]:
+    """What steps of both take more than the two apart: never so much less that one of the two would take nothing."""
+    cells: dict[tuple[int, int], float] = {}
+    for point in points:
+        costs, shape = MeasuredCosts(table, _SecondsAlone()), shape_of(point)
+        both_s = predicted_s(table, point)
+        decode_s = costs.segment(StepShape(shape.decodes, shape.context_tokens)).seconds - table.between_s
+        saved_s = min(decode_s, both_s - decode_s)
+        cells[shape.decodes, shape.chunk_tokens] = max(point.seconds - both_s, -saved_s)
+    rows, columns = _complete(set(cells))
+    grid = [[cells[row, column] for column in columns] for row in rows]
+    return {"mixed_decodes": rows, "mixed_chunk_tokens": columns, "mixed_s": grid}
