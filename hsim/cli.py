@@ -15,7 +15,7 @@ from hsim.errors import HsimError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-MIN_WIDTH = 110
+MIN_WIDTH = 124
 
 # Torch's threads spin while they wait, which on busy cores makes small operations a hundred times slower. It reads
 # this when it is first imported.
@@ -69,6 +69,9 @@ Replications = Annotated[
 Processes = Annotated[
     int | None, typer.Option(min=1, help="Processes at a time; as many as there are cores when left out.")
 ]
+Worlds = Annotated[
+    int, typer.Option(min=0, help="Simulate so many worlds in which roughly known figures take other values.")
+]
 Out = Annotated[
     Path | None, typer.Option(help="Write result.json into this folder, and keep runs there to go on with.")
 ]
@@ -80,9 +83,7 @@ def simulate(
     settings: Settings = [],  # noqa: B006  # typer reads it, nobody changes it
     replications: Replications = 10,
     processes: Processes = None,
-    worlds: Annotated[
-        int, typer.Option(min=0, help="Simulate so many worlds in which roughly known figures take other values.")
-    ] = 0,
+    worlds: Worlds = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     format: Annotated[
         Format, typer.Option(help="vllm-bench: one path as the JSON that vllm bench serve --save-detailed writes.")
@@ -117,6 +118,36 @@ def simulate(
         kept = f"; what was finished is kept in {out}, and the same command goes on with it" if out else ""
         print(f"hsim: interrupted after {study.replications} of {study.wanted} replications{kept}", file=sys.stderr)
         raise typer.Exit(130)
+
+
+@app.command()
+def compare(
+    scenarios: Annotated[list[str], typer.Argument(help="Scenario files, or names of shipped scenarios; two or more.")],
+    settings: Settings = [],  # noqa: B006
+    replications: Replications = 10,
+    processes: Processes = None,
+    fair: Annotated[
+        bool,
+        typer.Option(help="Give each the cheapest fleet that meets the objectives, of those that its counts list."),
+    ] = False,
+    worlds: Worlds = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    out: Out = None,
+) -> None:
+    """Send the same tasks through several scenarios, and show the differences with their intervals."""
+    from hsim import runs
+    from hsim.compare import compare as compare_systems
+    from hsim.compare import compare_fairly
+    from hsim.report import comparison_tables
+
+    if len(scenarios) < 2:
+        raise typer.BadParameter("name two scenarios or more", param_hint="SCENARIOS")
+    options = runs.Options(replications, processes, worlds, out)
+    if fair:
+        comparison = compare_fairly(scenarios, settings, options)
+    else:
+        comparison = compare_systems([runs.system_of(name, settings) for name in scenarios], options)
+    print(runs.as_json(comparison), end="") if json else _print(comparison_tables(comparison))
 
 
 Device = Annotated[str, typer.Option(help="Where the decoder runs: cpu or cuda:0.")]

@@ -10,13 +10,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hsim.metrics.result import Interval, Result, Spread, Study
-from hsim.units import readable, readable_error, readable_range, readable_seconds
+from hsim.metrics.result import Comparison, Difference, Interval, Result, Spread, Study, TriedFleet
+from hsim.units import plain_error, readable, readable_error, readable_range, readable_seconds, scale_of
 
 if TYPE_CHECKING:
     from hsim.calibrate.options import CalibrationReport
     from hsim.drivers.live import MeteredJoules
     from hsim.validate import LiveResult, Validation
+
+NAME_SHOWN = 14  # last letters of a scenario's name, at the head of a column
+LEFT_OUT_SHOWN = 4  # of what a calibration's budget did not allow; fit.json has all
 
 LATENCY_NAMES = {
     "ttft": "TTFT, each generate visit",
@@ -33,12 +36,12 @@ ATTRIBUTION_NAMES = {
 FIGURE_NAMES = {
     "tasks_per_s": ("Throughput", "tasks/s"),
     "output_tokens_per_s": ("Output tokens", "tokens/s"),
-    "goodput_tasks_per_s": ("Goodput, within all objectives", "tasks/s"),
-    "tst_j": ("TST, joules a task", "J"),
-    "tpw_tokens_per_j": ("TPW, output tokens a joule", "tokens/J"),
+    "goodput_tasks_per_s": ("Goodput within objectives", "tasks/s"),
+    "tst_j": ("TST, energy a task", "J"),
+    "tpw_tokens_per_j": ("TPW, output", "tokens/J"),
     "mean_w": ("Mean power", "W"),
     "usd_per_task": ("Cost a task", "USD"),
-    "usd_per_1k_output_tokens": ("Cost of 1,000 output tokens", "USD"),
+    "usd_per_1k_output_tokens": ("Cost of 1,000 tokens", "USD"),
     "gco2_per_task": ("CO2 a task, operation", "g"),
 }
 VERDICT_STYLES = {"PASS": "green", "FAIL": "bold red", "UNDECIDED": "yellow"}
@@ -103,7 +106,11 @@ def calibration_tables(report: CalibrationReport) -> RenderableType:
     said += [f"Failed      {what}: {why}" for what, why in report.failed.items()]
     said += [f"Warning     {warning}" for warning in report.warnings]
     if report.left_out:
-        said.append(f"Left out    for want of time: {', '.join(report.left_out)}")
+        first = "; ".join(report.left_out[:LEFT_OUT_SHOWN])
+        more = len(report.left_out) - LEFT_OUT_SHOWN
+        said.append(
+            f"Left out    for want of time: {first}" + (f"; and {more} more kinds of points" if more > 0 else "")
+        )
     said += [f"Wrote       {file}" for file in report.files]
     parts += [Text(line) for line in said]
     if report.simulated:
@@ -252,8 +259,11 @@ def _assumptions(result: Result | Study, explain: bool) -> list[RenderableType]:
         for assumption in result.assumptions:
             table.add_row(assumption.name, assumption.value, assumption.why)
         return [head, Text(), table]
-    named = "; ".join(f"{a.name} = {a.value}" for a in result.assumptions)
-    return [head, Text(f"Assumed, rough or by default (--explain says why): {named}.", style="dim")]
+    assumed = [a for a in result.assumptions if a.why.startswith("assumed")]
+    others = len(result.assumptions) - len(assumed)
+    named = "; ".join(f"{a.name} = {a.value}" for a in assumed)
+    said = f"Assumed, since nobody published them: {named or 'none'}. {others} more are rough or defaults; --explain lists all, and why."
+    return [head, Text(said, style="dim")]
 
 
 # ---- studies
@@ -379,3 +389,67 @@ def _calibration_notes(study: Study, explain: bool) -> list[Text]:
         named = f": {', '.join(calibration.held)}" if explain else ""
         lines.append(f"{len(calibration.held)} that change times were held; --worlds 20 draws them too{named}.")
     return [*(Text(line, style="dim") for line in lines), Text()]
+
+
+# ---- comparisons
+
+
+def comparison_tables(comparison: Comparison) -> RenderableType:
+    """Each scenario beside the first: figures, differences, and what rough figures do to those."""
+    parts: list[RenderableType] = []
+    for tried in comparison.fleets:
+        parts += [_fleets_table(tried), Text()]
+    studies = comparison.studies
+    if not studies:
+        return Group(*parts, Text("No fleet that was tried meets the objectives.", style="bold red"))
+    for study in studies:
+        parts += _study_head(study)
+    parts.append(Text())
+    for study, differences in zip(studies[1:], comparison.differences, strict=True):
+        names = (Path(studies[0].scenario).stem, Path(study.scenario).stem)
+        parts += [_differences_table(names, differences), Text()]
+    if any(comparison.differences):
+        note = (
+            "Differences are of the same tasks, replication by replication; all their intervals together hold at 95 % "
+            "(Bonferroni). Pairing: how many times the replications it would take without."
+        )
+        parts.append(Text(note, style="dim"))
+    return Group(*parts)
+
+
+def _differences_table(names: tuple[str, str], differences: Iterable[Difference]) -> Table:
+    first, other = names if names[0] != names[1] else ("first", "other")
+    table = _table("", first[-NAME_SHOWN:], other[-NAME_SHOWN:], "difference", "", "by rough figures", "pairing")
+    for d in differences:
+        title, unit = _figure_name(d.figure)
+        scale, shown = scale_of(max(abs(d.first), abs(d.other)), unit)
+        half = d.interval.half_width
+        value = (d.other - d.first) / scale
+        difference = f"{value:.3g}" if half is None else plain_error(value, half / scale)
+        worlds = readable_range(d.by_worlds.low / scale, d.by_worlds.high / scale, "") if d.by_worlds else "–"
+        pairing = f"{d.variance_ratio:,.1f} x" if d.variance_ratio is not None else "–"
+        style = "dim" if d.verdict == "no difference shown" else "bold"
+        title = f"{title}, {shown}" if shown else title
+        verdict = Text(d.verdict.removesuffix(" difference shown"), style=style)
+        table.add_row(title, f"{d.first / scale:.4g}", f"{d.other / scale:.4g}", difference, verdict, worlds, pairing)
+    return table
+
+
+def _figure_name(figure: str) -> tuple[str, str]:
+    """What people call a figure, and its unit."""
+    metric, _, part = figure.rpartition(".")
+    if metric == "slo":
+        return f"{LATENCY_NAMES[part].partition(',')[0]} within objective", ""
+    if metric:
+        return f"{LATENCY_NAMES[metric].partition(',')[0]}, {part.removesuffix('_s')}", "s"
+    return FIGURE_NAMES[figure]
+
+
+def _fleets_table(tried: Iterable[TriedFleet]) -> Table:
+    table = _table("Fleet, cheapest first", "USD an hour", "replications", "verdict", "why")
+    table.columns[-1].justify = "left"
+    for fleet in tried:
+        servers = ", ".join(f"{count} x {tier}" for tier, count in fleet.servers.items())
+        verdict = Text(fleet.verdict, style=VERDICT_STYLES.get(fleet.verdict, "bold red"))
+        table.add_row(servers, f"{fleet.usd_per_h:,.2f}", str(fleet.replications), verdict, fleet.reason)
+    return table

@@ -434,7 +434,7 @@ def test_replica_equals_brute_force_with_arrivals_on_boundaries() -> None:
     """Every first token and last one to the bit, every joule to 1e-9, coalesced and step by step."""
     reached = Counter[str]()
 
-    @settings(max_examples=200)
+    @settings(max_examples=150)
     @given(replica_workloads(), st.lists(st.floats(0, 1), max_size=3))
     def law(workload: tuple[list[Request], GridCosts, Limits], more: list[float]) -> None:
         requests, costs, limits = workload

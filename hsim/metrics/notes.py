@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from hsim.description.system import System
@@ -14,6 +16,7 @@ from hsim.workload.tasks import Drawn
 FULL = 0.95  # a pool of cores busier than this, or a KV cache reserved beyond it, is called full
 QUEUE = 0.1  # a stage that waits for longer than this part of a task's time is called a queue
 LONG_DRAIN = 0.2
+STRETCHES = 10  # with fewer independent stretches in a replication, its mean is too skewed for t intervals
 
 
 def bottleneck_of(stages: tuple[StageAnatomy, ...], pools: tuple[PoolUse, ...]) -> str:
@@ -62,7 +65,9 @@ def warnings_of(
     return (*warnings, *drawn.notes)
 
 
-def study_warnings(stability: Stability | None, warm_up: WarmUp | None, truncated: int) -> tuple[str, ...]:
+def study_warnings(
+    stability: Stability | None, warm_up: WarmUp | None, cohort_tasks: int, truncated: int
+) -> tuple[str, ...]:
     """What a reader must know before trusting the intervals."""
     warnings = []
     if stability is not None and stability.verdict == "undecided":
@@ -70,6 +75,11 @@ def study_warnings(stability: Stability | None, warm_up: WarmUp | None, truncate
     if warm_up is not None and warm_up.asked_tasks > warm_up.tasks:
         warnings.append(
             f"the warm-up was {warm_up.tasks:,} tasks, and the replications ask for {warm_up.asked_tasks:,}: simulate more"
+        )
+    if warm_up is not None and cohort_tasks < STRETCHES * warm_up.memory_tasks:
+        warnings.append(
+            f"sojourn times hang together over {warm_up.memory_tasks:,.0f} tasks, so that a replication holds few independent "
+            f"stretches and intervals may be too narrow: set workload.tasks to {math.ceil(STRETCHES * warm_up.memory_tasks):,} or more"
         )
     if truncated:
         warnings.append(f"{truncated:,} of the drawn answers were longer than max_output_tokens and were cut there")

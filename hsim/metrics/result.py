@@ -198,7 +198,8 @@ class WarmUp:
 
     `asked_tasks` is what the finished replications ask for: no more than `tasks` where the warm-up was long enough.
     MSER-5 alone would cut `mser_tasks`; `passage_tasks` arrive in three mean passages through the system; the floor is
-    a part of the cohort.
+    a part of the cohort. Sojourn times of `memory_tasks` in a row tell no more than one: twice as many are asked
+    for, and ten times as many in a cohort.
     """
 
     tasks: int
@@ -206,6 +207,7 @@ class WarmUp:
     mser_tasks: int
     passage_tasks: int
     floor_tasks: int
+    memory_tasks: float
 
 
 @dataclass(frozen=True)
@@ -299,3 +301,52 @@ class Study:
     def as_dict(self) -> dict[str, Any]:
         """The study as JSON-ready data."""
         return {"complete": self.complete, **asdict(self)}
+
+
+# ---- comparisons
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One figure of a scenario less that of the first, replication by replication on common random numbers.
+
+    `interval` holds together with all others of the comparison, at 95 % (Bonferroni). `by_worlds` is where rough
+    figures put the difference, the same in both scenarios, in nine of ten worlds. Without pairing the variance would
+    be `variance_ratio` times as large.
+    """
+
+    figure: str
+    first: float
+    other: float
+    interval: Interval
+    verdict: Literal["lower", "higher", "no difference shown"]
+    variance_ratio: float | None
+    by_worlds: Range | None
+
+
+@dataclass(frozen=True)
+class TriedFleet:
+    """A fleet that a fair comparison tried."""
+
+    servers: dict[str, int]
+    usd_per_h: float
+    replications: int
+    verdict: Literal["PASS", "FAIL", "UNDECIDED", "UNSTABLE"]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scenarios beside the first of them. `fleets` says, for fair ones, what was tried: the last passed, if any did.
+
+    `differences[i]` belongs to studies[i + 1]; it is empty where either has no steady state.
+    """
+
+    studies: tuple[Study, ...]
+    differences: tuple[tuple[Difference, ...], ...]
+    confidence: float
+    fleets: tuple[tuple[TriedFleet, ...], ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The comparison as JSON-ready data."""
+        return {**asdict(self), "studies": [study.as_dict() for study in self.studies]}

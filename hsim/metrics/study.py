@@ -36,6 +36,7 @@ Floats = NDArray[np.float64]
 
 FLOOR_FRACTION = 0.25  # of a cohort comes before it, whatever else asks for less
 PASSAGES = 3  # as many mean times through the empty system must have gone by: then its pipes are full
+MEMORIES = 2  # as many stretches over which sojourn times hang together: a queue near its limit forgets slowly
 DRIFT_MARGIN = 0.01  # work in progress that grows by less than this part of what arrives is not called a drift
 DRIFT_BLUR = 0.1  # where the interval of the drift reaches beyond this, the run was too short to tell
 WIP_POINTS = 200
@@ -109,7 +110,9 @@ def warm_up_of(paths: Sequence[Measured]) -> WarmUp:
             if abs(difference.value) > difference.half_width():
                 asked = max(asked, cut)
     floor_tasks = math.ceil(FLOOR_FRACTION * cohort.tasks)
-    return WarmUp(cohort.skipped, asked, longest, passage_tasks, floor_tasks)
+    memory = statistics.memory([_sojourns(path)[cohort.skipped : cohort.end] for path in paths])
+    asked = max(asked, math.ceil(MEMORIES * memory))
+    return WarmUp(cohort.skipped, asked, longest, passage_tasks, floor_tasks, memory)
 
 
 def _sojourns(path: Measured) -> Floats:
@@ -185,10 +188,8 @@ def interval(estimate: Estimate | None) -> Interval:
     """An estimate as reported."""
     if estimate is None:
         return Interval(None)
-    half = estimate.half_width()
-    if math.isnan(half):
-        return Interval(estimate.value)
-    return Interval(estimate.value, estimate.value - half, estimate.value + half)
+    low, high = estimate.interval()
+    return Interval(estimate.value) if math.isnan(low) else Interval(estimate.value, low, high)
 
 
 def joules_of(paths: Sequence[Measured], attribution: Attribution = "full", boundary: Boundary = "facility") -> Floats:
@@ -222,10 +223,16 @@ def estimates_of(paths: Sequence[Measured], accounts: Accounts, energy: bool = T
         for name, p in QUANTILES.items():
             if (estimate := statistics.quantile(samples, p)) is not None:
                 found[f"{metric}.{name}"] = estimate
-    for i, objective in enumerate(paths[0].objectives):
-        within = [path.objectives[i].within for path in paths]
-        found[f"slo.{objective.metric}"] = statistics.ratio(within, [path.objectives[i].points for path in paths])
+    for objective in paths[0].objectives:
+        found[f"slo.{objective.metric}"] = _attained(paths, objective.metric)
     return found
+
+
+def _attained(paths: Sequence[Measured], metric: str, confidence: float = statistics.CONFIDENCE) -> Estimate:
+    """The fraction of a cohort's points that kept an objective."""
+    kept = [next(o for o in path.objectives if o.metric == metric) for path in paths]
+    memory = statistics.memory([path.latency[metric] for path in paths])
+    return statistics.proportion([o.within for o in kept], [o.points for o in kept], memory, confidence)
 
 
 def _dollars(accounts: Accounts, seconds: Floats, joules: Floats) -> Floats:
@@ -265,11 +272,11 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
         output_tokens_per_s=intervals["output_tokens_per_s"],
         goodput_tasks_per_s=intervals["goodput_tasks_per_s"],
         latency={} if unstable else _latencies(paths, intervals),
-        slo=() if unstable else _verdicts(material),
+        slo=() if unstable else slo_verdicts(material),
         energy=None if "energy" in unavailable else _energy(paths, intervals),
         money=None if "money" in unavailable else _money(material.accounts, intervals),
         gco2_per_task=intervals.get("gco2_per_task"),
-        calibration=None if unstable else calibration_of(material, estimates),
+        calibration=None if unstable else calibration_of(material),
         stages=stages,
         pools=pools,
         bottleneck=bottleneck_of(stages, pools),
@@ -283,7 +290,7 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
 def _warnings(material: Material, stability: Stability | None, warm_up: WarmUp | None) -> tuple[str, ...]:
     truncated = sum(replication.truncated for replication in material.replications)
     first = material.replications[0].warnings
-    return (*study_warnings(stability, warm_up, truncated), *first)
+    return (*study_warnings(stability, warm_up, material.paths[0].cohort.tasks, truncated), *first)
 
 
 def _latencies(paths: Sequence[Measured], intervals: Mapping[str, Interval]) -> dict[str, LatencyStudy]:
@@ -296,16 +303,19 @@ def _latencies(paths: Sequence[Measured], intervals: Mapping[str, Interval]) -> 
     }
 
 
-def _verdicts(material: Material) -> tuple[SloVerdict, ...]:
+def slo_verdicts(material: Material, confidence: float = statistics.CONFIDENCE) -> tuple[SloVerdict, ...]:
+    """Each objective against all replications."""
     verdicts, paths = [], material.paths
-    for i, objective in enumerate(paths[0].objectives):
+    for objective in paths[0].objectives:
         slo = getattr(material.system.scenario.slo, objective.metric)
-        points = [path.objectives[i].points for path in paths]
-        value, low, high = statistics.proportion([path.objectives[i].within for path in paths], points)
+        attained = interval(_attained(paths, objective.metric, confidence))
+        # One path that leaves nothing to chance has no interval: what it attains is what there is.
+        low, high = (attained.value if end is None else end for end in (attained.low, attained.high))
+        assert low is not None and high is not None
         verdict: Literal["PASS", "FAIL", "UNDECIDED"] = (
             "PASS" if low >= slo.p else "FAIL" if high < slo.p else "UNDECIDED"
         )
-        verdicts.append(SloVerdict(objective.metric, slo.max_s, slo.p, Interval(value, low, high), verdict))
+        verdicts.append(SloVerdict(objective.metric, slo.max_s, slo.p, attained, verdict))
     return tuple(verdicts)
 
 
@@ -337,18 +347,29 @@ def _money(accounts: Accounts, intervals: Mapping[str, Interval]) -> MoneyStudy:
 # ---- the other uncertainty
 
 
-def calibration_of(material: Material, estimates: Mapping[str, Estimate]) -> Calibration | None:
+def calibration_of(material: Material) -> Calibration | None:
     """How far the figures that are known only roughly move the result; None where there are none."""
     worlds = material.worlds
     if not worlds.varied and not worlds.held:
         return None
-    moved = _simulated(material) if worlds.simulated else _by_the_books(material, estimates)
-    ranges = {}
-    for name, values in moved.items():
-        low, high = np.quantile(values, [WORLD_TAIL, 1 - WORLD_TAIL]).tolist()
-        ranges[name] = Range(low, high)
+    ranges = {name: range_of(values) for name, values in moved_by_worlds(material).items()}
     count = len(worlds.simulated) or len(worlds.accounts)
     return Calibration(count, bool(worlds.simulated), worlds.varied, worlds.held, ranges)
+
+
+def range_of(values: Floats) -> Range:
+    """Where nine of ten worlds lie."""
+    low, high = np.quantile(values, [WORLD_TAIL, 1 - WORLD_TAIL]).tolist()
+    return Range(low, high)
+
+
+def moved_by_worlds(material: Material) -> dict[str, Floats]:
+    """Figures in each world, by name as in estimates_of. Shapes (worlds,)."""
+    energy = "energy" not in unavailable_of(material.system)
+    estimates = estimates_of(material.paths, material.accounts, energy)
+    if material.worlds.simulated:
+        return _simulated(material, estimates, energy)
+    return _by_the_books(material, estimates)
 
 
 def _by_the_books(material: Material, estimates: Mapping[str, Estimate]) -> dict[str, Floats]:
@@ -372,11 +393,9 @@ def _by_the_books(material: Material, estimates: Mapping[str, Estimate]) -> dict
     return {name: value for name, value in values.items() if name in estimates}
 
 
-def _simulated(material: Material) -> dict[str, Floats]:
+def _simulated(material: Material, nominal: Mapping[str, Estimate], energy: bool) -> dict[str, Floats]:
     """Values in each world that was simulated: the study's own, moved by the difference on the same random numbers."""
-    energy = "energy" not in unavailable_of(material.system)
     paths = {replication.number: replication.path for replication in material.replications}
-    nominal = estimates_of(material.paths, material.accounts, energy)
     moved: dict[str, list[float]] = {}
     for accounts, (number, path) in zip(material.worlds.accounts, material.worlds.simulated, strict=True):
         there = estimates_of([path], accounts, energy)

@@ -19,10 +19,10 @@ from hsim.description.scenario import Workload
 from hsim.description.system import System
 from hsim.drivers.prepared import Prepared, prepare
 from hsim.errors import HsimError
-from hsim.metrics.accounts import accounts_of
-from hsim.metrics.measured import Cohort, Measured
+from hsim.metrics.accounts import Accounts, accounts_of
+from hsim.metrics.measured import Cohort
 from hsim.metrics.result import Study, WarmUp
-from hsim.metrics.rough import draw_worlds, of_the_books, rough_figures, system_in
+from hsim.metrics.rough import World, draw_worlds, of_the_books, rough_figures, system_in
 from hsim.metrics.study import (
     FLOOR_FRACTION,
     Material,
@@ -104,11 +104,13 @@ class _Gathering:
         self.store = Store(options.out, self.system, prepared.drawn.tasks) if options.out else None
         self.interrupted = False
         rough, books = rough_figures(self.system), of_the_books(self.system)
-        self._rough = rough if options.worlds else {name: use for name, use in rough.items() if name in books}
-        self._held = () if options.worlds else tuple(name for name in rough if name not in books)
-        self._worlds = draw_worlds(self._rough, options.worlds or BOOK_WORLDS, self.system.scenario.seed)
-        accounts = [accounts_of(system_in(self.system, world)) for world in self._worlds]
-        self._accounts = tuple(accounts) if self._rough else ()
+        self._rough = rough
+        self._held = tuple(name for name in rough if name not in books)
+        self._book_figures = {name: use for name, use in rough.items() if name in books}
+        self._book_accounts = self._accounts_in(draw_worlds(self._book_figures, BOOK_WORLDS, self.system.scenario.seed))
+
+    def _accounts_in(self, worlds: Sequence[World]) -> tuple[Accounts, ...]:
+        return tuple(accounts_of(system_in(self.system, world)) for world in worlds)
 
     def terminating(self) -> Material:
         """Runs from an empty system to an empty one: one, where nothing is left to chance."""
@@ -134,11 +136,9 @@ class _Gathering:
         return self._material("steady", replications, wanted), warm_up
 
     def _replications(self, cohort: Cohort | None, wanted: int) -> list[Replication]:
-        books = () if self.options.worlds else self._accounts
+        books, stepwise = self._book_accounts, self.options.stepwise
         jobs = {
-            f"{number:04d}-{_called(cohort)}": Job(
-                seeded(self.system, number), number, cohort, books, self.options.stepwise
-            )
+            f"{number:04d}-{_called(cohort)}": Job(seeded(self.system, number), number, cohort, books, stepwise)
             for number in range(wanted)
         }
         finished = self._finish(jobs)
@@ -164,24 +164,23 @@ class _Gathering:
     def _material(
         self, kind: Literal["steady", "terminating"], replications: Sequence[Replication], wanted: int
     ) -> Material:
-        simulated = self._simulated_worlds(replications)
-        accounts = () if self.options.worlds and not simulated else self._accounts
-        worlds = Worlds(accounts, tuple(self._rough), self._held, simulated)
+        worlds = Worlds(self._book_accounts, tuple(self._book_figures), self._held)
+        if self.options.worlds and self._rough and not self.interrupted:
+            worlds = self._simulated_worlds(replications) or worlds
         return Material(self.system, self.prepared.accounts, kind, tuple(replications), wanted, worlds)
 
-    def _simulated_worlds(self, replications: Sequence[Replication]) -> tuple[tuple[int, Measured], ...]:
-        """A path in each world, with the random numbers of a replication in turn."""
-        if not self.options.worlds or self.interrupted or not self._rough:
-            return ()
+    def _simulated_worlds(self, replications: Sequence[Replication]) -> Worlds | None:
+        """A path in each world, with the random numbers of a replication in turn; None after Ctrl-C."""
         jobs = {}
-        for k, world in enumerate(self._worlds):
+        drawn = draw_worlds(self._rough, self.options.worlds, self.system.scenario.seed)
+        for k, world in enumerate(drawn):
             base = replications[k % len(replications)]
             cohort = base.path.cohort if is_steady(self.system.scenario.workload) else None
             system = system_in(seeded(self.system, base.number), world)
-            name = f"world-{k:03d}-of-{len(self._worlds)}-{base.number:04d}-{_called(cohort)}"
+            name = f"world-{k:03d}-of-{len(drawn)}-{base.number:04d}-{_called(cohort)}"
             jobs[name] = Job(system, base.number, cohort, (), self.options.stepwise)
-        finished = self._finish(jobs).values()
-        return () if self.interrupted else tuple((its.number, its.path) for its in finished)
+        paths = tuple((its.number, its.path) for its in self._finish(jobs).values())
+        return None if self.interrupted else Worlds(self._accounts_in(drawn), tuple(self._rough), (), paths)
 
 
 def _grows_without_end(replications: Sequence[Replication]) -> bool:
