@@ -150,9 +150,9 @@ def check_runs(placement: Placement, where: str) -> None:
     dense: Precision = "bf16" if precision == "mxfp4" else precision  # mxfp4 is for experts alone
     if dense not in kernels.gemm or (precision == "mxfp4" and not model.experts):
         what = (
-            f"{chip.name} has no figures for {precision}"
-            if model.experts
-            else f"{model.name} has no experts for {precision}"
+            f"{model.name} has no experts for {precision}"
+            if precision == "mxfp4" and not model.experts
+            else f"{chip.name} has no figures for {precision}"
         )
         raise DescriptionError(where, what, f"it has {', '.join(kernels.gemm)}")
     if model.experts and precision not in kernels.experts:
