@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from copy import deepcopy
@@ -75,11 +76,6 @@ class Run:
         mine = self.steps["device"] == device
         return {name: column[mine] for name, column in self.steps.items()}
 
-    def reserves(self, visits: Any) -> Any:
-        """Tokens of KV cache that each of these generate visits reserves, from the tasks themselves."""
-        limits = {task.id: task.max_output_tokens for task in self.prepared.drawn.tasks}
-        return visits["input_tokens"] + np.array([limits[int(i)] for i in visits["task"]])
-
 
 def run(prepared: Prepared, stepwise: bool = False) -> Run:
     """As hsim.drivers.simulated.run, but keeps the engine for questions."""
@@ -107,15 +103,16 @@ def _model() -> ModelArchitecture:
 
 
 def with_kv(data: dict[str, Any], room: float) -> dict[str, Any]:
-    """The scenario with KV cache for `room` times its largest visit: 1 serves the largest alone, 2 any two."""
+    """The scenario with KV cache for `room` times its largest visit, in whole blocks: 1 serves the largest alone."""
     scenario = validated(Document("test", data), Scenario)
     drawn = draw_tasks(scenario.workload, {**_shipped_tools(), **scenario.tools}, scenario.seed, Path())
     largest = max(r.input_tokens + t.max_output_tokens for t in drawn.tasks for r in t.rounds)
     changed = deepcopy(data)
     pool = changed["pools"][changed["stages"]["generate"]]
     pool["gpu_memory_utilization"] = UTILIZATION
+    size = pool.setdefault("block_tokens", 16)
     # Half a token more, so that rounding does not decide.
-    memory = memory_bytes_for(int(largest * room) + 0.5, pool.get("tensor_parallel", 1))
+    memory = memory_bytes_for(math.ceil(largest * room / size) * size + 0.5, pool.get("tensor_parallel", 1))
     changed.setdefault("assume", {}).setdefault("h100-sxm", {})["memory_bytes"] = memory
     return changed
 
