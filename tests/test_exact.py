@@ -28,7 +28,7 @@ from hsim.drivers.prepared import Prepared
 from hsim.engine.cores import Cores, Host
 from hsim.engine.environment import TASK_ARRIVES, EngineEnvironment
 from hsim.engine.executor import ModelledTime
-from hsim.engine.link import Link, LinkSpec, Network
+from hsim.engine.link import Link, LinkSpec
 from hsim.engine.replica import Replica, ReplicaSpec
 from hsim.engine.visits import Job, Prompt
 from hsim.log import Log, Stage
@@ -457,7 +457,9 @@ def replica_workloads(draw: Any) -> tuple[list[Request], GridCosts, Limits]:
         output = draw(st.integers(1, 25))
         limit = output + draw(st.sampled_from([0, 1, 15]))
         requests.append(Request(i, arrival * UNIT_S, draw(st.integers(1, 70)), output, limit))
-    largest = max([LATE.input_tokens + LATE.max_output_tokens, *(r.input_tokens + r.max_output_tokens for r in requests)])
+    largest = max(
+        [LATE.input_tokens + LATE.max_output_tokens, *(r.input_tokens + r.max_output_tokens for r in requests)]
+    )
     block_tokens = draw(st.sampled_from([1, 4, 16]))
     limits = Limits(
         draw(st.sampled_from([1, 2, 4, 50])),
