@@ -7,6 +7,7 @@ import re
 
 GB = 1e9
 GIB = 2**30
+NS_PER_S = 10**9
 MS_PER_S = 1000.0
 HOUR_S = 3600.0
 YEAR_S = 365.25 * 24 * 3600.0

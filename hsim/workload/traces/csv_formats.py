@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hsim.errors import DescriptionError
-from hsim.units import MS_PER_S
+from hsim.units import MS_PER_S, NS_PER_S
 from hsim.workload.files import csv_rows
 from hsim.workload.traces.blocks import block_size, first_overfull
 from hsim.workload.traces.trace import Columns
@@ -48,9 +48,15 @@ def _wait(text: str) -> float:
     return seconds
 
 
-def _clock(text: str) -> float:
-    moment = datetime.fromisoformat(text)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+def _clock(text: str) -> int:
+    """Nanoseconds since 1970: as a double, seconds since then would keep no digit beyond the sixth."""
+    whole, _, rest = text.partition(".")
+    fraction = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+    if bool(fraction) != ("." in text):
+        raise ValueError(text)
+    moment = datetime.fromisoformat(whole + rest[len(fraction) :])
+    seconds = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    return seconds * NS_PER_S + int(fraction[:9].ljust(9, "0"))
 
 
 def _blocks(text: str) -> tuple[int, ...]:
@@ -69,7 +75,7 @@ TOKENS = Cell(_tokens, _integers, "a whole number, 0 or more")
 SIZE = Cell(_tokens, _integers, "a whole number, 1 or more")
 NUMBER = Cell(_seconds, _doubles, "a finite number")
 WAIT = Cell(_wait, _doubles, "a number, 0 or more")
-CLOCK = Cell(_clock, _doubles, "a date and time such as 2023-11-16 18:17:03.9799600")
+CLOCK = Cell(_clock, _integers, "a date and time such as 2023-11-16 18:17:03.9799600")
 NAME = Cell(str, list, "a name")
 BLOCKS = Cell(_blocks, list, "whole numbers with blanks between them")
 
@@ -128,7 +134,10 @@ def read_csv(lines: Iterator[str], file: str) -> Columns:
 def _azure(table: Table, name: str) -> Columns:
     used = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
     found = table.read(dict(zip(used, (CLOCK, TOKENS, TOKENS), strict=True)))
-    return Columns(name, found["lines"], found[used[1]], found[used[2]], found[used[0]], unused=table.unused(*used))
+    moments = found[used[0]]
+    # Whole numbers until here, and the first is 0: no digit is lost.
+    arrival_s = (moments - (moments.min() if len(moments) else 0)) / NS_PER_S
+    return Columns(name, found["lines"], found[used[1]], found[used[2]], arrival_s, unused=table.unused(*used))
 
 
 def _burstgpt(table: Table, name: str) -> Columns:
