@@ -132,7 +132,7 @@ def _all_reduce(p: Any, rows: pd.DataFrame) -> Any:
     return law.seconds(rows.comm_gpus.to_numpy(), rows.comm_bytes.to_numpy())
 
 
-_SIDES = {"bandwidth_fraction": (0.88, 0.1, 1.0), "flops_fraction": (0.7, 0.1, 1.0), "sharpness": (4.0, 1.0, 12.0)}
+_SIDES = {"bandwidth_fraction": (0.88, 0.1, 0.95), "flops_fraction": (0.7, 0.1, 0.95), "sharpness": (4.0, 1.0, 12.0)}
 GEMM = Law(
     "gemm",
     {"launch_s": (5e-6, 0, 2e-5), "per_depth_s": (1e-10, 0, 1e-8), "per_activation_s": (1e-12, 0, 1e-10), **_SIDES,

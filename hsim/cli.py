@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,29 +55,99 @@ def options(
     """Options before a command."""
 
 
+class Format(StrEnum):
+    """What simulate prints."""
+
+    TABLE = "table"
+    JSON = "json"
+    VLLM_BENCH = "vllm-bench"
+
+
+Replications = Annotated[
+    int, typer.Option(min=1, help="Independent runs of which intervals are made; 1 shows one path as it is.")
+]
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="Processes at a time; as many as there are cores when left out.")
+]
+Worlds = Annotated[
+    int, typer.Option(min=0, help="Simulate so many worlds in which roughly known figures take other values.")
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Write result.json into this folder, and keep runs there to go on with.")
+]
+
+
 @app.command()
 def simulate(
     scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped scenario.")],
     settings: Settings = [],  # noqa: B006  # typer reads it, nobody changes it
+    replications: Replications = 10,
+    processes: Processes = None,
+    worlds: Worlds = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write result.json into this folder.")] = None,
+    format: Annotated[
+        Format, typer.Option(help="vllm-bench: one path as the JSON that vllm bench serve --save-detailed writes.")
+    ] = Format.TABLE,
+    out: Out = None,
     explain: Annotated[bool, typer.Option(help="Show every assumption with its reason.")] = False,
     stepwise: Annotated[
         bool, typer.Option(help="Take every engine step as an event of its own: the slow reference.")
     ] = False,
 ) -> None:
     """Predict latency, throughput, joules per task (TST), tokens per watt (TPW), cost and CO2 of a scenario."""
-    from hsim.report import result_tables
-    from hsim.runs import as_json, write_atomically
-    from hsim.runs import simulate as run
+    from json import dumps
 
-    result = run(scenario, settings, stepwise)
-    if out:
-        write_atomically(out / "result.json", as_json(result))
-    if json:
-        print(as_json(result), end="")
+    from hsim import runs
+    from hsim.report import result_tables, study_tables
+
+    system = runs.system_of(scenario, settings)
+    json = json or format is Format.JSON
+    if format is Format.VLLM_BENCH:
+        bench = dumps(runs.vllm_bench_of(system, stepwise), allow_nan=False) + "\n"
+        runs.write_atomically(out / "vllm-bench.json", bench) if out else print(bench, end="")
+        return
+    if replications == 1 or runs.is_one_path(system):
+        result = runs.path_of(system, stepwise)
+        if out:
+            runs.write_atomically(out / "result.json", runs.as_json(result))
+        print(runs.as_json(result), end="") if json else _print(result_tables(result, explain))
+        return
+    study = runs.study(system, runs.Options(replications, processes, worlds, out, stepwise))
+    print(runs.as_json(study), end="") if json else _print(study_tables(study, explain))
+    if not study.complete:
+        kept = f"; what was finished is kept in {out}, and the same command goes on with it" if out else ""
+        print(f"hsim: interrupted after {study.replications} of {study.wanted} replications{kept}", file=sys.stderr)
+        raise typer.Exit(130)
+
+
+@app.command()
+def compare(
+    scenarios: Annotated[list[str], typer.Argument(help="Scenario files, or names of shipped scenarios; two or more.")],
+    settings: Settings = [],  # noqa: B006
+    replications: Replications = 10,
+    processes: Processes = None,
+    fair: Annotated[
+        bool,
+        typer.Option(help="Give each the cheapest fleet that meets the objectives, of those that its counts list."),
+    ] = False,
+    worlds: Worlds = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    out: Out = None,
+) -> None:
+    """Send the same tasks through several scenarios, and show the differences with their intervals."""
+    from hsim import runs
+    from hsim.compare import compare as compare_systems
+    from hsim.compare import compare_fairly
+    from hsim.report import comparison_tables
+
+    if len(scenarios) < 2:
+        raise typer.BadParameter("name two scenarios or more", param_hint="SCENARIOS")
+    options = runs.Options(replications, processes, worlds, out)
+    if fair:
+        comparison = compare_fairly(scenarios, settings, options)
     else:
-        _print(result_tables(result, explain))
+        comparison = compare_systems([runs.system_of(name, settings) for name in scenarios], options)
+    print(runs.as_json(comparison), end="") if json else _print(comparison_tables(comparison))
 
 
 Device = Annotated[str, typer.Option(help="Where the decoder runs: cpu or cuda:0.")]
@@ -151,6 +222,62 @@ def scenarios() -> None:
     for file in sorted(shipped("scenarios").glob("*.yaml")):
         question = file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         print(f"{file.stem:<24} {question}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of scenarios, with which editors check and complete them."""
+    from hsim.description.schema import scenario_schema
+
+    print(scenario_schema(), end="")
+
+
+traces = typer.Typer(help="Look at traces of requests, and convert them.", no_args_is_help=True)
+app.add_typer(traces, name="trace")
+
+TraceFile = Annotated[Path, typer.Argument(help="A trace in one of the formats of docs/workloads.md, or .gz of it.")]
+Tokenizer = Annotated[
+    Path | None, typer.Option(help="A tokenizer.json, or its folder, for a trace that holds text (ShareGPT).")
+]
+
+
+@traces.command("show")
+def trace_show(
+    file: TraceFile,
+    tokenizer: Tokenizer = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write a picture: a page (.html) or a drawing (.svg).")] = None,
+) -> None:
+    """Rate, burstiness, lengths, rounds and shared prefixes of a trace."""
+    from hsim.report import pairs_table
+    from hsim.runs import as_json, write_atomically
+    from hsim.workload.traces import read_trace
+    from hsim.workload.traces.picture import page, picture
+    from hsim.workload.traces.summary import described, summary_of
+
+    if out and out.suffix not in (".html", ".svg"):
+        raise typer.BadParameter(f"{out} is no .html and no .svg", param_hint="--out")
+    trace = read_trace(file, tokenizer)
+    summary = summary_of(trace)
+    if out:
+        write_atomically(out, page(trace, file.name) if out.suffix == ".html" else picture(trace))
+    print(as_json(summary), end="") if json else _print(pairs_table(described(summary)))
+
+
+@traces.command("convert")
+def trace_convert(
+    file: TraceFile,
+    out: Annotated[Path, typer.Argument(help="The CSV to write; gzipped if its name ends in .gz.")],
+    tokenizer: Tokenizer = None,
+) -> None:
+    """Write a trace as hsim's own CSV, which reads back as the same trace."""
+    from hsim.workload.traces import read_trace
+    from hsim.workload.traces.convert import write_trace
+
+    trace = read_trace(file, tokenizer)
+    write_trace(trace, out)
+    notes = "".join(f"; {note}" for note in trace.notes)
+    print(f"hsim: {out} has {len(trace.input_tokens):,} requests of {trace.tasks:,} tasks{notes}", file=sys.stderr)
 
 
 class _Progress:

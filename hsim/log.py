@@ -39,6 +39,11 @@ class Table:
     def __len__(self) -> int:
         return len(self._cells) // len(self.columns)
 
+    def column(self, name: str, first_row: int = 0) -> list[float]:
+        """One column, from a row on."""
+        width = len(self.columns)
+        return self._cells[first_row * width + self.columns.index(name) :: width].tolist()
+
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """Each column by name. Shape (rows,)."""
         cells = np.frombuffer(self._cells, dtype=np.float64) if self._cells else np.empty(0)
@@ -50,13 +55,16 @@ class Table:
 class Device:
     """Something that draws power: an accelerator group, or the CPU packages of a server.
 
-    `idle_w` is what it draws while it does nothing; `capacity` is how many it can serve at once.
+    `idle_w` is what it draws while it does nothing; `capacity` is how many it can serve at once. While an accelerator
+    group is in a step, its engine keeps `host_cores` cores of Log.hosts[host] busy.
     """
 
     name: str
     tier: str
     idle_w: float
     capacity: int = 1
+    host: int = -1
+    host_cores: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hsim.metrics.result import Result, Spread
-from hsim.units import readable, readable_seconds
+from hsim.metrics.result import Comparison, Difference, Interval, Result, Spread, Study, TriedFleet
+from hsim.units import plain_error, readable, readable_error, readable_range, readable_seconds, scale_of
 
 if TYPE_CHECKING:
     from hsim.calibrate.options import CalibrationReport
@@ -23,6 +24,24 @@ LATENCY_NAMES = {
     "answer_ttft": "TTFT of the final answer",
     "e2e": "end to end, each task",
 }
+BOUNDARY_NAMES = {"accelerator": "accelerator boards", "wall": "server wall", "facility": "facility (PUE)"}
+ATTRIBUTION_NAMES = {
+    "marginal": "marginal (work above idle)",
+    "occupancy": "occupancy (and idle in use)",
+    "full": "full (everything)",
+}
+FIGURE_NAMES = {
+    "tasks_per_s": ("Throughput", "tasks/s"),
+    "output_tokens_per_s": ("Output tokens", "tokens/s"),
+    "goodput_tasks_per_s": ("Goodput within objectives", "tasks/s"),
+    "tst_j": ("TST, energy a task", "J"),
+    "tpw_tokens_per_j": ("TPW, output", "tokens/J"),
+    "mean_w": ("Mean power", "W"),
+    "usd_per_task": ("Cost a task", "USD"),
+    "usd_per_1k_output_tokens": ("Cost of 1,000 tokens", "USD"),
+    "gco2_per_task": ("CO2 a task, operation", "g"),
+}
+VERDICT_STYLES = {"PASS": "green", "FAIL": "bold red", "UNDECIDED": "yellow"}
 
 
 def result_tables(result: Result, explain: bool = False) -> RenderableType:
@@ -97,6 +116,16 @@ def calibration_tables(report: CalibrationReport) -> RenderableType:
     return Group(*parts)
 
 
+def pairs_table(pairs: Iterable[tuple[str, str]]) -> RenderableType:
+    """Rows of what and how much."""
+    table = _table("", "")
+    table.show_header = False
+    table.columns[1].justify, table.columns[1].no_wrap = "left", False
+    for what, much in pairs:
+        table.add_row(what, much)
+    return table
+
+
 def _metered(meter: MeteredJoules) -> str:
     counted = readable(meter.joules, "J") if meter.joules is not None else f"unavailable: {meter.unavailable}"
     return f"{meter.meter} ({meter.boundary}): {counted}"
@@ -140,7 +169,7 @@ def _headline(result: Result) -> Group:
     return Group(*texts)
 
 
-def _failures(result: Result) -> list[str]:
+def _failures(result: Result | Study) -> list[str]:
     said = [f"{result.timed_out:,} tasks timed out"] if result.timed_out else []
     said += [f"{result.shed:,} were shed"] if result.shed else []
     said += [f"{result.preemptions:,} preemptions for want of KV cache"] if result.preemptions else []
@@ -171,26 +200,29 @@ def _spread_cells(spread: Spread) -> list[str]:
 def _energy_tables(result: Result) -> list[RenderableType]:
     if not result.energy:
         return []
-    boundaries = {"accelerator": "accelerator boards", "wall": "server wall", "facility": "facility (PUE)"}
-    table = _table("Joules a task, by attribution", *boundaries.values())
-    meanings = {
-        "marginal": "marginal (work above idle)",
-        "occupancy": "occupancy (and idle in use)",
-        "full": "full (everything)",
-    }
+    table = _table("Joules a task, by attribution", *BOUNDARY_NAMES.values())
     for attribution, row in result.energy.tst_j.items():
-        table.add_row(meanings[attribution], *(readable(row[boundary], "J") for boundary in boundaries))
-    accounts = _table("Where the joules went", "", "share", "a task")
-    for account, kind, joules in sorted(result.energy.accounts, key=lambda row: -row[2]):
+        cells = (readable(row[boundary], "J") for boundary in BOUNDARY_NAMES)
+        table.add_row(ATTRIBUTION_NAMES[attribution], *cells)
+    per_task = [(account, kind, joules / result.tasks) for account, kind, joules in result.energy.accounts]
+    return [table, Text(), _accounts_table(per_task), Text()]
+
+
+def _accounts_table(per_task: Iterable[tuple[str, str, float]]) -> Table:
+    """Accounts in joules a task, the largest first."""
+    rows = sorted(per_task, key=lambda row: -row[2])
+    total_j = sum(joules for _, _, joules in rows)
+    table = _table("Where the joules went", "", "share", "a task")
+    for account, kind, joules in rows:
+        if abs(joules) <= 1e-12 * total_j:
+            continue  # rounding: the account is empty
         label = {"dynamic": "work", "occupied": "idle in use", "idle": "idle", "loss": "loss"}[kind]
-        share = joules / result.energy.total_j
-        accounts.add_row(
-            account, label, f"{share:.1%}" if share >= 0.0005 else "<0.1%", readable(joules / result.tasks, "J")
-        )
-    return [table, Text(), accounts, Text()]
+        share = f"{joules / total_j:.1%}" if joules >= 0.0005 * total_j else "<0.1%"
+        table.add_row(account, label, share, readable(joules, "J"))
+    return table
 
 
-def _stage_table(result: Result) -> Table:
+def _stage_table(result: Result | Study) -> Table:
     table = _table(
         "Anatomy of a task", "pool", "visits", "transfer", "wait", "service", "outside", "work", "idle in use"
     )
@@ -201,7 +233,7 @@ def _stage_table(result: Result) -> Table:
     return table
 
 
-def _pool_table(result: Result) -> Table:
+def _pool_table(result: Result | Study) -> Table:
     table = _table("Pool", "busy", "sequences a step", "KV in use", "what")
     table.columns[-1].justify = "left"
     for use in result.pools:
@@ -211,7 +243,7 @@ def _pool_table(result: Result) -> Table:
     return table
 
 
-def _assumptions(result: Result, explain: bool) -> list[RenderableType]:
+def _assumptions(result: Result | Study, explain: bool) -> list[RenderableType]:
     counts = ", ".join(f"{count} {tier}" for tier, count in result.evidence.items())
     head = Text(f"Stands on {sum(result.evidence.values())} figures of profiles ({counts}).")
     if explain:
@@ -222,3 +254,192 @@ def _assumptions(result: Result, explain: bool) -> list[RenderableType]:
         return [head, Text(), table]
     named = "; ".join(f"{a.name} = {a.value}" for a in result.assumptions)
     return [head, Text(f"Assumed, rough or by default (--explain says why): {named}.", style="dim")]
+
+
+# ---- studies
+
+
+def study_tables(study: Study, explain: bool = False) -> RenderableType:
+    """A study at a glance: verdicts first, then every figure with its interval."""
+    parts: list[RenderableType] = [*_study_head(study), Text()]
+    if study.stability is None or study.stability.verdict != "unstable":
+        parts += [_figures_table(study), Text()]
+        if study.slo:
+            parts += [_verdict_table(study), Text()]
+        parts += [_latency_intervals(study), Text()]
+    if study.energy:
+        table = _table("Joules a task, by attribution", *BOUNDARY_NAMES.values())
+        for attribution, row in study.energy.tst_j.items():
+            table.add_row(ATTRIBUTION_NAMES[attribution], *(_cell(row[boundary], "J") for boundary in BOUNDARY_NAMES))
+        parts += [table, Text(), _accounts_table(study.energy.accounts), Text()]
+    parts += [_stage_table(study), Text(), _pool_table(study), Text(), Text(f"Bottleneck  {study.bottleneck}.")]
+    parts += [Text(f"Warning     {warning}.", style="yellow") for warning in study.warnings]
+    parts += [Text(), *_calibration_notes(study, explain), *_assumptions(study, explain)]
+    return Group(*parts)
+
+
+def _cell(interval: Interval, unit: str) -> str:
+    if interval.value is None:
+        return "not estimable"
+    return readable_error(interval.value, interval.half_width, unit)
+
+
+def _percent(interval: Interval) -> str:
+    assert interval.value is not None
+    half = f" ± {interval.half_width:.1%}" if interval.half_width is not None else ""
+    return f"{interval.value:+.1%}{half}"
+
+
+def _study_head(study: Study) -> list[Text]:
+    of = f" of {study.wanted}" if not study.complete else ""
+    runs = f"{study.replications}{of} replications of {study.tasks:,} tasks"
+    kind = "steady state" if study.kind == "steady" else "terminating runs"
+    lines = [Text(f"{Path(study.scenario).stem}: {kind}, {runs}", style="bold")]
+    if not study.complete:
+        lines.append(
+            Text(
+                "INCOMPLETE  it was interrupted; what follows is of the replications that were finished", style="yellow"
+            )
+        )
+    if stability := study.stability:
+        word = {"stable": "stable", "unstable": "UNSTABLE", "undecided": "undecided"}[stability.verdict]
+        style = {"stable": "", "unstable": "bold red", "undecided": "yellow"}[stability.verdict]
+        drift = f"{_percent(stability.drift_fraction)} of the tasks that arrive"
+        lines.append(Text(f"Stability   {word}: {stability.reason} (drift {drift})", style=style))
+        if stability.verdict == "unstable":
+            arriving = f"{_cell(stability.arrivals_per_s, 'tasks/s')} arrive, {_cell(study.tasks_per_s, 'tasks/s')} are completed"
+            lines.append(Text(f"            {arriving}; no latency, joules a task or cost of a steady state exists"))
+    if warm_up := study.warm_up:
+        asked = f"MSER-5 asks for {warm_up.mser_tasks:,}, three mean passages for {warm_up.passage_tasks:,}"
+        window = _cell(study.window_s, "s")
+        lines.append(Text(f"Warm-up     {warm_up.tasks:,} tasks ({asked}); then windows of {window}"))
+    elif study.kind == "terminating":
+        lines.append(Text(f"Window      first arrival to last completion, {_cell(study.window_s, 's')}"))
+    lines += [Text(line) for line in _failures(study)]
+    lines += [Text(f"{what:<12}unavailable: {why}", style="yellow") for what, why in study.unavailable.items()]
+    return lines
+
+
+def _figures_table(study: Study) -> Table:
+    """The headline figures, their sampling error and what rough figures do to them side by side."""
+    table = _table("Full attribution, facility boundary", "95 % sampling interval", "90 % by rough figures")
+    found = {
+        "tasks_per_s": study.tasks_per_s,
+        "output_tokens_per_s": study.output_tokens_per_s,
+        "goodput_tasks_per_s": study.goodput_tasks_per_s if study.slo else None,
+        "tst_j": study.energy.tst_j["full"]["facility"] if study.energy else None,
+        "tpw_tokens_per_j": study.energy.tpw_tokens_per_j["full"]["facility"] if study.energy else None,
+        "mean_w": study.energy.mean_w if study.energy else None,
+        "usd_per_task": study.money.usd_per_task if study.money else None,
+        "usd_per_1k_output_tokens": study.money.usd_per_1k_output_tokens if study.money else None,
+        "gco2_per_task": study.gco2_per_task,
+    }
+    ranges = study.calibration.ranges if study.calibration else {}
+    for name, interval in found.items():
+        if interval is not None:
+            title, unit = FIGURE_NAMES[name]
+            by_worlds = readable_range(ranges[name].low, ranges[name].high, unit) if name in ranges else "–"
+            table.add_row(title, _cell(interval, unit), by_worlds)
+    return table
+
+
+def _verdict_table(study: Study) -> Table:
+    table = _table("Objective", "at most", "wanted", "attained (95 %)", "verdict")
+    for slo in study.slo:
+        low, high = slo.attained.low, slo.attained.high
+        span = f" ({low:.2%} to {high:.2%})" if low is not None and high is not None else ""
+        attained = f"{slo.attained.value:.2%}{span}"
+        verdict = Text(slo.verdict, style=VERDICT_STYLES[slo.verdict])
+        table.add_row(LATENCY_NAMES[slo.metric], readable_seconds(slo.max_s), f"{slo.p:.1%}", attained, verdict)
+    return table
+
+
+def _latency_intervals(study: Study) -> Table:
+    table = _table("Latency", "mean", "p50", "p90", "p95", "p99")
+    ranges = study.calibration.ranges if study.calibration else {}
+    for metric, spread in study.latency.items():
+        names = {"mean_s": spread.mean_s, "p50_s": spread.p50_s, "p90_s": spread.p90_s, "p95_s": spread.p95_s}
+        names["p99_s"] = spread.p99_s
+        table.add_row(LATENCY_NAMES[metric], *(_cell(interval, "s") for interval in names.values()))
+        worlds = [ranges.get(f"{metric}.{name}") for name in names]
+        if any(worlds):
+            table.add_row("  by rough figures", *(readable_range(w.low, w.high, "s") if w else "–" for w in worlds))
+    return table
+
+
+def _calibration_notes(study: Study, explain: bool) -> list[Text]:
+    if (calibration := study.calibration) is None:
+        return []
+    how = "simulated anew on the same random numbers" if calibration.simulated else "in which only the books change"
+    lines = [
+        f"Rough figures: {calibration.worlds} worlds draw {len(calibration.varied)} figures between their bounds, {how}; "
+        "more replications do not shrink this."
+    ]
+    if calibration.held:
+        named = f": {', '.join(calibration.held)}" if explain else ""
+        lines.append(f"{len(calibration.held)} that change times were held; --worlds 20 draws them too{named}.")
+    return [*(Text(line, style="dim") for line in lines), Text()]
+
+
+# ---- comparisons
+
+
+def comparison_tables(comparison: Comparison) -> RenderableType:
+    """Each scenario beside the first: figures, differences, and what rough figures do to those."""
+    parts: list[RenderableType] = []
+    for tried in comparison.fleets:
+        parts += [_fleets_table(tried), Text()]
+    studies = comparison.studies
+    if not studies:
+        return Group(*parts, Text("No fleet that was tried meets the objectives.", style="bold red"))
+    for study in studies:
+        parts += _study_head(study)
+    parts.append(Text())
+    for study, differences in zip(studies[1:], comparison.differences, strict=True):
+        names = (Path(studies[0].scenario).stem, Path(study.scenario).stem)
+        parts += [_differences_table(names, differences), Text()]
+    if any(comparison.differences):
+        note = (
+            "Differences are of the same tasks, replication by replication; all their intervals together hold at 95 % "
+            "(Bonferroni). Pairing: how many times the replications it would take without."
+        )
+        parts.append(Text(note, style="dim"))
+    return Group(*parts)
+
+
+def _differences_table(names: tuple[str, str], differences: Iterable[Difference]) -> Table:
+    first, other = names if names[0] != names[1] else ("first", "other")
+    table = _table("", first, other, "difference", "", "by rough figures", "pairing")
+    for d in differences:
+        title, unit = _figure_name(d.figure)
+        scale, shown = scale_of(max(abs(d.first), abs(d.other)), unit)
+        half = d.interval.half_width
+        value = (d.other - d.first) / scale
+        difference = f"{value:.3g}" if half is None else plain_error(value, half / scale)
+        worlds = readable_range(d.by_worlds.low / scale, d.by_worlds.high / scale, "") if d.by_worlds else "–"
+        pairing = f"{d.variance_ratio:,.1f} x" if d.variance_ratio is not None else "–"
+        style = "dim" if d.verdict == "no difference shown" else "bold"
+        title = f"{title}, {shown}" if shown else title
+        verdict = Text(d.verdict.removesuffix(" difference shown"), style=style)
+        table.add_row(title, f"{d.first / scale:.4g}", f"{d.other / scale:.4g}", difference, verdict, worlds, pairing)
+    return table
+
+
+def _figure_name(figure: str) -> tuple[str, str]:
+    """What people call a figure, and its unit."""
+    metric, _, part = figure.rpartition(".")
+    if metric == "slo":
+        return f"{LATENCY_NAMES[part].partition(',')[0]} within objective", ""
+    if metric:
+        return f"{LATENCY_NAMES[metric].partition(',')[0]}, {part.removesuffix('_s')}", "s"
+    return FIGURE_NAMES[figure]
+
+
+def _fleets_table(tried: Iterable[TriedFleet]) -> Table:
+    table = _table("Fleet, cheapest first", "USD an hour", "replications", "verdict", "why")
+    table.columns[-1].justify = "left"
+    for fleet in tried:
+        servers = ", ".join(f"{count} x {tier}" for tier, count in fleet.servers.items())
+        verdict = Text(fleet.verdict, style=VERDICT_STYLES.get(fleet.verdict, "bold red"))
+        table.add_row(servers, f"{fleet.usd_per_h:,.2f}", str(fleet.replications), verdict, fleet.reason)
+    return table

@@ -7,7 +7,6 @@ import re
 
 GB = 1e9
 GIB = 2**30
-NS_PER_S = 10**9
 MS_PER_S = 1000.0
 HOUR_S = 3600.0
 YEAR_S = 365.25 * 24 * 3600.0
@@ -38,6 +37,39 @@ def readable(value: float, unit: str, digits: int = 3) -> str:
     scaled = value / scale
     decimals = max(0, digits - len(str(int(abs(scaled)))))
     return f"{scaled:.{decimals}f} {prefix}{unit}"
+
+
+def readable_error(value: float, half_width: float | None, unit: str) -> str:
+    """`value` with the half-width of its interval, such as `21.82 ± 0.46 s`: to two digits of the half-width."""
+    scale, shown = scale_of(value, unit)
+    after = f" {shown}" if shown else ""
+    if half_width is None or math.isnan(value + half_width):
+        return readable_seconds(value) if unit == "s" else f"{value / scale:.3g}{after}"
+    return f"{plain_error(value / scale, half_width / scale)}{after}"
+
+
+def plain_error(value: float, half_width: float) -> str:
+    """`21.82 ± 0.46`."""
+    decimals = min(8, max(0, 1 - math.floor(math.log10(half_width)))) if half_width else 3
+    return f"{value:,.{decimals}f} ± {half_width:.{decimals}f}"
+
+
+def readable_range(low: float, high: float, unit: str) -> str:
+    """`low to high`, such as `1.94 to 2.35 kJ`: to three digits of the larger."""
+    largest = max(abs(low), abs(high))
+    scale, shown = scale_of(largest, unit)
+    decimals = min(8, max(0, 2 - math.floor(math.log10(largest / scale)))) if largest else 0
+    return f"{low / scale:,.{decimals}f} to {high / scale:,.{decimals}f}" + (f" {shown}" if shown else "")
+
+
+def scale_of(value: float, unit: str) -> tuple[float, str]:
+    """What to divide by, and the unit then. Prefixes are for seconds, joules, watts and grams, not money or counts."""
+    if unit == "s" and abs(value) >= 120:
+        return 60.0, "min"
+    if unit not in ("s", "J", "W", "g"):
+        return 1.0, unit
+    scale, prefix = next(((s, p) for s, p in _PREFIXES if abs(value) >= s * 0.9995), (1.0, ""))
+    return scale, f"{prefix}{unit}"
 
 
 def readable_seconds(value: float) -> str:

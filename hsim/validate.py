@@ -17,7 +17,7 @@ from hsim.drivers.live import LiveRun, MeteredJoules, run_live, sleep_through
 from hsim.drivers.prepared import prepare
 from hsim.drivers.simulated import run
 from hsim.log import Log, Stage
-from hsim.metrics.summarise import latency_seconds
+from hsim.metrics.measured import samples_of
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def quantities(log: Log) -> dict[str, tuple[float, str]]:
     window_s = float(tasks["ended_s"].max() - tasks["arrival_s"].min())
     tokens = float(visits["output_tokens"].sum())
     found = {"tasks": (len(log.tasks) / window_s, "1/s"), "output tokens": (tokens / window_s, "1/s")}
-    for name, seconds in latency_seconds(tasks, visits).items():
+    for name, sample in samples_of(tasks, visits).items():
+        seconds = sample.seconds
         found[f"{name} mean"] = (float(seconds.mean()), "s")
         found[f"{name} p50"] = (float(np.quantile(seconds, 0.5)), "s")
         if len(seconds) >= MIN_FOR_P95:

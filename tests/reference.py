@@ -196,7 +196,8 @@ def step_by_kernels(
         nonlocal total_bytes, total_flops
         weights, peak = {"bf16": 2, "fp8": 1}[precision], of(f"peak_flops_per_s.{precision}")
         moved, flops, law = n * k * weights + 2 * m * (n + k), 2 * m * n * k, f"kernels.gemm.{precision}"
-        total_bytes, total_flops = total_bytes + ways * moved, total_flops + ways * flops
+        worth = of("peak_flops_per_s.bf16") / peak  # joules of a FLOP go with the time it takes at the peak
+        total_bytes, total_flops = total_bytes + ways * moved, total_flops + ways * flops * worth
         sides = moved / (of(f"{law}.bandwidth_fraction") * bandwidth), flops / (of(f"{law}.flops_fraction") * peak)
         q = or_else(f"{law}.sharpness", 4.0)
         fixed_s = of(f"{law}.launch_s") + k * or_else(f"{law}.per_depth_s") + m * k * or_else(f"{law}.per_activation_s")
@@ -236,10 +237,13 @@ def step_by_kernels(
             kernels_s += 2 * (of(f"{law}.launch_s") + of(f"{law}.per_peer_s") * (ways - 1) + wire_s)
         total_bytes += ways * kv_bytes * (sum(contexts) + chunk_context)
         total_flops += ways * 4 * heads_width * (sum(contexts) + pairs)
+        elements = new_tokens * (10 * model.hidden_size + 3 * model.intermediate_size / ways)
+        kernels_s += 2 * elements / (of("kernels.elementwise.bandwidth_fraction") * bandwidth)
     kernels_s += gemm(sequences, model.vocabulary / ways, model.hidden_size, "bf16")  # the head is not quantised
-    seconds = of("kernels.overlap_factor") * kernels_s
-    seconds += of("host_s_per_layer") * model.layers + of("host_s_per_sequence") * sequences
+    busy_s = of("kernels.overlap_factor") * kernels_s
+    each_s = of("host_s_per_sequence") + (ways - 1) * or_else("host_s_per_sequence_and_peer")
+    seconds = busy_s + of("host_s_per_layer") * model.layers + or_else("host_s_per_step") + each_s * sequences
     work_j = total_bytes * of("power.joules_per_byte") + total_flops * of("power.joules_per_flop")
-    work_j += decodes * of("power.joules_per_output_token")
+    work_j += decodes * of("power.joules_per_output_token") + ways * busy_s * or_else("power.kernel_w")
     power_w = min(ways * of("power.cap_w"), ways * of("power.floor_w") + work_j / seconds)
     return seconds, (power_w - ways * of("power.loaded_idle_w")) * seconds

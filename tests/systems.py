@@ -24,8 +24,9 @@ from hsim.description.yamlfile import Document, validated
 from hsim.drivers.prepared import Prepared, prepare
 from hsim.drivers.simulated import build
 from hsim.engine.environment import EngineEnvironment
-from hsim.engine.executor import ModelledTime
+from hsim.engine.executor import Done, ModelledTime
 from hsim.engine.life import Pipeline, run_tasks
+from hsim.engine.replica import Replica
 from hsim.log import Log, Stage
 from hsim.metrics.result import Result
 from hsim.metrics.summarise import summarise
@@ -81,10 +82,23 @@ class Run:
         return {name: column[mine] for name, column in self.steps.items()}
 
 
+class Impatient(ModelledTime):
+    """Modelled time that fails a run which does not end."""
+
+    def __init__(self, env: EngineEnvironment, stepwise: bool = False) -> None:
+        super().__init__(env, stepwise)
+        self._left = 100_000
+
+    def steps(self, replica: Replica, end_s: float, done: Done) -> None:
+        self._left -= 1
+        assert self._left, "the run does not end"
+        super().steps(replica, end_s, done)
+
+
 def run(prepared: Prepared, stepwise: bool = False) -> Run:
     """As hsim.drivers.simulated.run, but keeps the engine for questions."""
     env, log = EngineEnvironment(), Log()
-    pipeline = build(env, log, prepared, ModelledTime(env, stepwise))
+    pipeline = build(env, log, prepared, Impatient(env, stepwise))
     run_tasks(env, log, pipeline, prepared.drawn.tasks)
     return Run(prepared, log, pipeline, log.arrays())
 

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsim.costs.composed import Timing
@@ -74,6 +74,7 @@ shapes = st.builds(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(shapes, st.integers(0, 3000))
 def test_a_segment_says_what_each_of_its_steps_would_say(shape: StepShape, step: int) -> None:
     """The law behind coalescing: cutting a segment anywhere and asking again changes nothing."""
@@ -88,6 +89,7 @@ def test_a_segment_says_what_each_of_its_steps_would_say(shape: StepShape, step:
     assert segment.seconds_growth >= 0
 
 
+@settings(deadline=None)
 @given(shapes)
 def test_segments_end_where_the_slope_changes(shape: StepShape) -> None:
     segment = COSTS.segment(shape)

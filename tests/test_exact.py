@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Limits, Request, Serving, Watts, serve, step_by_kernels
 from simpy.events import Event
-from systems import UTILIZATION, agents, generate_only, memory_bytes_for, prepared_of, run, with_kv
+from systems import UTILIZATION, Impatient, agents, generate_only, memory_bytes_for, prepared_of, run, with_kv
 
 from hsim.costs.composed import ComposedCosts
 from hsim.costs.cpu import HostPower
@@ -289,6 +289,8 @@ def after(batch: tuple[list[int], list[tuple[int, int]]], k: int) -> StepShape:
     return shape_of([c + k for c in batch[0]], [(before + k * chunk, chunk) for before, chunk in batch[1]])
 
 
+# On one accelerator a large batch is capped while its context is short, and no longer when it has grown.
+near_cap = st.tuples(st.integers(120, 250).flatmap(lambda n: st.integers(100, 1500).map(lambda c: [c] * n)), st.just([]))
 decodes_alone = st.tuples(st.lists(st.integers(1, 4000), min_size=1, max_size=250), st.just([]))
 near_a_window = st.tuples(st.builds(lambda n, c: [c] * n, st.integers(1, 60), st.integers(3000, 4200)), st.just([]))
 
@@ -423,7 +425,7 @@ def drive(requests: list[Request], costs: Any, limits: Limits, stepwise: bool) -
         prefix_caching=False,
     )
     spec = ReplicaSpec(pool, costs, decode_first, limits.kv_blocks, WATTS.idle_w, 3)
-    replica = Replica(env, log, 0, spec, Host(env, log, 0, HOST), ModelledTime(env, stepwise))
+    replica = Replica(env, log, 0, spec, Host(env, log, 0, HOST), Impatient(env, stepwise))
     prompts = []
     for request in requests:
         prompt = Prompt(request.id, 0, Stage.GENERATE, request.input_tokens, Event(env))
@@ -482,7 +484,7 @@ def test_replica_equals_brute_force_with_arrivals_on_boundaries() -> None:
     """Every first token and last one to the bit, every joule to 1e-9, coalesced and step by step."""
     reached = Counter[str]()
 
-    @settings(max_examples=200)
+    @settings(max_examples=150)
     @given(replica_workloads(), st.lists(st.floats(0, 1), max_size=3))
     def law(workload: tuple[list[Request], GridCosts, Limits], more: list[float]) -> None:
         requests, costs, limits = workload

@@ -697,14 +697,18 @@ def test_coalesced_equals_step_by_step() -> None:
         assert fast.energy.total_j == pytest.approx(total.energy.total_j, rel=1e-9)
         assert fast.latency == total.latency
 
-    check(law, {"coalesced", "coalesced chunks", "cut by an arrival"}, examples=60)
+    check(law, {"coalesced", "coalesced chunks", "cut by an arrival"}, examples=40)
+
+
+TICK = 32
+TICK_S = TICK * UNIT_S
 
 
 def on_a_grid(prepared: Prepared, costs: GridCosts) -> Prepared:
     """The same system with all times whole multiples of one unit: ends, arrivals and boundaries meet all the time."""
 
     def whole(seconds: float) -> float:
-        return round(seconds / UNIT_S / 8) * 8 * UNIT_S
+        return round(seconds / TICK_S) * TICK_S
 
     tasks = []
     for task in prepared.drawn.tasks:
@@ -717,10 +721,10 @@ def on_a_grid(prepared: Prepared, costs: GridCosts) -> Prepared:
         prepared,
         drawn=replace(prepared.drawn, tasks=tasks),
         replicas={name: replace(spec, costs=costs) for name, spec in prepared.replicas.items()},
-        understand={name: OperationCost(name, 16 * UNIT_S) for name in prepared.understand},
-        tools={name: OperationCost(name, 24 * UNIT_S) for name in prepared.tools},
+        understand={name: OperationCost(name, TICK_S) for name in prepared.understand},
+        tools={name: OperationCost(name, 2 * TICK_S) for name in prepared.tools},
         slowdown=dict.fromkeys(prepared.slowdown, 1.0),
-        networks={name: LinkSpec(8 * UNIT_S, 2.0**40, 0.0) for name in prepared.networks},
+        networks={name: LinkSpec(TICK_S, 2.0**40, 0.0) for name in prepared.networks},
     )
 
 
@@ -728,10 +732,10 @@ def test_coalesced_equals_step_by_step_where_everything_meets() -> None:
     """One order among the events of an instant: tasks that reach a replica at the end of its step, several at once."""
     reached = Counter[str]()
 
-    @settings(max_examples=50)
+    @settings(max_examples=40)
     @given(st.one_of(scenarios(), scenarios(crowded=True)), st.integers(1, 4), st.integers(0, 1))
     def law(data: dict[str, Any], base: int, per_token: int) -> None:
-        prepared = on_a_grid(prepared_of(data), GridCosts(8 * base, 8 * per_token, 0, 0, 60, 8))
+        prepared = on_a_grid(prepared_of(data), GridCosts(TICK * base, TICK * per_token, 0, 0, 60, TICK))
         fast, slow = run(prepared), run(prepared, stepwise=True)
         for column in ("task", "round", "stage", "device", *TIMES):
             np.testing.assert_array_equal(fast.visits[column], slow.visits[column], err_msg=column)
@@ -783,7 +787,7 @@ def test_same_seed_same_bytes_in_every_process() -> None:
     assert digest(data | {"seed": 1}) != digest(data)
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(scenarios(), st.integers(1, 30))
 def test_tasks_do_not_depend_on_the_fleet_nor_on_tasks_or_classes_beside_them(data: dict[str, Any], more: int) -> None:
     drawn = prepared_of(data).drawn.tasks
@@ -839,7 +843,7 @@ def slower(data: dict[str, Any], k: float) -> dict[str, Any]:
 def test_scaling_all_times_scales_all_sojourns_and_no_joule() -> None:
     reached = Counter[str]()
 
-    @settings(max_examples=20)
+    @settings(max_examples=15)
     @given(scenarios(), st.sampled_from([0.5, 2.0, 8.0]))
     def law(data: dict[str, Any], k: float) -> None:
         base, scaled = run(prepared_of(data)), run(prepared_of(slower(data, k)))

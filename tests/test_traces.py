@@ -6,12 +6,13 @@ import gzip
 import json
 import sys
 import types
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsim.description.hardware import Tool
@@ -20,6 +21,7 @@ from hsim.errors import DescriptionError, ResultError
 from hsim.workload.tasks import Drawn, draw_tasks
 from hsim.workload.traces import Trace, read_trace
 from hsim.workload.traces.convert import write_trace
+from hsim.workload.traces.summary import described, summary_of
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "traces"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the measured data are not here")
@@ -105,6 +107,28 @@ def test_a_trace_reads_as_published(tmp_path: Path, text: str, expected: tuple[A
     assert columns(read(tmp_path, text, name)) == expected
     assert columns(read(tmp_path, "\ufeff" + text.replace("\n", "\r\n"), name)) == expected, "as Windows writes it"
     assert columns(read(tmp_path, "\n" + text, name)) == expected
+
+
+@pytest.mark.parametrize("name", ["azure", "azure, as in 2024", "own", "agents", "mooncake"])
+@given(ticks=st.lists(st.integers(0, 10**12), min_size=2, max_size=20))
+def test_times_are_read_to_the_last_digit(
+    tmp_path_factory: pytest.TempPathFactory, name: str, ticks: list[int]
+) -> None:
+    """Ticks are those of the format: 0.1 microseconds, microseconds, or milliseconds."""
+    ticks = sorted(ticks)
+    per_s = {"azure": 10**7, "azure, as in 2024": 10**6, "own": 10**7}.get(name, 1000)
+    start = datetime(2024, 5, 12, 23, 59, tzinfo=UTC)
+    dates = [f"{start + timedelta(seconds=t // per_s):%Y-%m-%d %H:%M:%S}" for t in ticks]
+    lines = {
+        "azure": ["TIMESTAMP,ContextTokens,GeneratedTokens", *(f"{d}.{t % per_s:07d},1,1" for d, t in zip(dates, ticks, strict=True))],
+        "azure, as in 2024": ["TIMESTAMP,ContextTokens,GeneratedTokens", *(f"{d}.{t % per_s:06d}+00:00,1,1" for d, t in zip(dates, ticks, strict=True))],
+        "own": ["arrival_s,input_tokens,output_tokens", *(f"{t // per_s}.{t % per_s:07d},1,1" for t in ticks)],
+        "agents": ["id,arrival_time,round_idx,prefix_len,input_len,output_len,tool_wait_after_ms", *(f"{i},{t},0,0,1,1,0" for i, t in enumerate(ticks))],
+        "mooncake": [json.dumps({"timestamp": t, "input_length": 1, "output_length": 1}) for t in ticks],
+    }[name]  # fmt: skip
+    trace = read(tmp_path_factory.mktemp("trace"), "\n".join(lines))
+    assert trace.arrival_s is not None
+    assert trace.arrival_s.tolist() == [(t - ticks[0]) / per_s for t in ticks]
 
 
 def test_failed_requests_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -215,7 +239,11 @@ def test_a_broken_benchmark_is_explained(tmp_path: Path, text: str, problem: str
         (BURSTGPT + "soon,a,1,2,3,x\n", "trace.csv:7: Timestamp is 'soon'"),
         (BURSTGPT + "inf,a,1,2,3,x\n", "trace.csv:7: Timestamp is 'inf'; it must be a finite number"),
         (BURSTGPT.partition("45,")[0].replace(",18,", ",0,"), "none of its 1 requests has both a prompt and an answer"),
+        (AZURE_2023 + "2023-11-16 18:15:52.97x,1,1\n", "trace.csv:5: TIMESTAMP is '2023-11-16 18:15:52.97x'"),
+        (AZURE_2023 + "2023-11-16 18:15:52.,1,1\n", "trace.csv:5: TIMESTAMP is '2023-11-16 18:15:52.'"),
         (OWN + "nan,1,1\n", "trace.csv:5: arrival_s is 'nan'"),
+        (OWN + "\n1,1,1e9\n", "trace.csv:6: output_tokens is '1e9'"),
+        (OWN + '1,"5,1\n2,6,2\n3,7,3\n', "trace.csv:5: has 2 columns, '1,5,1"),
         (OWN + '1,"' + "1" * 200_000 + '",1\n', r"trace.csv:5: is not CSV \(field larger"),
         (AGENTS + "c,1000,0,0,50,9,0\n", "trace.csv:7: session c has round 0 twice"),
         (AGENTS + "c,1000,1,0,50,9,-1\n", "trace.csv:7: tool_wait_after_ms is '-1'; it must be a number, 0 or more"),
@@ -242,9 +270,19 @@ def test_a_broken_benchmark_is_explained(tmp_path: Path, text: str, problem: str
             MOONCAKE + '{"timestamp": 1, "input_length": 1, "output_length": 1, "hash_ids": ["a"]}',
             "trace.csv:4: hash_ids",
         ),
+        (
+            MOONCAKE + '{"timestamp": 1' + "0" * 400 + ', "input_length": 1, "output_length": 1}',
+            "trace.csv:4: timestamp is 1000",
+        ),
+        (
+            MOONCAKE + '{"timestamp": 1' + "0" * 5000 + ', "input_length": 1, "output_length": 1}',
+            "trace.csv:4: cannot read",
+        ),
+        ('{"input_lens": 1' + "0" * 5000 + "}", r"trace.csv: cannot be read \(Exceeds"),
+        (OWN + "1e400,1,1\n", "trace.csv:5: arrival_s is '1e400'; it must be a finite number"),
         ('{"a": 1}\n', "trace.csv:1: has no timestamp"),
-        ('{"a": ' * 100_000, "trace.csv(:1)?: is "),
-        ("[" * 100_000, "trace.csv(:1)?: is "),
+        ('{"a": ' * 100_000, "trace.csv(:1)?: "),
+        ("[" * 100_000, "trace.csv(:1)?: "),
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
@@ -252,6 +290,59 @@ def test_a_broken_trace_is_explained(tmp_path: Path, text: str, problem: str, pa
     name = "trace.csv.gz" if packed else "trace.csv"
     with pytest.raises(DescriptionError, match=problem.replace("trace.csv", name)):
         read(tmp_path, text, name)
+
+
+PUBLISHED = [AZURE_2023, AZURE_2024, BURSTGPT, MOONCAKE, BAILIAN, AGENTS, OWN]
+BITS = [
+    "",
+    "-1",
+    "nan",
+    "inf",
+    "1e400",
+    "9" * 20,
+    '"',
+    "\n",
+    ",",
+    "{",
+    "]",
+    "null",
+    "true",
+    "\0",
+    "é",
+    "1_000",
+    " ",
+    "1.0",
+]
+edits = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 8), st.sampled_from(BITS)), min_size=1, max_size=4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.sampled_from(PUBLISHED), edits=edits, flip=st.none() | st.integers(0, 10**6))
+def test_no_file_makes_a_reader_stumble(
+    tmp_path_factory: pytest.TempPathFactory, text: str, edits: list[tuple[float, int, str]], flip: int | None
+) -> None:
+    """Whatever was done to a file, it is a trace that can be summed up, or refused by name."""
+    for place, length, bit in edits:
+        at = int(place * len(text))
+        text = text[:at] + bit + text[at + length :]
+    data = text.encode()
+    if flip is not None:
+        packed = bytearray(gzip.compress(data))
+        packed[flip // 8 % len(packed)] ^= 1 << flip % 8
+        data = bytes(packed)
+    file = tmp_path_factory.mktemp("trace") / "trace"
+    file.write_bytes(data)
+    refused = ""
+    try:
+        trace = read_trace(file)
+    except DescriptionError as error:
+        refused = str(error)
+    if refused:
+        assert refused.startswith(str(file))
+        return
+    assert described(summary_of(trace))
+    write_trace(trace, file)
+    assert read_trace(file).input_tokens.tolist() == trace.input_tokens.tolist()
 
 
 def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:

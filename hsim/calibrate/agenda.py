@@ -20,7 +20,7 @@ MOST_CPU_WEIGHTS = 1 << 27  # and larger matrices too much of its memory
 KERNEL_S = {"cpu": 0.25, "cuda": 0.1}
 STEP_S = {"cpu": 0.4, "cuda": 0.2}
 OPERATION_S = 0.6
-WAITING_OPERATIONS = ("python-process", "http-call")  # another process does the work: they wait for it
+WAITING_OPERATIONS = ("http-call",)  # they wait for another process
 SETUP_S = {"hnsw-search": 10.0, "encode-minilm": 5.0, "sql-aggregate": 2.0, "full-text-search": 2.0, "tokenise": 3.0}
 ROWS = {"cpu": (1, 4, 16, 64, 256), "cuda": (1, 8, 32, 128, 512, 2048, 8192)}
 SQUARES = {"cpu": (512, 1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192)}
@@ -67,11 +67,11 @@ class Target:
 
 def agenda(target: Target) -> list[Unit]:
     """Every unit worth measuring, best first; of equal worth a like part of every kind, wherever the budget ends."""
-    first = [
-        unit for part in (_idle, _steps, _gemms, _attention, _movement, _operations, _power) for unit in part(target)
-    ]
+    beside = (_movement, _operations, _power)
+    parts = beside if target.host_only else (_steps, _gemms, _attention, *beside)
+    first = [unit for part in parts for unit in part(target)]
     rounds = [
-        replace(unit, round=number, worth=unit.worth + 2 * (number - 1))
+        replace(unit, round=number, worth=unit.worth + 2 * (number - 1), setup_s=unit.setup_s if number == 1 else 0.0)
         for number in range(1, ROUNDS + 1)
         for unit in first
         if number <= _rounds_of(unit)
@@ -89,9 +89,7 @@ def in_turn(units: Sequence[Unit]) -> list[Unit]:
 
 
 def _rounds_of(unit: Unit) -> int:
-    if unit.kind == "idle":
-        return 1  # bare idle cannot be had again once something was loaded
-    return POWER_ROUNDS if unit.kind in ("power", "cpu-power") else ROUNDS
+    return POWER_ROUNDS if unit.kind in ("idle", "power", "cpu-power") else ROUNDS
 
 
 # ---- steps of hsim's decoder
@@ -134,13 +132,13 @@ def _checks(target: Target) -> Iterator[Unit]:
     draw = random.Random(served.model.name)  # the same points on every machine, so that errors compare
     for number in range(CHECKS):
         chunks = number % 3
-        decodes = draw.randint(0 if chunks else 1, served.slots - 2)
+        decodes = draw.randint(0 if chunks else 1, max(1, served.slots - 2))
         contexts = [draw.randint(16, served.max_context_tokens - 1) for _ in range(decodes)]
         room = served.max_num_batched_tokens - decodes
         tokens = [draw.randint(2, max(2, room // max(1, chunks))) for _ in range(chunks)]
         history = [draw.choice((0, draw.randint(1, served.max_context_tokens - t))) for t in tokens]
         at = {"contexts": _listed(contexts), "tokens": _listed(tokens), "history": _listed(history)}
-        yield _step(target, 0 if number < FIRST_CHECKS else 1, {"role": "check", **at})
+        yield _step(target, 1 if number < FIRST_CHECKS else 2, {"role": "check", **at})
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -172,10 +170,10 @@ def _gemms(target: Target) -> Iterator[Unit]:
     own = {*_products(served.model), (served.model.vocabulary, served.model.hidden_size)}
     squares = {(size, size) for size in SQUARES[kind]}
     others = {shape for model in target.shapes for shape in (*_products(model), (model.vocabulary, model.hidden_size))}
-    few = (ROWS[kind][0], ROWS[kind][3])
+    few, corners = (ROWS[kind][0], ROWS[kind][3]), {min(own), max(own)}
     for precision in sorted(target.precisions, key=lambda p: p != served.precision):
         extra = 0 if precision == served.precision else 1
-        for shapes, worth in ((own, 0), (squares - own, 0), (others - own - squares, 1)):
+        for shapes, worth in ((corners, 0), ((own | squares) - corners, 1), (others - own - squares, 2)):
             for n, k in sorted(shapes):
                 for m in ROWS[kind]:
                     if kind == "cpu" and (2.0 * m * n * k > MOST_CPU_FLOPS or n * k > MOST_CPU_WEIGHTS):
@@ -199,18 +197,18 @@ def _attention(target: Target) -> Iterator[Unit]:
             for context, other in _ladder(CONTEXTS[kind]):
                 at = {"batch": batch, "context": context, **shape}
                 yield Unit("decode-attention", target.device, at, less + max(one, other), KERNEL_S[kind])
-        for tokens in PROMPTS[kind]:
+        for i, tokens in enumerate(PROMPTS[kind]):
             if kind == "cpu" and 4.0 * heads * head_dim * tokens**2 > MOST_CPU_FLOPS:
                 continue
-            at = {"tokens": tokens, "heads": heads, "head_dim": head_dim, "dtype": precision}
-            yield Unit("prefill-attention", target.device, at, less, KERNEL_S[kind])
+            at = {"tokens": tokens, **shape}
+            yield Unit("prefill-attention", target.device, at, less + i % 2, KERNEL_S[kind])
 
 
 def _movement(target: Target) -> Iterator[Unit]:
     kind = target.kind
-    for n_bytes, worth in _ladder(COPIES_BYTES):
-        yield Unit("memory-copy", target.device, {"bytes": n_bytes}, worth, KERNEL_S[kind])
-    yield Unit("launch", target.device, {}, 0, KERNEL_S[kind])
+    for n_bytes in COPIES_BYTES:
+        yield Unit("memory-copy", target.device, {"bytes": n_bytes}, 1, KERNEL_S[kind])
+    yield Unit("launch", target.device, {}, 1, KERNEL_S[kind])
     if kind != "cpu":
         for memory in ("pinned", "pageable"):
             for direction in ("h2d", "d2h"):
@@ -228,10 +226,10 @@ def _operations(target: Target) -> Iterator[Unit]:
         for units, worth in _ladder(sizes):
             at, first = _operation(name, units, sizes, 1), units == sizes[0]
             setup_s = SETUP_S.get(name, 0.0) if first else 0.0
-            yield Unit("operation", target.device, at, worth, OPERATION_S, setup_s=setup_s)
+            yield Unit("operation", target.device, at, worth + 1, OPERATION_S, setup_s=setup_s)
         for workers in _powers(2, target.cores, 2) if target.cores > 1 else ():
             at = _operation(name, sizes[len(sizes) // 2], sizes, workers)
-            yield Unit("operation", target.device, at, 1, OPERATION_S, setup_s=SETUP_S.get(name, 0.0))
+            yield Unit("operation", target.device, at, 2, OPERATION_S, setup_s=SETUP_S.get(name, 0.0))
 
 
 def _operation(name: str, units: int, sizes: Sequence[int], workers: int) -> Parameters:
@@ -240,10 +238,9 @@ def _operation(name: str, units: int, sizes: Sequence[int], workers: int) -> Par
     return {"name": name, "units": units, "size": size, "workers": workers}
 
 
-def _idle(target: Target) -> Iterator[Unit]:
-    if target.metered and target.kind != "cpu":
-        # Before all else: a bare device is one on which nothing has been loaded yet.
-        yield Unit("idle", target.device, {"state": "bare"}, -1, RAMP_S + WINDOW_S)
+def bare_idle(device: str) -> Unit:
+    """The power of a device on which nothing was loaded yet: it must be measured before anything else."""
+    return Unit("idle", device, {"state": "bare"}, -1, RAMP_S + WINDOW_S)
 
 
 def _power(target: Target) -> Iterator[Unit]:
@@ -252,7 +249,7 @@ def _power(target: Target) -> Iterator[Unit]:
     served, each_s = target.served, RAMP_S + WINDOW_S
     if target.kind == "cpu":
         for busy, worth in _ladder((0, *_powers(1, target.cores, 2))):
-            yield Unit("cpu-power", target.device, {"busy": busy}, worth, each_s)
+            yield Unit("cpu-power", target.device, {"busy": busy}, worth + 1, each_s)
         return
     yield Unit("idle", target.device, {"state": "loaded"}, 0, each_s)
     named = {"model": served.model.name, "dtype": served.precision}
@@ -260,14 +257,14 @@ def _power(target: Target) -> Iterator[Unit]:
     at: Parameters
     for decodes, worth in _ladder(_powers(1, served.slots, 4)):
         at = {"of": "step", **named, "role": "decode", "decodes": decodes, "context": context}
-        yield Unit("power", target.device, at, worth, each_s)
+        yield Unit("power", target.device, at, worth + 1, each_s)
     at = {"of": "step", **named, "role": "chunk", "tokens": served.max_num_batched_tokens, "history": 0}
-    yield Unit("power", target.device, at, 0, each_s)
+    yield Unit("power", target.device, at, 1, each_s)
     size = SQUARES[target.kind][-1]
-    for m, worth in ((1, 0), (128, 1), (512, 1), (8192, 0)):
+    for m, worth in ((1, 1), (128, 2), (512, 2), (8192, 1)):
         at = {"of": "gemm", "m": m, "n": size, "k": size, "dtype": served.precision}
         yield Unit("power", target.device, at, worth, each_s)
-    yield Unit("power", target.device, {"of": "memory-copy", "bytes": COPIES_BYTES[-1]}, 1, each_s)
+    yield Unit("power", target.device, {"of": "memory-copy", "bytes": COPIES_BYTES[-1]}, 2, each_s)
 
 
 # ---- grids

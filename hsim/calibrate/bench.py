@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hsim.backends.hosts import Opened, StepItem
@@ -158,7 +158,8 @@ class Bench:
         if self.on_cpu or unit.kind in WALL_TIMED or unit.kind == "step":
             waits = not self.on_cpu or unit.parameters.get("name") in WAITING_OPERATIONS
             return sample(call, unit.expected_s, own_core=self.threads == 1 and not waits)
-        return sample_cuda(call, unit.expected_s, self.device)
+        reading = sample_cuda(call, unit.expected_s, self.device)
+        return replace(reading, notes=(*reading.notes, *_clock_facts(self.device)[0]))
 
     def _powered(self, unit: Unit, call: Call) -> Reading:
         """Work (or idle) for the ramp, then for the window between two readings of the device's energy meter."""
@@ -168,6 +169,8 @@ class Bench:
         before_j = meter.joules() if meter else None
         calls, seconds = _spin(call, piece, WINDOW_S, self.opened.synchronise)
         after_j = meter.joules() if meter else None
+        if meter:
+            meter.close()
         if meter and (before_j is None or after_j is None):
             return Reading(failure=meter.unavailable_reason or "the meter gave no joules")
         watts = None if before_j is None or after_j is None else (after_j - before_j) / seconds

@@ -14,6 +14,7 @@ from hsim.calibrate.points import Point
 Array = NDArray[np.float64]
 
 FOLDS = 5
+GRID, ZOOM, FINEST = 9, 0.6, 1e-4  # points an axis; how much smaller each grid is; the last one's logarithmic width
 SOFT = 0.1  # a relative residual beyond this counts by its size, no longer by its square: outliers do not rule
 
 
@@ -24,9 +25,9 @@ def tested(
     fit: Callable[[Sequence[Point]], Array],
     predict: Callable[[Array, Point], float],
 ) -> tuple[Array | None, Law]:
-    """Fit a law to the clean points (to all where too few are clean), and test it on folds left out in turn."""
+    """Fit a law to the clean points (to all where half of them or more are noisy), and test it on folds left out."""
     clean = [point for point in points if not point.marks]
-    used = clean if len(clean) >= fewest else list(points)
+    used = clean if len(clean) > max(fewest, len(points) / 2) else list(points)
     noisy = len(points) - len(clean)
     if len(used) < fewest:
         return None, Law(name, len(used), noisy, None, None, f"not fitted: it takes {fewest} points")
@@ -58,15 +59,30 @@ def relative_nonnegative(
     Shapes (points, coefficients), (points,), (coefficients,); `explained_s`, shape (points,), is taken off first. Each
     column is scaled to its own size: seconds per launch and seconds per FLOP lie twelve orders of magnitude apart.
     """
-    from scipy.optimize import nnls
-
     least = np.zeros(columns.shape[1]) if least is None else least
     target = (seconds - columns @ least - (0.0 if explained_s is None else explained_s)) / seconds
     scaled = columns / seconds[:, None]
     sizes = np.linalg.norm(scaled, axis=0)
     sizes[sizes == 0] = 1.0
-    coefficients, _ = nnls(scaled / sizes, target)
-    return np.asarray(coefficients / sizes + least)
+    return np.asarray(nonnegative(scaled / sizes, target) / sizes + least)
+
+
+def nonnegative(columns: Array, target: Array) -> Array:
+    """The least squares solution with no coefficient below zero, for a few columns.
+
+    It is the plain solution on those of its columns that it uses, so all choices of columns are tried. (scipy has a
+    general one; a machine that is calibrated need not have scipy.)
+    """
+    count = columns.shape[1]
+    best, least_cost = np.zeros(count), float(target @ target)
+    for used in range(1, 1 << count):
+        chosen = [i for i in range(count) if used >> i & 1]
+        solution = np.linalg.lstsq(columns[:, chosen], target, rcond=None)[0]
+        cost = float(np.sum((columns[:, chosen] @ solution - target) ** 2))
+        if (solution >= 0).all() and cost < least_cost:
+            best, least_cost = np.zeros(count), cost
+            best[chosen] = solution
+    return best
 
 
 # ---- products
@@ -86,25 +102,29 @@ def gemm_flops(point: Point) -> float:
 def fit_gemm(bytes_s: Array, flops_s: Array, seconds: Array) -> Array:
     """(launch_s, bandwidth_fraction, flops_fraction) of GemmLaw.
 
-    `bytes_s` and `flops_s` are the seconds that bytes and FLOPs take at the peaks; fractions stay in (0, 1].
+    `bytes_s` and `flops_s` are the seconds that bytes and FLOPs take at the peaks; fractions stay in (0, 1]. The
+    three are searched on grids in their logarithms, each finer and around the best of the one before.
     """
-    from scipy.optimize import least_squares
 
-    def residuals(x: Array) -> Array:
-        launch_s, bandwidth, flops = np.exp(x)
-        return np.asarray((launch_s + ((bytes_s / bandwidth) ** 4 + (flops_s / flops) ** 4) ** 0.25) / seconds - 1.0)
+    def cost(x: Array) -> Array:
+        """Of many candidates at once, shape (candidates, 3): soft in outliers."""
+        launch_s, bandwidth, flops = np.exp(x).T[:, :, None]
+        both_s = ((bytes_s / bandwidth) ** 4 + (flops_s / flops) ** 4) ** 0.25
+        errors = ((launch_s + both_s) / seconds - 1.0) / SOFT
+        return np.asarray(np.sum(np.sqrt(1.0 + errors**2), axis=1))
 
     shortest_s = float(seconds.min())
-    low = np.log([shortest_s * 1e-4, 1e-3, 1e-3])
+    low = np.log([shortest_s * 1e-3, 1e-3, 1e-3])
     high = np.log([shortest_s * 1.5, 1.0, 1.0])
-    best = None
-    for launch, fraction in ((0.5, 0.8), (0.05, 0.5), (0.9, 0.3)):
-        start = np.log([shortest_s * launch, fraction, fraction])
-        found = least_squares(residuals, start, bounds=(low, high), loss="soft_l1", f_scale=SOFT)
-        if best is None or found.cost < best.cost:
-            best = found
-    assert best is not None
-    return np.asarray(np.exp(best.x))
+    middle, width = (low + high) / 2, high - low
+    while width.max() > FINEST:
+        axes = [
+            np.clip(m + w * np.linspace(-0.5, 0.5, GRID), a, b)
+            for m, w, a, b in zip(middle, width, low, high, strict=True)
+        ]
+        grid = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 3)
+        middle, width = grid[int(np.argmin(cost(grid)))], width * ZOOM
+    return np.asarray(np.exp(middle))
 
 
 def gemm_seconds(law: Array, bytes_s: float, flops_s: float) -> float:
@@ -117,16 +137,19 @@ def gemm_seconds(law: Array, bytes_s: float, flops_s: float) -> float:
 
 
 def fit_sum(
-    terms: Callable[[Point], Sequence[float]], least: Sequence[float]
+    terms: Callable[[Point], Sequence[float]],
+    least: Sequence[float],
+    explained_s: Callable[[Point], float] = lambda point: 0.0,
 ) -> tuple[Callable[[Sequence[Point]], Array], Callable[[Array, Point], float]]:
-    """How to fit a law that is a sum of coefficients times terms, and how to predict by it."""
+    """How to fit a law that is a sum of coefficients times terms on top of what is explained, and to predict by it."""
 
     def fit(points: Sequence[Point]) -> Array:
         columns = np.array([terms(point) for point in points])
-        return relative_nonnegative(columns, np.array([point.seconds for point in points]), np.array(least))
+        explained = np.array([explained_s(point) for point in points])
+        return relative_nonnegative(columns, np.array([point.seconds for point in points]), np.array(least), explained)
 
     def predict(law: Array, point: Point) -> float:
-        return float(np.dot(terms(point), law))
+        return explained_s(point) + float(np.dot(terms(point), law))
 
     return fit, predict
 
@@ -134,8 +157,12 @@ def fit_sum(
 def decode_attention_terms(point: Point, element_bytes: float) -> tuple[float, float, float, float]:
     """Of DecodeAttentionLaw: launch, elements of the queries, sequences, bytes of keys and values."""
     batch, width = point.number("batch"), point.number("heads") * point.number("head_dim")
-    kv_bytes = 2 * batch * point.number("context") * point.number("kv_heads") * point.number("head_dim") * element_bytes
-    return 1.0, batch * width, batch, kv_bytes
+    return 1.0, batch * width, batch, kv_bytes(point, batch * point.number("context"), element_bytes)
+
+
+def kv_bytes(point: Point, tokens: float, element_bytes: float) -> float:
+    """Bytes of keys and values of one layer."""
+    return 2 * tokens * point.number("kv_heads") * point.number("head_dim") * element_bytes
 
 
 def prefill_attention_terms(point: Point) -> tuple[float, float, float]:

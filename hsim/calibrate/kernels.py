@@ -42,10 +42,13 @@ class Kernels:
 
     def pool(self, dtype: str) -> torch.Tensor:
         """The pool of weights in a precision: one random block, repeated."""
+        import torch
+
         if dtype not in self._pools:
             kind = self.device.split(":")[0]
             block = self.random((1 << 20,), dtype)
-            self._pools[dtype] = block.repeat(POOL_BYTES[kind] // ELEMENT_BYTES[dtype] // (1 << 20))
+            copies = POOL_BYTES[kind] // ELEMENT_BYTES[dtype] // (1 << 20)
+            self._pools[dtype] = block.view(torch.uint8).repeat(copies).view(block.dtype)  # not all can be repeated
         return self._pools[dtype]
 
     def weights(self, shape: tuple[int, int], dtype: str) -> Callable[[int], torch.Tensor]:
@@ -71,7 +74,9 @@ def _gemm(kernels: Kernels, at: Parameters) -> Call:
     x, weights = kernels.random((m, k), dtype), kernels.weights((n, k), dtype)
     if dtype == "fp8":
         scale = torch.ones((), device=kernels.device)
-        return lambda i: torch._scaled_mm(x, weights(i).t(), scale, scale, out_dtype=torch.bfloat16)
+        return lambda i: torch._scaled_mm(
+            x, weights(i).t(), scale, scale, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
     return lambda i: torch.nn.functional.linear(x, weights(i))
 
 

@@ -179,6 +179,7 @@ class Workers:
         before_j, began_s = meter.joules(), time.monotonic()
         time.sleep(WINDOW_S)
         after_j, seconds = meter.joules(), time.monotonic() - began_s
+        meter.close()
         if before_j is None or after_j is None:
             return Reading(failure=meter.unavailable_reason or "the meter gave no joules")
         return Reading(samples=1, watts=(after_j - before_j) / seconds, window_s=seconds)

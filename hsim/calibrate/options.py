@@ -29,7 +29,7 @@ class CalibrationOptions:
     decoder_cores: int = 1
     simulate: bool = True
     noisy_spread_fraction: float = 0.1
-    quiet_fraction: float = 0.5
+    quiet_fraction: float = 0.9
 
 
 class Progress(Protocol):

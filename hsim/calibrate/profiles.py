@@ -82,8 +82,12 @@ def kernels(points: Sequence[Point], target: Target, findings: Findings) -> Prof
     source = partial(findings.source, device)
     gemm = {p: law for p in peaks if (law := _gemm_law(points, p, (bandwidth, peaks[p]), device, findings))}
     decode = _decode_law(of(points, "decode-attention", dtype=working), working, bandwidth, device, findings)
-    prefill = _prefill_law(of(points, "prefill-attention", dtype=working), peaks[working], device, findings)
-    if served.precision not in gemm or decode is None or prefill is None:
+    if served.precision not in gemm or decode is None:
+        return None
+    kv_element_s = ELEMENT_BYTES[working] / (decode["bandwidth_fraction"]["value"] * bandwidth)
+    prompts = of(points, "prefill-attention", dtype=working)
+    prefill = _prefill_law(prompts, peaks[working], kv_element_s, device, findings)
+    if prefill is None:
         return None
     return {
         "memory_bytes_per_s": known(
@@ -161,8 +165,15 @@ def _decode_law(
     return _figures(names, law, findings.source(device, f"decode attention: {findings.tested(test)}"))
 
 
-def _prefill_law(points: Sequence[Point], peak: float, device: str, findings: Findings) -> Profile | None:
-    fitted, predicted = fit.fit_sum(fit.prefill_attention_terms, (0.0, 1.0 / peak, 0.0))
+def _prefill_law(
+    points: Sequence[Point], peak: float, kv_element_s: float, device: str, findings: Findings
+) -> Profile | None:
+    """PrefillAttentionLaw, which reads keys and values at the rate of decode attention."""
+
+    def reading_s(point: Point) -> float:
+        return fit.kv_bytes(point, point.number("tokens"), kv_element_s)
+
+    fitted, predicted = fit.fit_sum(fit.prefill_attention_terms, (0.0, 1.0 / peak, 0.0), reading_s)
     law, test = fit.tested(f"prefill attention on {device}", points, 3, fitted, predicted)
     if law is not None:
         law[1] = 1.0 / (law[1] * peak)
@@ -238,7 +249,7 @@ def _step_work(served: Served, name: str) -> ComposedCosts:
     one = {"value": 1.0, "tier": "assumed", "source": "to count"}
     nothing = one | {"value": 0.0}
     power = dict.fromkeys(("idle_w", "loaded_idle_w", "floor_w", "joules_per_byte", "joules_per_flop"), nothing)
-    power |= {"joules_per_output_token": nothing, "cap_w": one | {"value": 1e300}, name: one}
+    power |= {"joules_per_output_token": nothing, "cap_w": one | {"value": 1e100}, name: one}
     law = {"launch_s": one, "bandwidth_fraction": one, "flops_fraction": one}
     chip = {
         "name": "counter", "kind": "accelerator", "memory_bytes": one, "memory_bytes_per_s": one,

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hsim.calibrate import profiles
-from hsim.calibrate.agenda import Served, Target, agenda, in_turn
+from hsim.calibrate.agenda import Served, Target, agenda, bare_idle, in_turn
 from hsim.calibrate.bench import Facts
 from hsim.calibrate.machine import Machine, load_average, this_machine
 from hsim.calibrate.measure import Measurer, Workers
@@ -33,7 +33,7 @@ from hsim.metrics.result import Result
 from hsim.metrics.summarise import summarise
 
 # What of the budget is kept for fitting, writing and the simulation at the end.
-FINISH_S, FINISH_FRACTION = 15.0, 0.25
+FINISH_S, FINISH_FRACTION = 15.0, 0.15
 SLOWER_THAN_EXPECTED = 1.3  # until units of a kind have shown how long they really take
 CATALOGUE = ("llama-3.1-8b", "llama-3.1-70b")  # models whose shapes kernels are measured at
 SERVED_BY_DEFAULT = {"cpu": ("tiny-12m",), "cuda": ("llama-3.1-8b", "tiny-12m")}  # the first that fits
@@ -114,7 +114,7 @@ class _Calibration:
         on_cpu = device == "cpu"
         why_not = self.unmetered[device] = measurer.unmetered(device)
         if not on_cpu and not why_not:
-            bare = next(unit for unit in agenda(_idle_only(device)) if unit.kind == "idle")
+            bare = bare_idle(device)
             if all(row.key != bare.key for row in store.rows):
                 self._measure(bare, measurer, store)
         facts = self.facts[device] = measurer.facts(device)
@@ -320,11 +320,6 @@ def _devices(asked: str, machine: Machine) -> list[str]:
     if not asked.startswith("cuda"):
         raise CalibrationError(f"--device {asked}", "there is no such device", "use cpu, cuda:N or all")
     return [asked if ":" in asked else "cuda:0", "cpu"]
-
-
-def _idle_only(device: str) -> Target:
-    model = load_model(SERVED_BY_DEFAULT["cpu"][0], "calibrate", Path())
-    return Target(device, ("fp32",), Served(model, "fp32", 2, 512, 64), metered=True)
 
 
 def _limits(model: ModelArchitecture, precision: Precision, kind: str, memory_bytes: float) -> Served:

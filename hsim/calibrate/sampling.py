@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,11 +35,11 @@ def sample(call: Call, seconds: float, own_core: bool = True) -> Reading:
     cpu: list[float] = []
     until_s = time.perf_counter() + seconds * (1 - WARM_UP_FRACTION)
     while len(wall) < FEWEST_SAMPLES or (time.perf_counter() < until_s and len(wall) < MOST_SAMPLES):
-        start_s, start_cpu_s = time.perf_counter(), time.process_time()
+        start_s, start_cpu_s = time.perf_counter(), _cpu_s()
         for _ in range(inner):
             call(calls)
             calls += 1
-        cpu.append((time.process_time() - start_cpu_s) / inner)
+        cpu.append((_cpu_s() - start_cpu_s) / inner)
         wall.append((time.perf_counter() - start_s) / inner)
     if not own_core:
         return reading_of(wall)
@@ -46,6 +47,12 @@ def sample(call: Call, seconds: float, own_core: bool = True) -> Reading:
     if fraction >= UNDISTURBED:
         return reading_of(wall, fraction)
     return reading_of(cpu, fraction, (f"others had its core for {1 - fraction:.0%} of the time: CPU time is given",))
+
+
+def _cpu_s() -> float:
+    """CPU seconds of this process and of the children that it has waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _warm_up(call: Call, seconds: float, synchronise: Callable[[], object]) -> tuple[int, float]:

@@ -33,7 +33,8 @@ class Placement:
 
     Attention and MLPs are split over `tensor_parallel` devices, and batches over `data_parallel` such groups. With
     `expert_parallel` the devices hold whole experts between them, else each a slice of all. `kv_precision` is that of
-    keys and values where it is not the working precision.
+    keys and values where it is not the working precision. `clock_fraction` is the clock it is held at beside the highest;
+    `power_cap_w` is one accelerator's cap where it is not its profile's (math.inf: none).
     """
 
     model: ModelArchitecture
@@ -44,6 +45,8 @@ class Placement:
     data_parallel: int = 1
     expert_parallel: bool = False
     kv_precision: Precision | None = None
+    clock_fraction: float = 1.0
+    power_cap_w: float | None = None
 
     @property
     def devices(self) -> int:
@@ -52,7 +55,10 @@ class Placement:
 
 @dataclass(slots=True)
 class _Tokens:
-    """What depends on the step's new tokens alone: worked out once per count. Bytes and FLOPs of all devices."""
+    """What depends on the step's new tokens alone: worked out once per count.
+
+    Bytes, FLOPs (in bf16's worth) and bytes of weights that must be unpacked, of all devices.
+    """
 
     seconds: float
     bytes: float
@@ -62,22 +68,27 @@ class _Tokens:
 
 @dataclass(slots=True)
 class Timing:
-    """Seconds of a step, their growth per step, those of each context token, and for how many steps that holds."""
+    """Seconds of a step, their growth per step, those of each context token, and for how many steps that holds.
+
+    `host_s` of the seconds pass on the host alone: no kernel runs.
+    """
 
     seconds: float
     growth_s: float
     context_step_s: float
     valid_steps: float
+    host_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class _OnDevice:
-    """A product as one device has it."""
+    """A product as one device has it. `flop_weight` is what one of its FLOPs counts in joules, a bf16 one being 1."""
 
     outputs: float
     inputs: float
     layers: int
     law: laws.Gemm
+    flop_weight: float
 
 
 class _Reader:
@@ -85,6 +96,7 @@ class _Reader:
 
     def __init__(self, placement: Placement, figures: Figures) -> None:
         self.chip, self.engine, self.figures = placement.chip, placement.engine, figures
+        self.clock = placement.clock_fraction
 
     def of(self, path: str) -> float:
         return self.figures.value(self.chip, path)
@@ -100,17 +112,24 @@ class _Reader:
     def host(self, name: str) -> float:
         return self.figures.value(self.engine, name) if getattr(self.engine, name) is not None else 0.0
 
+    def flop_weight(self, precision: str) -> float:
+        """Joules of a FLOP at this precision beside one in bf16: as its peak is higher, it takes less."""
+        computed = laws.compute_precision(precision, self.chip.peak_flops_per_s)
+        if computed in ("bf16", "fp16") or "bf16" not in self.chip.peak_flops_per_s:
+            return 1.0
+        return self.of("peak_flops_per_s.bf16") / self.of(f"peak_flops_per_s.{computed}")
+
     def gemm(self, precision: Precision) -> laws.Gemm:
         law, path = self.chip.kernels.gemm[precision], f"kernels.gemm.{precision}"
         peak = self.of(f"peak_flops_per_s.{laws.compute_precision(precision, self.chip.peak_flops_per_s)}")
         sides = laws.TwoSided(
             self.of("memory_bytes_per_s") * self.of(f"{path}.bandwidth_fraction"),
-            peak * self.of(f"{path}.flops_fraction"),
+            self.clock * peak * self.of(f"{path}.flops_fraction"),
             self.of(f"{path}.sharpness") if law.sharpness else laws.SHARPNESS,
         )
         return laws.Gemm(
             sides,
-            self.of(f"{path}.launch_s"),
+            self.of(f"{path}.launch_s") / self.clock,
             ELEMENT_BYTES[precision],
             ELEMENT_BYTES[working_precision(precision)],
             self.or_zero(law, f"{path}.per_depth_s"),
@@ -122,20 +141,20 @@ class _Reader:
         peak = self.of(f"peak_flops_per_s.{laws.compute_precision(precision, self.chip.peak_flops_per_s)}")
         sides = laws.TwoSided(
             self.of("memory_bytes_per_s") * self.of(f"{path}.bandwidth_fraction"),
-            peak * self.of(f"{path}.flops_fraction"),
+            self.clock * peak * self.of(f"{path}.flops_fraction"),
             self.of(f"{path}.sharpness"),
         )
         activation_bytes = ELEMENT_BYTES[working_precision(precision)]
         rest = ("per_expert_s", "per_element_s", "padding_tokens", "imbalance")
         numbers = (self.of(f"{path}.{name}") for name in rest)
         return laws.ExpertsKernel(
-            sides, self.of(f"{path}.launch_s"), ELEMENT_BYTES[precision], activation_bytes, *numbers
+            sides, self.of(f"{path}.launch_s") / self.clock, ELEMENT_BYTES[precision], activation_bytes, *numbers
         )
 
     def decode_attention(self) -> laws.DecodeAttention:
         law, path = self.chip.kernels.decode_attention, "kernels.decode_attention"
         return laws.DecodeAttention(
-            self.of(f"{path}.launch_s"),
+            self.of(f"{path}.launch_s") / self.clock,
             self.of(f"{path}.per_element_s"),
             self.or_zero(law, f"{path}.per_kv_head_s"),
             self.of(f"{path}.per_sequence_s"),
@@ -148,13 +167,12 @@ def check_runs(placement: Placement, where: str) -> None:
     chip, model, precision = placement.chip, placement.model, placement.precision
     kernels = chip.kernels
     dense: Precision = "bf16" if precision == "mxfp4" else precision  # mxfp4 is for experts alone
-    if dense not in kernels.gemm or (precision == "mxfp4" and not model.experts):
-        what = (
-            f"{model.name} has no experts for {precision}"
-            if precision == "mxfp4" and not model.experts
-            else f"{chip.name} has no figures for {precision}"
+    if precision == "mxfp4" and not model.experts:
+        raise DescriptionError(
+            where, f"{model.name} has no experts, and mxfp4 is for those alone", "use another precision"
         )
-        raise DescriptionError(where, what, f"it has {', '.join(kernels.gemm)}")
+    if dense not in kernels.gemm:
+        raise DescriptionError(where, f"{chip.name} has no figures for {dense}", f"it has {', '.join(kernels.gemm)}")
     if model.experts and precision not in kernels.experts:
         known = ", ".join(kernels.experts) or "none"
         raise DescriptionError(where, f"{chip.name} has no figures for experts in {precision}", f"it has {known}")
@@ -178,6 +196,7 @@ class ComposedCosts:
         self._read_products(read)
         self._read_experts(read)
         self._read_attention(read)
+        self._read_elementwise(read)
         self._read_state(read)
         reduces, peers = ("launch_s", "per_peer_s", "bytes_per_s"), ("launch_s", "bytes_per_s")
         self._all_reduce = (
@@ -189,6 +208,7 @@ class ComposedCosts:
         self._read_power(read)
         self._by_tokens: dict[int, _Tokens] = {}
         self._by_sequences: dict[int, _Tokens] = {}
+        self._lines: dict[int, tuple[Segment, float]] = {}
 
     # ---- what is read once
 
@@ -202,8 +222,9 @@ class ComposedCosts:
         def on_device(product: Product) -> _OnDevice:
             n = math.ceil(product.outputs / self._ways) if product.split == "outputs" else product.outputs
             k = math.ceil(product.inputs / self._ways) if product.split == "inputs" else product.inputs
-            law = plain if product.role in ("router", "head") else by_precision[dense]
-            return _OnDevice(n, k, product.layers, law)
+            quantised = product.role not in ("router", "head")
+            law = by_precision[dense] if quantised else plain
+            return _OnDevice(n, k, product.layers, law, read.flop_weight(dense if quantised else working))
 
         self._products = [on_device(p) for p in self._model.products]
         self._head = on_device(self._model.head)
@@ -215,6 +236,7 @@ class ComposedCosts:
         if experts is None:
             return
         self._experts = read.experts(self.placement.precision)
+        self._experts_flop_weight = read.flop_weight(self.placement.precision)
         self._unpacks = self.placement.precision == "mxfp4"
         share = self._devices if self.placement.expert_parallel else 1
         ways = 1 if self.placement.expert_parallel else self._devices
@@ -231,7 +253,7 @@ class ComposedCosts:
         model, ways, placement = self._model, self._ways, self.placement
         kv_bytes = ELEMENT_BYTES[placement.kv_precision or working_precision(placement.precision)]
         working = working_precision(placement.precision)
-        peak = read.of(f"peak_flops_per_s.{laws.compute_precision(working, read.chip.peak_flops_per_s)}")
+        peak = read.of(f"peak_flops_per_s.{laws.compute_precision(working, read.chip.peak_flops_per_s)}") * read.clock
         decode, latent = read.decode_attention(), model.latent
         heads = model.attention_heads / ways
         prefill = "kernels.prefill_attention"
@@ -249,7 +271,7 @@ class ComposedCosts:
             fraction = read.or_zero(read.chip.kernels.decode_attention, path) or read.of(f"{prefill}.flops_fraction")
             self._context_s = max(self._kv_bytes / decode.bytes_per_s, self._context_flops / (fraction * peak))
         self._decode_launch_s, self._decode_sequence_s = decode.launch_s, decode.sequence_s(width, kv_heads)
-        self._prefill_launch_s = read.of(f"{prefill}.launch_s")
+        self._prefill_launch_s = read.of(f"{prefill}.launch_s") / read.clock
         self._prefill_token_s = width * read.of(f"{prefill}.per_element_s")
         law = read.chip.kernels.prefill_attention
         self._pair_s = self._pair_flops / (peak * read.of(f"{prefill}.flops_fraction"))
@@ -258,6 +280,16 @@ class ComposedCosts:
         self._window_layers = model.window_layers
         self._full_layers = model.attended_layers - self._window_layers
         self._window_tokens = model.window.tokens if model.window else 0
+
+    def _read_elementwise(self, read: _Reader) -> None:
+        model, self._elementwise_s = self._model, 0.0
+        if read.chip.kernels.elementwise:
+            # Two norms with residuals a layer read and write five times each; a gate reads two widths and writes one.
+            elements = (
+                model.layers * 10 * model.hidden_size + model.dense_layers * 3 * model.intermediate_size / self._ways
+            )
+            bandwidth = read.of("memory_bytes_per_s") * read.of("kernels.elementwise.bandwidth_fraction")
+            self._elementwise_s = elements * self._activation_bytes / bandwidth
 
     def _read_state(self, read: _Reader) -> None:
         state, self._state_launch_s, self._state_sequence_s, self._state_bytes = self._model.state, 0.0, 0.0, 0.0
@@ -274,8 +306,9 @@ class ComposedCosts:
     def _read_host(self, read: _Reader) -> None:
         model, engine = self._model, self.placement.engine
         self._host_step_s = read.host("host_s_per_layer") * model.layers + read.host("host_s_per_step")
-        self._host_sequence_s = read.host("host_s_per_sequence") / self._groups
-        self._graph_tokens = engine.graph_tokens or math.inf
+        peers_s = (self._devices - 1) * read.host("host_s_per_sequence_and_peer")
+        self._host_sequence_s = read.host("host_s_per_sequence") + peers_s
+        self._graph_tokens = math.inf if engine.graph_tokens is None else engine.graph_tokens
         self._eager_s = read.host("eager_s_per_layer") * model.layers
         path = self.path
         if model.experts and model.experts.routing in engine.host_s_per_expert_layer:
@@ -293,8 +326,7 @@ class ComposedCosts:
     def path(self) -> str:
         """The engine's code path that this placement takes: what its host time was fitted on, or was not."""
         model = self._model
-        kind = f"experts-{model.experts.routing}" if model.experts else "dense"
-        parts = [kind, self.placement.precision]
+        parts = [f"experts-{model.experts.routing}" if model.experts else "dense"]
         parts += ["latent"] if model.latent else []
         parts += ["state"] if model.state else []
         return "/".join(parts)
@@ -303,13 +335,23 @@ class ComposedCosts:
         devices = self._devices
         watts = {name: devices * read.watts(name) for name in ("floor_w", "cap_w", "loaded_idle_w")}
         self._floor_w, self._cap_w, self._loaded_idle_w = watts.values()
+        if self.placement.power_cap_w is not None:
+            self._cap_w = devices * self.placement.power_cap_w
         self._byte_j, self._flop_j = read.watts("joules_per_byte"), read.watts("joules_per_flop")
         self._output_j = read.watts("joules_per_output_token")
+        self._kernel_w = devices * read.watts("kernel_w") if read.chip.power.kernel_w is not None else 0.0
+        if read.clock != 1.0:
+            exponent = read.of("power.clocks.energy_exponent")
+            self._flop_j *= read.clock ** (exponent - 1.0)
+            self._kernel_w *= read.clock**exponent
         unpacked = read.chip.power.joules_per_unpacked_byte is not None and self._unpacks
         self._unpacked_j = read.watts("joules_per_unpacked_byte") if unpacked else 0.0
         self._context_j = self._ways * (self._kv_bytes * self._byte_j + self._context_flops * self._flop_j)
         self._chunk_context_j = self._ways * self._kv_bytes * self._byte_j
         self._pair_j = self._ways * self._pair_flops * self._flop_j
+        # What a token of context within the window adds to a step, all window layers together.
+        self._window_step_s = self._factor * self._window_layers * self._context_s / self._groups
+        self._window_step_j = self._window_layers * self._context_j + self._kernel_w * self._window_step_s
 
     # ---- what depends on counts alone
 
@@ -322,9 +364,9 @@ class ComposedCosts:
             for p in self._products:
                 found.seconds += p.layers * p.law.seconds(mine, p.outputs, p.inputs)
                 found.bytes += self._devices * p.layers * p.law.n_bytes(mine, p.outputs, p.inputs)
-                found.flops += self._devices * p.layers * 2.0 * mine * p.outputs * p.inputs
+                found.flops += self._devices * p.layers * 2.0 * mine * p.outputs * p.inputs * p.flop_weight
             self._add_experts(found, m)
-            found.seconds += self._exchange_s(mine)
+            found.seconds += mine * self._elementwise_s + self._exchange_s(mine)
             self._by_tokens[m] = found
         return found
 
@@ -336,7 +378,7 @@ class ComposedCosts:
         n_bytes = self._devices * layers * kernel.n_bytes(m, touched, shape)
         to.seconds += layers * kernel.seconds(m, touched, shape)
         to.bytes += n_bytes
-        to.flops += self._devices * layers * kernel.flops(m, shape)
+        to.flops += self._devices * layers * kernel.flops(m, shape) * self._experts_flop_weight
         to.unpacked_bytes = n_bytes if self._unpacks else 0.0
 
     def _exchange_s(self, m: int) -> float:
@@ -362,7 +404,7 @@ class ComposedCosts:
                 + self._state_launch_s
                 + mine * self._state_sequence_s,
                 self._devices * head.law.n_bytes(mine, head.outputs, head.inputs) + sequences * self._state_bytes,
-                self._devices * 2.0 * mine * head.outputs * head.inputs,
+                self._devices * 2.0 * mine * head.outputs * head.inputs * head.flop_weight,
             )
             self._by_sequences[sequences] = found
         return found
@@ -374,7 +416,29 @@ class ComposedCosts:
 
         Affine until a window fills, launching stops to be what takes longest, or the power cap starts to bind.
         """
-        return self.with_joules(shape, self.timing(shape))
+        if shape.chunks or shape.decodes > self._graph_tokens:
+            return self.with_joules(shape, self.timing(shape))
+        # Decodes alone, by far the most steps: straight lines in context, worked out once per number of sequences.
+        line = self._lines.get(shape.decodes)
+        if line is None:
+            line = self._lines[shape.decodes] = self._line(shape.decodes)
+        start, context_step_s = line
+        context, context_j, valid_steps = shape.context_tokens, start.context_joules, math.inf
+        seconds, joules = start.seconds + context_step_s * context, start.joules + context_j * context
+        growth_s, growth_j = start.seconds_growth, start.joules_growth
+        if self._window_layers:
+            clipped, growing, valid_steps = self._window(shape)
+            seconds += self._window_step_s * clipped
+            growth_s += self._window_step_s * growing
+            joules += self._window_step_j * clipped
+            growth_j += self._window_step_j * growing
+        return self._powered(Segment(seconds, growth_s, joules, growth_j, context_j, valid_steps), context_step_s)
+
+    def _line(self, decodes: int) -> tuple[Segment, float]:
+        """Work of a step of so many decodes at no context, and what each token of context adds in seconds."""
+        none = StepShape(decodes, 0, window_context_tokens=0)
+        timing = self.timing(none)
+        return self._working(none, timing), timing.context_step_s
 
     def timing(self, shape: StepShape) -> Timing:
         """Seconds of a step, without its joules."""
@@ -404,8 +468,8 @@ class ComposedCosts:
             left = self._eager_s - seconds
             valid_steps = min(valid_steps, steps_until_negative(left, -growth_s))
             seconds, growth_s, context_step_s = self._eager_s, 0.0, 0.0
-        seconds += self._host_step_s + self._host_sequence_s * (decodes + shape.chunks)
-        return Timing(seconds, growth_s, context_step_s, valid_steps)
+        host_s = self._host_step_s + self._host_sequence_s * (decodes + shape.chunks)
+        return Timing(seconds + host_s, growth_s, context_step_s, valid_steps, host_s)
 
     def _window(self, shape: StepShape) -> tuple[float, float, float]:
         """Context within the window, its growth per step, and steps for which that holds."""
@@ -437,30 +501,36 @@ class ComposedCosts:
         first = min(max(0.0, window - before), size)  # of a chunk's queries, so many see all that came before
         return shape.chunks * (first * before + first * (first + 1) / 2 + (size - first) * window)
 
+    def work(self, shape: StepShape) -> tuple[float, float, float]:
+        """Bytes moved, FLOPs asked for (in bf16's worth) and bytes unpacked in a step, all devices together."""
+        tokens, head = self._tokens(shape.new_tokens), self._sequences(shape.sequences)
+        layers, context, pairs = self._full_layers, shape.context_tokens, shape.pairs
+        chunk_context, clipped, clipped_pairs = shape.chunk_context_tokens, 0.0, 0.0
+        if self._window_layers:
+            clipped = self._window_layers * self._window(shape)[0] if shape.decodes else 0.0
+            clipped_pairs = self._window_layers * self._window_pairs(shape) if shape.chunks else 0.0
+        n_bytes = self._ways * self._kv_bytes * (layers * (context + chunk_context) + clipped)
+        flops = self._ways * self._context_flops * (layers * context + clipped)
+        flops += self._ways * self._pair_flops * (layers * pairs + clipped_pairs)
+        return tokens.bytes + head.bytes + n_bytes, tokens.flops + head.flops + flops, tokens.unpacked_bytes
+
     def with_joules(self, shape: StepShape, timing: Timing) -> Segment:
         """The segment of a step that takes so long, with the joules of its bytes, FLOPs, tokens and busy seconds."""
-        tokens, head = self._tokens(shape.new_tokens), self._sequences(shape.sequences)
-        full, windows, context_j, pair_j = self._full_layers, self._window_layers, self._context_j, self._pair_j
-        chunk_context_j = self._chunk_context_j
-        work_j = (
-            (tokens.bytes + head.bytes) * self._byte_j
-            + (tokens.flops + head.flops) * self._flop_j
-            + tokens.unpacked_bytes * self._unpacked_j
-            + full * (context_j * shape.context_tokens + chunk_context_j * shape.chunk_context_tokens)
-            + full * pair_j * shape.pairs
-            + self._output_j * shape.decodes
-        )
-        work_growth_j = full * context_j * shape.decodes
+        return self._powered(self._working(shape, timing), timing.context_step_s)
+
+    def _working(self, shape: StepShape, timing: Timing) -> Segment:
+        """Joules of a step's work: without the floor that it stands on, the cap and idle."""
+        full, context_j, pair_j = self._full_layers, self._context_j, self._pair_j
+        n_bytes, flops, unpacked_bytes = self.work(shape)
+        work_j = n_bytes * self._byte_j + flops * self._flop_j + unpacked_bytes * self._unpacked_j
+        work_j += self._output_j * shape.decodes + self._kernel_w * (timing.seconds - timing.host_s)
+        work_growth_j = full * context_j * shape.decodes + self._kernel_w * timing.growth_s
         if shape.chunks:
-            work_growth_j += full * (chunk_context_j * shape.chunk_tokens + pair_j * shape.pairs_growth)
-        if windows:
-            clipped, growing, _ = self._window(shape) if shape.decodes else (0.0, 0.0, 0.0)
-            work_j += windows * context_j * clipped
-            work_growth_j += windows * context_j * growing
-            if shape.chunks:
-                work_j += windows * pair_j * self._window_pairs(shape)
-        work = Segment(timing.seconds, timing.growth_s, work_j, work_growth_j, full * context_j, timing.valid_steps)
-        return self._powered(work, timing.context_step_s)
+            work_growth_j += full * (self._chunk_context_j * shape.chunk_tokens + pair_j * shape.pairs_growth)
+        if self._window_layers and shape.decodes:
+            work_growth_j += self._window_layers * context_j * self._window(shape)[1]
+        each_j = full * context_j + self._kernel_w * timing.context_step_s
+        return Segment(timing.seconds, timing.growth_s, work_j, work_growth_j, each_j, timing.valid_steps)
 
     def _powered(self, work: Segment, context_step_s: float) -> Segment:
         """Add the busy floor, apply the cap, and take idle off: from joules of work to joules above loaded idle.
@@ -469,6 +539,11 @@ class ComposedCosts:
         segment ends there.
         """
         floor_w, headroom_w = self._floor_w - self._loaded_idle_w, self._cap_w - self._floor_w
+        if headroom_w == math.inf:  # uncapped
+            work.joules += floor_w * work.seconds
+            work.joules_growth += floor_w * work.seconds_growth
+            work.context_joules += floor_w * context_step_s
+            return work
         over = work.joules - headroom_w * work.seconds
         over_growth = work.joules_growth - headroom_w * work.seconds_growth
         if math.isnan(over):  # watts are unknown, and so are the joules

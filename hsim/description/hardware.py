@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from hsim.description.model import ModelArchitecture
 from hsim.description.quantities import Distribution, Figure
@@ -120,6 +120,15 @@ class StateLaw(Strict):
     per_element_s: Figure
 
 
+class ElementwiseLaw(Strict):
+    """Norms, residuals, rotations and gates of one layer: m (10 hidden + 3 MLP width) activations at a part of BW.
+
+    Their launches are the engine's host_s_per_layer: how many there are depends on what it fuses.
+    """
+
+    bandwidth_fraction: Figure
+
+
 class AllReduceLaw(Strict):
     """One all-reduce over n devices: launch + per_peer_s (n-1) + 2 (n-1)/n bytes/bytes_per_s."""
 
@@ -143,13 +152,28 @@ class Kernels(Strict):
     decode_attention: DecodeAttentionLaw
     prefill_attention: PrefillAttentionLaw
     experts: dict[Precision, ExpertsLaw] = {}
+    elementwise: ElementwiseLaw | None = None
     state: StateLaw | None = None
     all_reduce: AllReduceLaw | None = None
     all_to_all: AllToAllLaw | None = None
 
 
+class Clocks(Strict):
+    """Clocks that an accelerator can be held at: `count` from highest to lowest, evenly spaced.
+
+    At a fraction f of the highest, FLOP rates go with f and launches with 1/f, memory keeps its rate, a FLOP takes
+    f^(energy_exponent - 1) of its joules and kernels f^energy_exponent of their watts.
+    """
+
+    highest_hz: Figure
+    lowest_hz: Figure
+    count: PositiveInt
+    energy_exponent: Figure
+
+
 class AcceleratorPower(Strict):
-    """Watts of one accelerator. While busy: floor_w plus joules per byte, FLOP and output token, capped at cap_w.
+    """Watts of one accelerator. While it serves: floor_w, kernel_w more while kernels run (not while it waits for the
+    host), joules per byte, FLOP and output token, all capped at cap_w.
 
     `joules_per_unpacked_byte` comes on top for weights that must be unpacked before they are computed with: mxfp4 where
     the chip has no fp4.
@@ -162,7 +186,9 @@ class AcceleratorPower(Strict):
     joules_per_byte: Figure
     joules_per_flop: Figure
     joules_per_output_token: Figure
+    kernel_w: Figure | None = None
     joules_per_unpacked_byte: Figure | None = None
+    clocks: Clocks | None = None
 
 
 class AcceleratorProfile(Profile):
@@ -213,10 +239,11 @@ class LinkProfile(Profile):
 class EngineProfile(Profile):
     """A serving engine: its defaults, and the host time that it adds to every step.
 
-    A step adds host_s_per_step + host_s_per_layer layers + host_s_per_sequence B, and where a model's experts take a code
-    path of their own, host_s_per_expert_layer[path] for each such layer. Steps of more than graph_tokens new tokens are
+    A step adds host_s_per_step + host_s_per_layer layers + (host_s_per_sequence + host_s_per_sequence_and_peer (n - 1)) B on
+    n devices, and host_s_per_expert_layer[path] for each layer of experts that takes that code path. Steps of more than graph_tokens new tokens are
     launched kernel by kernel: they take eager_s_per_layer a layer at least. `measured_paths` are those for which the
-    figures were fitted; a model that takes another is predicted with low confidence, and says so. `step_tables` names profiles of measured steps; one that is of a run's chip, model and precision is used for it.
+    figures were fitted; a model that takes another is predicted with low confidence, and says so. `request_latency_s` passes between a
+    client and the queue, and back, and holds no accelerator: the first token is later by it. `step_tables` names profiles of measured steps; one that is of a run's chip, model and precision is used for it.
     """
 
     kind: Literal["engine"]
@@ -229,8 +256,10 @@ class EngineProfile(Profile):
     host_s_per_layer: Figure
     host_s_per_sequence: Figure
     host_s_per_step: Figure | None = None
+    host_s_per_sequence_and_peer: Figure | None = None
     host_s_per_expert_layer: dict[str, Figure] = {}
-    graph_tokens: PositiveInt | None = None
+    graph_tokens: NonNegativeInt | None = None
+    request_latency_s: Figure | None = None
     eager_s_per_layer: Figure | None = None
     measured_paths: tuple[str, ...] = ()
     reserved_bytes: Figure

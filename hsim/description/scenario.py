@@ -14,6 +14,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -170,11 +171,24 @@ class TaskClass(Strict):
 
 
 class Workload(Strict):
-    """Who asks for what, and when. `tasks` limits a trace; left out, the whole trace is replayed."""
+    """Who asks for what, and when. `tasks` limits a trace; left out, the whole trace is replayed.
+
+    `measure: steady` looks for the steady state of arrivals that go on: a warm-up comes before the `tasks` tasks that
+    are measured, and others arrive until those have ended. `measure: terminating` measures all of a run of `tasks`
+    tasks from an empty system to an empty one. Left out, arrivals at a constant mean rate are steady, and traces and
+    closed loops terminating.
+    """
 
     arrivals: Arrivals
     tasks: PositiveInt | None = None
+    measure: Literal["steady", "terminating"] | None = None
     classes: dict[str, TaskClass] = Field(default={"request": {}}, validate_default=True, min_length=1)
+
+    @model_validator(mode="after")
+    def _a_trace_ends(self) -> Workload:
+        if self.measure == "steady" and self.arrivals.kind == "trace":
+            raise ValueError("measure is steady, and a trace ends; leave measure out, or choose terminating")
+        return self
 
     @model_validator(mode="after")
     def _lengths_come_from_somewhere(self) -> Workload:
@@ -312,7 +326,11 @@ def _flattened(value: Any, prefix: str = "") -> Any:
 
 
 # Figures of profiles that this run takes on the user's word: {profile: {figure: value}}, flattened to dotted names.
-Assumptions = Annotated[dict[str, float], BeforeValidator(_flattened)]
+Assumptions = Annotated[
+    dict[str, float],
+    BeforeValidator(_flattened),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": ["number", "object"]}}),
+]
 
 
 class Scenario(Strict):

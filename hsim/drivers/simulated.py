@@ -6,30 +6,58 @@ import gc
 from functools import partial
 from typing import Any
 
+from simpy.events import Event
+
 from hsim.costs.cpu import OperationCost
 from hsim.drivers.prepared import Prepared
 from hsim.engine.cores import Cores, Host
-from hsim.engine.environment import EngineEnvironment
+from hsim.engine.environment import TASK_ARRIVES, EngineEnvironment
 from hsim.engine.executor import Executor, ModelledTime
-from hsim.engine.life import OperationTime, Pipeline, Send, run_tasks
+from hsim.engine.life import OperationTime, Pipeline, Send, live, run_tasks
 from hsim.engine.link import Link, Network
 from hsim.engine.pool import Pool
 from hsim.engine.replica import Replica
 from hsim.engine.visits import Job, Prompt
 from hsim.log import Device, Log, PoolRecord, Stage
+from hsim.workload.tasks import Task
 
 
-def run(prepared: Prepared, stepwise: bool = False) -> Log:
-    """Run every task to its end. `stepwise` takes each step as an event of its own: the slow reference."""
+def run(prepared: Prepared, stepwise: bool = False, followed: int | None = None) -> Log:
+    """Run every task to its end; with `followed`, those that arrive until the first so many have ended.
+
+    `stepwise` takes each step as an event of its own: the slow reference.
+    """
     env, log = EngineEnvironment(), Log()
     pipeline = build(env, log, prepared, ModelledTime(env, stepwise))
     # Nothing here makes cycles that must be collected during a run; the collector would walk over every live task.
     gc.disable()
     try:
-        run_tasks(env, log, pipeline, prepared.drawn.tasks)
+        if followed is None:
+            run_tasks(env, log, pipeline, prepared.drawn.tasks)
+        else:
+            _run_until_ended(env, log, pipeline, prepared.drawn.tasks, followed)
     finally:
         gc.enable()
     return log
+
+
+def _run_until_ended(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task], followed: int) -> None:
+    """Let tasks arrive until the first `followed` have ended, or there are no more; then let the others end too."""
+    waiting, seen, left = iter(tasks), 0, followed
+
+    def arrive(task: Task, event: Event) -> None:
+        nonlocal seen, left
+        env.process(live(env, log, pipeline, task))
+        ended = log.tasks.column("task", seen)
+        seen += len(ended)
+        left -= sum(number < followed for number in ended)
+        following = next(waiting, None) if left else None
+        if following is not None:
+            env.call_at(following.arrival_s, TASK_ARRIVES + following.id, partial(arrive, following))
+
+    first = next(waiting)
+    env.call_at(first.arrival_s, TASK_ARRIVES + first.id, partial(arrive, first))
+    env.run()
 
 
 def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Executor) -> Pipeline:
@@ -100,8 +128,10 @@ def _engine_pool(
     spec, tier = prepared.replicas[name], prepared.system.tier_of(name)
     replicas = []
     for number, server in enumerate(prepared.system.placements()[name]):
-        replicas.append(Replica(env, log, len(log.accelerators), spec, hosts[server], executor))
-        log.accelerators.append(Device(f"{name}/{number}", tier.name, spec.idle_w))
+        host = hosts[server]
+        replicas.append(Replica(env, log, len(log.accelerators), spec, host, executor))
+        device = Device(f"{name}/{number}", tier.name, spec.idle_w, host=host.index, host_cores=spec.host_cores)
+        log.accelerators.append(device)
     assert tier.chip is not None
     what = f"{len(replicas)} x {spec.pool.tensor_parallel} {tier.chip.name}"
     log.pools[name] = PoolRecord(

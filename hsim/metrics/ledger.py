@@ -7,20 +7,29 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hsim.log import Log, Stage
 from hsim.metrics.accounts import Accounts
+from hsim.metrics.meters import HostMeter, host_meters, inside, rows_of, steps_until
 
 Attribution = Literal["marginal", "occupancy", "full"]
 Boundary = Literal["accelerator", "wall", "facility"]
+Kind = Literal["dynamic", "occupied", "idle"]
+Component = Literal["accelerator", "cpu", "base", "link"]
 
 ATTRIBUTIONS: tuple[Attribution, ...] = ("marginal", "occupancy", "full")
 BOUNDARIES: tuple[Boundary, ...] = ("accelerator", "wall", "facility")
+ENGINE_STAGES = (Stage.PREFILL, Stage.GENERATE)
 
 
 @dataclass(frozen=True)
 class Window:
-    """From the first arrival to the last completion; arrivals_end_s is the last arrival: what follows is the drain."""
+    """A stretch of a run; after arrivals_end_s nobody arrives, and what follows is the drain.
+
+    A terminating run's window goes from its first arrival to its last completion. A steady one's goes from one
+    arrival to another, while others arrive before and after: tasks are in progress at both its edges.
+    """
 
     start_s: float
     arrivals_end_s: float
@@ -40,8 +49,8 @@ class Entry:
     """
 
     account: str
-    kind: Literal["dynamic", "occupied", "idle"]
-    component: Literal["accelerator", "cpu", "base", "link"]
+    kind: Kind
+    component: Component
     tier: str
     joules: float
 
@@ -79,12 +88,15 @@ class Ledger:
 
 
 def keep_books(log: Log, tables: dict[str, Any], accounts: Accounts, window: Window) -> Ledger:
-    """Book every joule of the window."""
+    """Book every joule of the window.
+
+    What is booked to a stage is what its visits drew inside the window, those that began before it or end after it
+    included. Devices have meters that can be cut at any instant; `shares_gap_j` is the law that ties them to visits.
+    """
     entries = [
-        *_task_entries(log, tables["visits"]),
-        *_transfer_entries(tables["transfers"]),
-        *_idle_accelerators(log, tables["steps"], window),
-        *_idle_hosts(log, tables["cores"], window),
+        *_accelerator_entries(log, tables, window),
+        *_host_entries(log, tables, accounts, window),
+        *_transfer_entries(tables["transfers"], window),
     ]
     for name, tier in accounts.tiers.items():
         entries.append(
@@ -97,65 +109,118 @@ def keep_books(log: Log, tables: dict[str, Any], accounts: Accounts, window: Win
     return Ledger(window, tuple(entries), efficiency, accounts.site.pue)
 
 
-def _task_entries(log: Log, visits: Any) -> Iterator[Entry]:
-    tier_of_host = np.array([device.tier for device in log.hosts])
-    tier_of_accelerator = np.array([device.tier for device in log.accelerators])
-    for stage in Stage:
-        mine = visits["stage"] == stage
-        devices = visits["device"][mine].astype(np.int64)
-        generates = stage in (Stage.PREFILL, Stage.GENERATE)
-        tiers = (tier_of_accelerator if generates else tier_of_host)[devices] if len(devices) else np.array([])
-        for tier in np.unique(tiers):
-            here = tiers == tier
+def shares_gap_j(log: Log, tables: dict[str, Any], accounts: Accounts) -> float:
+    """By how many joules the shares of visits differ from what their devices drew for them, over a whole log.
 
-            def total(column: str, mine: Any = mine, here: Any = here) -> float:
-                return float(visits[column][mine][here].sum())
-
-            name = stage.name.lower()
-            component: Literal["accelerator", "cpu"] = "accelerator" if generates else "cpu"
-            yield Entry(name, "dynamic", component, str(tier), total("dynamic_j"))
-            yield Entry(name, "occupied", component, str(tier), total("idle_j"))
-            if generates:
-                yield Entry(f"{name}: host cores", "dynamic", "cpu", str(tier), total("host_dynamic_j"))
-                yield Entry(f"{name}: host cores", "occupied", "cpu", str(tier), total("host_idle_j"))
+    Every joule of work, and every joule of idle in use, belongs to exactly one visit.
+    """
+    visits, steps = tables["visits"], tables["steps"]
+    on_engines = _on_engines(visits)
+    gap_j = 0.0
+    for i, device in enumerate(log.accelerators):
+        mine = on_engines & (visits["device"] == i)
+        drawn = steps_until(rows_of(steps, device=i))
+        gap_j += abs(drawn.joules - visits["dynamic_j"][mine].sum())
+        gap_j += abs(device.idle_w * drawn.seconds - visits["idle_j"][mine].sum())
+    meters = host_meters(log, tables, accounts)
+    work_j = sum(meter.until().joules for meter in meters)
+    idle_j = sum(meter.core_idle_w * meter.until().seconds for meter in meters)
+    gap_j += abs(work_j - visits["dynamic_j"][~on_engines].sum() - visits["host_dynamic_j"].sum())
+    gap_j += abs(idle_j - visits["idle_j"][~on_engines].sum() - visits["host_idle_j"].sum())
+    return float(gap_j)
 
 
-def _transfer_entries(transfers: Any) -> Iterator[Entry]:
+def _on_engines(visits: Any) -> NDArray[np.bool_]:
+    return np.isin(visits["stage"], ENGINE_STAGES)
+
+
+class _Totals:
+    """Adds up joules by account, kind and tier."""
+
+    def __init__(self, component: Component) -> None:
+        self.component, self._joules = component, dict[tuple[str, Kind, str], float]()
+
+    def add(self, account: str, kind: Kind, tier: str, joules: float) -> None:
+        key = (account, kind, tier)
+        self._joules[key] = self._joules.get(key, 0.0) + joules
+
+    def entries(self) -> Iterator[Entry]:
+        for (account, kind, tier), joules in self._joules.items():
+            yield Entry(account, kind, self.component, tier, joules)
+
+
+def _accelerator_entries(log: Log, tables: dict[str, Any], window: Window) -> Iterator[Entry]:
+    totals = _Totals("accelerator")
+    for i, device in enumerate(log.accelerators):
+        steps = rows_of(tables["steps"], device=i)
+        drawn = steps_until(steps, window.end_s).minus(steps_until(steps, window.start_s))
+        for stage, part in _parts(tables["visits"], i, window).items():
+            totals.add(stage, "dynamic", device.tier, drawn.joules * part)
+            totals.add(stage, "occupied", device.tier, device.idle_w * drawn.seconds * part)
+        idle_j = device.idle_w * (window.seconds - drawn.seconds)
+        totals.add(f"{device.name.rpartition('/')[0]} accelerators idle", "idle", device.tier, idle_j)
+    return totals.entries()
+
+
+def _parts(visits: Any, device: int, window: Window) -> dict[str, float]:
+    """What part of an engine's joules goes to each stage that it serves: all of it, unless prefill shares the pool.
+
+    Then by the time that visits of each spent there.
+    """
+    mine = rows_of(visits, np.isin(visits["stage"], ENGINE_STAGES), device=device)
+    stages = [stage for stage in ENGINE_STAGES if (mine["stage"] == stage).any()]
+    if len(stages) < 2:
+        return {stage.name.lower(): 1.0 for stage in stages}
+    start_s, end_s = inside(mine["started_s"], mine["served_s"], window.start_s, window.end_s)
+    by_stage = {stage.name.lower(): float((end_s - start_s)[mine["stage"] == stage].sum()) for stage in stages}
+    total = sum(by_stage.values())
+    return {stage: seconds / total for stage, seconds in by_stage.items()} if total else {}
+
+
+def _host_entries(log: Log, tables: dict[str, Any], accounts: Accounts, window: Window) -> Iterator[Entry]:
+    """Cores that did jobs, cores that ran engines while those were in a step, and cores that nobody used."""
+    totals, visits = _Totals("cpu"), tables["visits"]
+    meters = host_meters(log, tables, accounts)
+    for i, (host, meter) in enumerate(zip(log.hosts, meters, strict=True)):
+        busy = meter.until(window.end_s).minus(meter.until(window.start_s))
+        idle_core_s = host.capacity * window.seconds - busy.seconds
+        totals.add(f"{host.tier} cores idle", "idle", host.tier, meter.core_idle_w * idle_core_s)
+        for stage in (s for s in Stage if s not in ENGINE_STAGES):
+            jobs = rows_of(visits, device=i, stage=stage)
+            if len(jobs["task"]):
+                work_j, idle_j = _jobs_within(meter, jobs, window)
+                totals.add(stage.name.lower(), "dynamic", host.tier, work_j)
+                totals.add(stage.name.lower(), "occupied", host.tier, idle_j)
+    for i, device in enumerate(log.accelerators):
+        steps, meter = rows_of(tables["steps"], device=i), meters[device.host]
+        start_s, end_s = inside(steps["start_s"], steps["end_s"], window.start_s, window.end_s)
+        work_j = device.host_cores * float(meter.job_joules(start_s, end_s).sum())
+        idle_j = device.host_cores * meter.core_idle_w * float((end_s - start_s).sum())
+        for name, part in _parts(visits, i, window).items():
+            totals.add(f"{name}: host cores", "dynamic", device.tier, work_j * part)
+            totals.add(f"{name}: host cores", "occupied", device.tier, idle_j * part)
+    return totals.entries()
+
+
+def _jobs_within(meter: HostMeter, jobs: Any, window: Window) -> tuple[float, float]:
+    """Joules of work and of idle in use of one host's jobs inside the window: as booked, an edge cutting by meter."""
+    start_s, end_s = inside(jobs["started_s"], jobs["served_s"], window.start_s, window.end_s)
+    whole = (start_s == jobs["started_s"]) & (end_s == jobs["served_s"])
+    cut = ~whole & (end_s > start_s)
+    service_s = (jobs["served_s"] - jobs["started_s"])[cut]
+    core_j = meter.job_joules(jobs["started_s"][cut], jobs["served_s"][cut])
+    part = np.divide(meter.job_joules(start_s[cut], end_s[cut]), core_j, out=np.zeros_like(core_j), where=core_j > 0)
+    work_j = jobs["dynamic_j"][whole].sum() + (jobs["dynamic_j"][cut] * part).sum()
+    idle_j = jobs["idle_j"][whole].sum() + (jobs["idle_j"][cut] * (end_s - start_s)[cut] / service_s).sum()
+    return float(work_j), float(idle_j)
+
+
+def _transfer_entries(transfers: Any, window: Window) -> Iterator[Entry]:
+    """Joules of transfers; one that an edge cuts by the part of its time that lies inside."""
     if len(transfers["joules"]):
-        yield Entry("transfer", "dynamic", "link", "", float(transfers["joules"].sum()))
-
-
-def _idle_accelerators(log: Log, steps: Any, window: Window) -> Iterator[Entry]:
-    busy_s = busy_seconds(log, steps)
-    by_pool: dict[tuple[str, str], float] = {}
-    for device, its_busy_s in zip(log.accelerators, busy_s, strict=True):
-        key = (device.name.rpartition("/")[0], device.tier)
-        by_pool[key] = by_pool.get(key, 0.0) + device.idle_w * (window.seconds - its_busy_s)
-    for (pool, tier), joules in by_pool.items():
-        yield Entry(f"{pool} accelerators idle", "idle", "accelerator", tier, joules)
-
-
-def _idle_hosts(log: Log, cores: Any, window: Window) -> Iterator[Entry]:
-    busy_core_s = busy_core_seconds(log, cores, window)
-    by_tier: dict[str, float] = {}
-    for device, its_busy_s in zip(log.hosts, busy_core_s, strict=True):
-        idle_core_s = device.capacity * window.seconds - its_busy_s
-        by_tier[device.tier] = by_tier.get(device.tier, 0.0) + device.idle_w / device.capacity * idle_core_s
-    for tier, joules in by_tier.items():
-        yield Entry(f"{tier} cores idle", "idle", "cpu", tier, joules)
-
-
-def busy_seconds(log: Log, steps: Any) -> list[float]:
-    """Seconds that each accelerator group spent in steps."""
-    durations = steps["end_s"] - steps["start_s"]
-    return [float(durations[steps["device"] == i].sum()) for i in range(len(log.accelerators))]
-
-
-def busy_core_seconds(log: Log, cores: Any, window: Window) -> list[float]:
-    """Core-seconds that each host's cores were busy in the window."""
-    totals = []
-    for i in range(len(log.hosts)):
-        mine = cores["host"] == i
-        times = np.append(cores["time_s"][mine], window.end_s)
-        totals.append(float((np.diff(times) * cores["busy"][mine]).sum()))
-    return totals
+        start_s, end_s = inside(transfers["start_s"], transfers["end_s"], window.start_s, window.end_s)
+        whole = (start_s == transfers["start_s"]) & (end_s == transfers["end_s"])
+        cut = ~whole & (end_s > start_s)
+        part = (end_s - start_s)[cut] / (transfers["end_s"] - transfers["start_s"])[cut]
+        joules = transfers["joules"][whole].sum() + (transfers["joules"][cut] * part).sum()
+        yield Entry("transfer", "dynamic", "link", "", float(joules))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 
 from hsim.description.system import System
 from hsim.log import Log
 from hsim.metrics.ledger import Window
-from hsim.metrics.result import Assumption, PoolUse, StageAnatomy
+from hsim.metrics.result import Assumption, PoolUse, Stability, StageAnatomy, WarmUp
 from hsim.units import readable_seconds
 from hsim.workload.tasks import Drawn
 
 FULL = 0.95  # a pool of cores busier than this, or a KV cache reserved beyond it, is called full
 QUEUE = 0.1  # a stage that waits for longer than this part of a task's time is called a queue
 LONG_DRAIN = 0.2
+STRETCHES = 10  # with fewer independent stretches in a replication, its mean is too skewed for t intervals
 
 
 def bottleneck_of(stages: tuple[StageAnatomy, ...], pools: tuple[PoolUse, ...]) -> str:
@@ -64,9 +65,31 @@ def warnings_of(
     return (*warnings, *drawn.notes)
 
 
-def beyond_measured(log: Log, system: System, steps: Any) -> tuple[str, ...]:
+def study_warnings(
+    stability: Stability | None, warm_up: WarmUp | None, cohort_tasks: int, truncated: int
+) -> tuple[str, ...]:
+    """What a reader must know before trusting the intervals."""
+    warnings = []
+    if stability is not None and stability.verdict == "undecided":
+        warnings.append(stability.reason)
+    if warm_up is not None and warm_up.asked_tasks > warm_up.tasks:
+        warnings.append(
+            f"the warm-up was {warm_up.tasks:,} tasks, and the replications ask for {warm_up.asked_tasks:,}: simulate more"
+        )
+    if warm_up is not None and cohort_tasks < STRETCHES * warm_up.memory_tasks:
+        warnings.append(
+            f"sojourn times hang together over {warm_up.memory_tasks:,.0f} tasks, so that a replication holds few independent "
+            f"stretches and intervals may be too narrow: set workload.tasks to {math.ceil(STRETCHES * warm_up.memory_tasks):,} or more"
+        )
+    if truncated:
+        warnings.append(f"{truncated:,} of the drawn answers were longer than max_output_tokens and were cut there")
+    return tuple(warnings)
+
+
+def beyond_measured(log: Log, system: System) -> tuple[str, ...]:
     """Warnings about steps that lay beyond the table of measured ones that their pool read."""
     warnings = []
+    steps = log.steps.arrays() if system.step_tables else {}
     for name, table in system.step_tables.items():
         mine = np.isin(steps["device"], log.pools[name].devices)
         rows = {column: values[mine] for column, values in steps.items()}

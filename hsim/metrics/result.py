@@ -1,9 +1,9 @@
-"""The result of a run: every figure that hsim reports, as frozen data."""
+"""The result of a run, and of a study of several: every figure that hsim reports, as frozen data."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -132,3 +132,221 @@ class Result:
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON-ready data."""
         return asdict(self)
+
+
+# ---- studies: several replications of one scenario
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure, and its 95 % interval over replications.
+
+    `value` None: not estimable. `low` and `high` None: a single path, which has no interval.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the interval's width, where there is one."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class LatencyStudy:
+    """One latency over all replications; `count` points in all. A quantile may be not estimable."""
+
+    count: int
+    mean_s: Interval
+    p50_s: Interval
+    p90_s: Interval
+    p95_s: Interval
+    p99_s: Interval
+
+
+@dataclass(frozen=True)
+class SloVerdict:
+    """An objective: PASS or FAIL where the interval of what was attained lies on one side of p, else UNDECIDED."""
+
+    metric: str
+    max_s: float
+    p: float
+    attained: Interval
+    verdict: Literal["PASS", "FAIL", "UNDECIDED"]
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Whether an open system keeps up with its arrivals, judged before anything else.
+
+    `drift_fraction` is the growth of work in progress as a part of the tasks that arrive. `offered` is the load of
+    each pool that no policy can avoid, over its capacity: a lower bound of its utilisation.
+    """
+
+    verdict: Literal["stable", "unstable", "undecided"]
+    reason: str
+    arrivals_per_s: Interval
+    drift_fraction: Interval
+    offered: dict[str, Interval]
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """How many tasks of each replication came before its cohort.
+
+    `asked_tasks` is what the finished replications ask for: no more than `tasks` where the warm-up was long enough.
+    MSER-5 alone would cut `mser_tasks`; `passage_tasks` arrive in three mean passages through the system; the floor is
+    a part of the cohort. Sojourn times of `memory_tasks` in a row tell no more than one: twice as many are asked
+    for, and ten times as many in a cohort.
+    """
+
+    tasks: int
+    asked_tasks: int
+    mser_tasks: int
+    passage_tasks: int
+    floor_tasks: int
+    memory_tasks: float
+
+
+@dataclass(frozen=True)
+class EnergyStudy:
+    """Joules of the windows. Tables are by attribution, then by measurement boundary; accounts in joules a task."""
+
+    tst_j: dict[str, dict[str, Interval]]
+    tpw_tokens_per_j: dict[str, dict[str, Interval]]
+    mean_w: Interval
+    accounts: tuple[tuple[str, str, float], ...]
+    ledger_gap_fraction: float
+
+
+@dataclass(frozen=True)
+class MoneyStudy:
+    """Dollars: servers rented (electricity included), or owned (capex and electricity)."""
+
+    basis: str
+    usd_per_task: Interval
+    usd_per_1k_output_tokens: Interval
+    fleet_usd_per_h: float
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where a figure lies in nine of ten worlds."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What figures that are known only roughly do to the result: apart from sampling error, and not shrunk by runs.
+
+    Each world draws all `varied` figures between their bounds. `simulated` says that worlds were simulated anew, on
+    the same random numbers; else only the books changed, and `held` figures, which change times, did not vary.
+    """
+
+    worlds: int
+    simulated: bool
+    varied: tuple[str, ...]
+    held: tuple[str, ...]
+    ranges: dict[str, Range]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Replications of one scenario, with intervals from their spread: `replications` of `wanted` were finished.
+
+    `kind` is steady (windows of cohorts of `tasks` tasks while arrivals go on) or terminating (everything of a finite
+    run). Where `stability` says unstable there is no steady state, and no latency, energy or cost of one.
+    """
+
+    scenario: str
+    scenario_sha256: str
+    hsim_version: str
+    seed: int
+    kind: Literal["steady", "terminating"]
+    replications: int
+    wanted: int
+    stability: Stability | None
+    warm_up: WarmUp | None
+    tasks: int
+    timed_out: int
+    shed: int
+    preemptions: int
+    window_s: Interval
+    tasks_per_s: Interval
+    output_tokens_per_s: Interval
+    goodput_tasks_per_s: Interval
+    latency: dict[str, LatencyStudy]
+    slo: tuple[SloVerdict, ...]
+    energy: EnergyStudy | None
+    money: MoneyStudy | None
+    gco2_per_task: Interval | None
+    calibration: Calibration | None
+    stages: tuple[StageAnatomy, ...]
+    pools: tuple[PoolUse, ...]
+    bottleneck: str
+    warnings: tuple[str, ...]
+    unavailable: dict[str, str]
+    evidence: dict[str, int]
+    assumptions: tuple[Assumption, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all replications that were asked for were finished."""
+        return self.replications == self.wanted
+
+    def as_dict(self) -> dict[str, Any]:
+        """The study as JSON-ready data."""
+        return {"complete": self.complete, **asdict(self)}
+
+
+# ---- comparisons
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One figure of a scenario less that of the first, replication by replication on common random numbers.
+
+    `interval` holds together with all others of the comparison, at 95 % (Bonferroni). `by_worlds` is where rough
+    figures put the difference, the same in both scenarios, in nine of ten worlds. Without pairing the variance would
+    be `variance_ratio` times as large.
+    """
+
+    figure: str
+    first: float
+    other: float
+    interval: Interval
+    verdict: Literal["lower", "higher", "no difference shown"]
+    variance_ratio: float | None
+    by_worlds: Range | None
+
+
+@dataclass(frozen=True)
+class TriedFleet:
+    """A fleet that a fair comparison tried."""
+
+    servers: dict[str, int]
+    usd_per_h: float
+    replications: int
+    verdict: Literal["PASS", "FAIL", "UNDECIDED", "UNSTABLE"]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scenarios beside the first of them. `fleets` says, for fair ones, what was tried: the last passed, if any did.
+
+    `differences[i]` belongs to studies[i + 1]; it is empty where either has no steady state.
+    """
+
+    studies: tuple[Study, ...]
+    differences: tuple[tuple[Difference, ...], ...]
+    confidence: float
+    fleets: tuple[tuple[TriedFleet, ...], ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The comparison as JSON-ready data."""
+        return {**asdict(self), "studies": [study.as_dict() for study in self.studies]}

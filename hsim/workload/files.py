@@ -42,11 +42,13 @@ def open_text(file: Path, what: str, remedy: str) -> Iterator[TextIO]:
 
 
 def csv_rows(lines: Iterator[str], file: str) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of each CSV row that is not empty. Raises DescriptionError for what is not CSV."""
-    rows = csv.reader(lines)
+    """(line on which it begins, cells) of each CSV row that is not empty. Raises DescriptionError for what is not CSV."""
+    rows, line = csv.reader(lines), 1
     try:
         for row in rows:
             if row:
-                yield rows.line_num, row
+                yield line, row
+            line = rows.line_num + 1
     except csv.Error as error:
-        raise DescriptionError(f"{file}:{rows.line_num}", f"is not CSV ({error})") from None
+        place = f"{file}:{line}"
+        raise DescriptionError(place, f"is not CSV ({error})", "is there a quote that nothing closes?") from None

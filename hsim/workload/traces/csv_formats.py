@@ -6,16 +6,20 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from hsim.errors import DescriptionError
-from hsim.units import MS_PER_S, NS_PER_S
+from hsim.units import MS_PER_S
 from hsim.workload.files import csv_rows
 from hsim.workload.traces.blocks import block_size, first_overfull
-from hsim.workload.traces.trace import Columns
+from hsim.workload.traces.trace import Columns, Floats
+
+FRACTION_DIGITS = 9  # of a second in dates; Azure writes seven
+TICKS_PER_S: int = 10**FRACTION_DIGITS
 
 
 @dataclass(frozen=True)
@@ -48,15 +52,42 @@ def _wait(text: str) -> float:
     return seconds
 
 
-def _clock(text: str) -> int:
-    """Nanoseconds since 1970: as a double, seconds since then would keep no digit beyond the sixth."""
-    whole, _, rest = text.partition(".")
-    fraction = rest[: len(rest) - len(rest.lstrip("0123456789"))]
-    if bool(fraction) != ("." in text):
-        raise ValueError(text)
-    moment = datetime.fromisoformat(whole + rest[len(fraction) :])
-    seconds = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-    return seconds * NS_PER_S + int(fraction[:9].ljust(9, "0"))
+def _since_first_date() -> Callable[[str], float]:
+    """Reads dates as seconds since the first of them. A double of seconds since 1970 would not hold the last digits."""
+    first, last = None, ("", 0)
+
+    def read(text: str) -> float:
+        nonlocal first, last
+        whole, dot, rest = text.partition(".")
+        digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+        if (dot and not digits) or len(digits) > FRACTION_DIGITS:
+            raise ValueError(text)
+        if (whole_seconds := whole + rest[len(digits) :]) != last[0]:  # many requests come within a second
+            moment = datetime.fromisoformat(whole_seconds)
+            last = whole_seconds, int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+        ticks = last[1] * TICKS_PER_S + int(digits.ljust(FRACTION_DIGITS, "0"))
+        first = ticks if first is None else first
+        return (ticks - first) / TICKS_PER_S
+
+    return read
+
+
+def _since_first_number() -> Callable[[str], float]:
+    """Reads seconds as seconds since the first of them, to the last digit."""
+    first = None
+
+    def read(text: str) -> float:
+        nonlocal first
+        try:
+            seconds = Decimal(text)
+        except InvalidOperation:
+            raise ValueError(text) from None
+        if not isfinite(seconds):  # as a double: 1e400 is too large for one
+            raise ValueError(text)
+        first = seconds if first is None else first
+        return float(seconds - first)
+
+    return read
 
 
 def _blocks(text: str) -> tuple[int, ...]:
@@ -75,9 +106,16 @@ TOKENS = Cell(_tokens, _integers, "a whole number, 0 or more")
 SIZE = Cell(_tokens, _integers, "a whole number, 1 or more")
 NUMBER = Cell(_seconds, _doubles, "a finite number")
 WAIT = Cell(_wait, _doubles, "a number, 0 or more")
-CLOCK = Cell(_clock, _integers, "a date and time such as 2023-11-16 18:17:03.9799600")
 NAME = Cell(str, list, "a name")
 BLOCKS = Cell(_blocks, list, "whole numbers with blanks between them")
+
+
+def dates() -> Cell:
+    return Cell(_since_first_date(), _doubles, "a date and time such as 2023-11-16 18:17:03.9799600")
+
+
+def instants() -> Cell:
+    return Cell(_since_first_number(), _doubles, "a finite number")
 
 
 @dataclass(frozen=True)
@@ -105,7 +143,7 @@ class Table:
     def _fault(self, line: int, row: list[str], cells: dict[str, Cell]) -> DescriptionError:
         place = f"{self.file}:{line}"
         if len(row) < len(self.header):
-            return DescriptionError(place, f"has {len(row)} columns, {','.join(row)!r}", f"the header has {len(self.header)}")  # fmt: skip
+            return DescriptionError(place, f"has {len(row)} columns, {','.join(row)[:80]!r}", f"the header has {len(self.header)}")  # fmt: skip
         for name, cell in cells.items():
             text = row[self.header.index(name)]
             try:
@@ -128,23 +166,20 @@ def read_csv(lines: Iterator[str], file: str) -> Columns:
         if set(needed) <= set(header):
             return read(Table(file, header, rows), name)
     known = "; ".join(f"{name}: {', '.join(needed)}" for name, needed, _ in FORMATS)
-    raise DescriptionError(f"{file}:{line}", f"the header is {','.join(header)!r}", f"known columns are {known}")
+    raise DescriptionError(f"{file}:{line}", f"the header is {','.join(header)[:80]!r}", f"known columns are {known}")
 
 
 def _azure(table: Table, name: str) -> Columns:
     used = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-    found = table.read(dict(zip(used, (CLOCK, TOKENS, TOKENS), strict=True)))
-    moments = found[used[0]]
-    # Whole numbers until here, and the first is 0: no digit is lost.
-    arrival_s = (moments - (moments.min() if len(moments) else 0)) / NS_PER_S
-    return Columns(name, found["lines"], found[used[1]], found[used[2]], arrival_s, unused=table.unused(*used))
+    found = table.read(dict(zip(used, (dates(), TOKENS, TOKENS), strict=True)))
+    return Columns(name, found["lines"], found[used[1]], found[used[2]], found[used[0]], unused=table.unused(*used))
 
 
 def _burstgpt(table: Table, name: str) -> Columns:
     # 0 response tokens are a failure: in_order leaves such requests out and counts them. Session ID is left aside:
     # every request has its own time, people's pauses included.
     used = ("Timestamp", "Request tokens", "Response tokens")
-    found = table.read(dict(zip(used, (NUMBER, TOKENS, TOKENS), strict=True)))
+    found = table.read(dict(zip(used, (instants(), TOKENS, TOKENS), strict=True)))
     return Columns(name, found["lines"], found[used[1]], found[used[2]], found[used[0]], unused=table.unused(*used))
 
 
@@ -169,13 +204,18 @@ def _agent_sessions(table: Table, name: str) -> Columns:
         found["lines"],
         found["prefix_len"] + found["input_len"],
         found["output_len"],
-        found["arrival_time"] / MS_PER_S if "arrival_time" in cells else None,
+        _from_ms(found.get("arrival_time")),
         session=found[session],
         rounds=found["round_idx"],
         context_tokens=found["prefix_len"],
         wait_after_s=found["tool_wait_after_ms"] / MS_PER_S,
         unused=table.unused(*cells),
     )
+
+
+def _from_ms(times_ms: Floats | None) -> Floats | None:
+    """Seconds since the first of some milliseconds."""
+    return None if times_ms is None or not len(times_ms) else (times_ms - times_ms[0]) / MS_PER_S
 
 
 OWN = {
@@ -193,6 +233,8 @@ OWN = {
 
 def _own(table: Table, name: str) -> Columns:
     cells = {column: cell for column, cell in OWN.items() if column in table.header}
+    if "arrival_s" in cells:
+        cells["arrival_s"] = instants()
     found = table.read(cells)
     inputs, blocks, lines = found["input_tokens"], found.get("hash_ids"), found["lines"]
     if "session_id" not in cells and (alone := {"round", "context_tokens", "wait_after_s"} & set(cells)):

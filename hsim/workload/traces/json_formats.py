@@ -41,8 +41,9 @@ def _parsed(text: str, file: str) -> Any:
         if error.msg == "Extra data":
             raise DescriptionError(place, "a second JSON value follows the first", "give one result a file") from None
         raise DescriptionError(place, f"is not valid JSON ({error.msg})", "is the file complete?") from None
-    except RecursionError:
-        raise DescriptionError(file, "is nested too deep", "give a trace in a format of docs/workloads.md") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
+        problem = f"cannot be read ({error})"
+        raise DescriptionError(file, problem, "give a trace in a format of docs/workloads.md") from None
 
 
 def _whole(value: Any) -> bool:
@@ -50,7 +51,9 @@ def _whole(value: Any) -> bool:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 2**63
+    return isinstance(value, float) and isfinite(value)
 
 
 CHECKS: dict[str, Callable[[Any], bool]] = {
@@ -76,7 +79,7 @@ def _timed_lines(lines: Iterable[str], file: str) -> Columns:
         inputs.append(row["input_length"])
         outputs.append(row["output_length"])
         blocks.append(tuple(row.get("hash_ids", ())))
-    input_tokens = np.array(inputs)
+    input_tokens, since_s = np.array(inputs), np.array(times) - times[0]
     size = None
     if any(blocks):
         size = block_size(input_tokens, blocks, BAILIAN_BLOCK_TOKENS if bailian else MOONCAKE_BLOCK_TOKENS, file)
@@ -85,7 +88,7 @@ def _timed_lines(lines: Iterable[str], file: str) -> Columns:
         np.array(numbers),
         input_tokens,
         np.array(outputs),
-        np.array(times) if bailian else np.array(times) / MS_PER_S,
+        since_s if bailian else since_s / MS_PER_S,
         prefix_blocks=blocks if any(blocks) else None,
         block_tokens=size,
     )

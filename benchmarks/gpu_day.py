@@ -1,0 +1,162 @@
+"""Everything worth doing while a GPU is at hand, in order of worth, within some minutes a call, resumable.
+
+    python benchmarks/gpu_day.py --out OUT [--earlier gpu_day.tgz] [--minutes 9] [--device cuda:0]
+
+1. Calibrates the GPU, with energy, and the operations of the machine's CPU.
+2. Validates: the scenario that calibration wrote, simulated and run live, at three loads.
+3. Repeats: goes on calibrating, so that what differs between rounds is known, energy too.
+
+OUT receives gpu_day.tgz, all that was measured and written (a few hundred kilobytes), and summary.txt. A later call
+that is given the archive as --earlier goes on where it ended. Needs torch, numpy, PyYAML and hsim's own dependencies;
+without an installation run it from the repository's root with PYTHONPATH=. and the dependencies on that path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LOADS = (0.3, 0.6, 0.9)  # of what the busier pool bears, as calibrate estimates it
+LOAD_OF_LOCAL = 0.4  # the load that calibrate gave local.yaml: hsim/calibrate/write.py
+VALIDATION_TASKS = 60
+CALIBRATION_SHARE = 0.6  # of a first call; validation has the rest
+PACKING_S = 10.0
+NAME = "gpu-day"
+
+
+@dataclass
+class Day:
+    """A call under way: where it writes, and until when."""
+
+    work: Path
+    device: str
+    until_s: float
+    done: dict[str, Any]
+
+    def left_s(self) -> float:
+        """Seconds of this call that are left for work."""
+        return self.until_s - PACKING_S - time.monotonic()
+
+    def run(self, step: str, *arguments: str) -> bool:
+        """Run hsim with arguments until it ends or the time is up; keeps what it printed. Whether it ended well."""
+        command, start_s = [sys.executable, "-m", "hsim.cli", *arguments], time.monotonic()
+        print(f"[{self.left_s():.0f} s left] {step}: hsim {' '.join(arguments)}", flush=True)
+        log = self.work / f"{step}.txt"
+        with log.open("w", encoding="utf-8") as printed:
+            try:
+                code: int | str = subprocess.run(
+                    command, stdout=printed, stderr=subprocess.STDOUT, timeout=max(1.0, self.left_s()), check=False
+                ).returncode
+            except subprocess.TimeoutExpired:
+                code = "the time was up"
+        self.done[step] = {"code": code, "seconds": round(time.monotonic() - start_s, 1)}
+        (self.work / "done.json").write_text(json.dumps(self.done, indent=2), encoding="utf-8")
+        print(log.read_text(encoding="utf-8")[-3000:], flush=True)
+        return code == 0
+
+
+def calibrate(day: Day, step: str, budget_s: float) -> bool:
+    """Calibrate for so many seconds, going on after what was measured before."""
+    arguments = (
+        "--device",
+        day.device,
+        "--budget",
+        f"{budget_s:.0f}s",
+        "--out",
+        str(day.work),
+        "--name",
+        NAME,
+        "--resume",
+    )
+    return day.run(step, "calibrate", *arguments)
+
+
+def validations(day: Day) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The validation at each load: its step's name, and hsim's arguments."""
+    scenario = day.work / "local.yaml"
+    rate_per_s = yaml.safe_load(scenario.read_text(encoding="utf-8"))["workload"]["arrivals"]["rate_per_s"]
+    for load in LOADS:
+        step = f"validation-{load:.0%}".replace("%", "")
+        settings = (
+            f"workload.arrivals.rate_per_s={rate_per_s * load / LOAD_OF_LOCAL:.4g}",
+            f"workload.tasks={VALIDATION_TASKS}",
+        )
+        changes = [word for setting in settings for word in ("--set", setting)]
+        out = str(day.work / step)
+        yield step, ("validate", str(scenario), "--device", day.device, "--out", out, *changes)
+
+
+def has_command(name: str) -> bool:
+    """Whether this hsim has the command."""
+    asked = subprocess.run([sys.executable, "-m", "hsim.cli", name, "--help"], capture_output=True, check=False)
+    return asked.returncode == 0
+
+
+def spend(day: Day) -> None:
+    """Do what there is to do, best first, while time is left."""
+    first = day.done.get("calibration", {}).get("code") != 0
+    if first and not calibrate(day, "calibration", CALIBRATION_SHARE * day.left_s()):
+        return
+    if has_command("validate"):
+        for step, arguments in validations(day):
+            if day.done.get(step, {}).get("code") != 0 and day.left_s() > 0:
+                day.run(step, *arguments)
+    else:
+        print("this hsim has no `validate`: left out")
+    while day.left_s() > 60:
+        repeats = sum(step.startswith("repeat") for step in day.done)
+        if not calibrate(day, f"repeat-{repeats + 1}", day.left_s() - 5):
+            return
+
+
+def pack(day: Day, out: Path) -> None:
+    """Everything into one small archive, and a summary beside it."""
+    with tarfile.open(out / "gpu_day.tgz", "w:gz") as archive:
+        archive.add(day.work, arcname="gpu_day")
+    lines = [f"{step}: code {told['code']}, {told['seconds']} s" for step, told in day.done.items()]
+    fit = day.work / "calibration" / NAME / "fit.json"
+    if fit.exists():
+        found = json.loads(fit.read_text(encoding="utf-8"))
+        lines += [json.dumps(law) for law in found["laws"]] + [
+            f"unavailable {k}: {v}" for k, v in found["unavailable"].items()
+        ]
+    lines += [file.read_text(encoding="utf-8") for file in sorted(day.work.glob("validation-*.txt"))]
+    (out / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Unpack what an earlier call left, spend the time, and pack."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu_day_out")))
+    parser.add_argument("--earlier", type=Path, help="the gpu_day.tgz of an earlier call")
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--device", default="cuda:0")
+    asked = parser.parse_args()
+    until_s = time.monotonic() + 60 * asked.minutes
+    asked.out.mkdir(parents=True, exist_ok=True)
+    work = asked.out.parent / f"{asked.out.name}.work" / "gpu_day"
+    work.mkdir(parents=True, exist_ok=True)
+    if asked.earlier:
+        with tarfile.open(asked.earlier) as archive:
+            archive.extractall(work.parent, filter="data")
+    state = work / "done.json"
+    day = Day(work, asked.device, until_s, json.loads(state.read_text(encoding="utf-8")) if state.exists() else {})
+    try:
+        spend(day)
+    finally:
+        pack(day, asked.out)
+
+
+if __name__ == "__main__":
+    main()

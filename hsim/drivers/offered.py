@@ -1,0 +1,65 @@
+"""The load that tasks bring to each pool whatever the policies: where it exceeds 1, no steady state exists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hsim.costs.shapes import StepShape
+from hsim.drivers.prepared import Prepared
+from hsim.engine.replica import ReplicaSpec
+from hsim.log import PoolRecord
+from hsim.workload.tasks import Task
+
+
+def offered_load(
+    prepared: Prepared, tasks: Sequence[Task], seconds: float, pools: dict[str, PoolRecord]
+) -> dict[str, float]:
+    """Least busy seconds that tasks need of each pool's cores or replicas, over those that it has in `seconds`.
+
+    Cores: the operations' own times, without contention, in full batches. Replicas: decoding alone, in the fewest
+    steps that max_num_seqs and KV cache allow; prompts come on top, so that a load below 1 promises nothing.
+    """
+    stages = prepared.system.scenario.stages
+    needed = dict.fromkeys([stages.generate, *prepared.cores], 0.0)
+    for stage, busy_s in ((stages.understand, _understanding_s), (stages.tool, _tools_s)):
+        if stage:
+            needed[stage] += busy_s(prepared, tasks, prepared.system.core_pools()[stage].max_batch)
+    needed[stages.generate] += _decoding_s(prepared.replicas[stages.generate], tasks)
+    return {name: busy_s / (pools[name].capacity * seconds) for name, busy_s in needed.items()}
+
+
+def _understanding_s(prepared: Prepared, tasks: Sequence[Task], batch: int) -> float:
+    costs = prepared.understand
+    return sum(
+        costs[task.class_name].seconds(task.understand_tokens) - costs[task.class_name].base_s * (1 - 1 / batch)
+        for task in tasks
+        if task.understand_tokens
+    )
+
+
+def _tools_s(prepared: Prepared, tasks: Sequence[Task], batch: int) -> float:
+    tools = prepared.system.tools
+    each_s = {
+        name: cost.seconds(tools[name].units) - cost.base_s * (1 - 1 / batch) for name, cost in prepared.tools.items()
+    }
+    return sum(each_s[this.call.tool] for task in tasks for this in task.rounds if this.call)
+
+
+def _decoding_s(spec: ReplicaSpec, tasks: Sequence[Task]) -> float:
+    """Seconds of decoding with the largest batches that fit: a step costs the less per token the fuller it is.
+
+    KV cache that tasks share may hold any number of them.
+    """
+    lengths = np.array([(r.input_tokens, r.output_tokens) for task in tasks for r in task.rounds], dtype=np.float64)
+    later = lengths[:, 1] - 1  # the first token comes with the prompt
+    tokens = float(later.sum())
+    context_tokens = float((later * (lengths[:, 0] + 1) + later * (later - 1) / 2).sum())
+    steps = tokens / min(spec.pool.max_num_seqs, spec.pool.max_num_batched_tokens)
+    if not any(r.prefix for task in tasks for r in task.rounds):
+        steps = max(steps, context_tokens / (spec.kv_blocks * spec.pool.block_tokens))
+    if steps == 0:
+        return 0.0
+    batch = StepShape(max(1, int(tokens / steps)), int(context_tokens / steps))
+    return steps * spec.costs.segment(batch).seconds

@@ -1,0 +1,269 @@
+"""What one path shows in one window: the sums and samples from which results and intervals are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hsim.description.scenario import Slos, Stages
+from hsim.log import Log, Outcome, PoolRecord, Stage
+from hsim.metrics.accounts import Accounts
+from hsim.metrics.ledger import Ledger, Window, keep_books, shares_gap_j
+from hsim.metrics.meters import inside, rows_of
+from hsim.metrics.power import facility_joules
+
+Floats = NDArray[np.float64]
+
+LEDGER_TOLERANCE = 1e-9
+STAGE_SUMS = ("visits", "transfer_s", "wait_s", "service_s", "outside_s", "dynamic_j", "occupied_j")
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Tasks followed from arrival to end: so many, after the first `skipped` to arrive."""
+
+    skipped: int
+    tasks: int
+
+    @property
+    def end(self) -> int:
+        """How many tasks arrive before and in it."""
+        return self.skipped + self.tasks
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Seconds of one latency, and the row of the task (among those served) that each belongs to. Shapes (n,)."""
+
+    seconds: Floats
+    owner: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PoolLoad:
+    """Busy seconds of a pool's devices or cores in a window; of engines also seconds times decodes, and KV tokens."""
+
+    busy_s: float
+    decode_s: float = 0.0
+    kv_token_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How many of a cohort's points kept an objective. A task that was shed or given up counts as one that did not."""
+
+    metric: str
+    within: int
+    points: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One path in one window.
+
+    Joules, output tokens, completions and preemptions are those that fell into the window; all else is of the cohort,
+    the tasks that arrived in it, followed to their end. `stages` sums STAGE_SUMS over the cohort. `covered` says that
+    tasks went on arriving until the cohort's last had ended.
+    """
+
+    window: Window
+    cohort: Cohort
+    covered: bool
+    served: int
+    timed_out: int
+    shed: int
+    completed: int
+    good: int
+    preemptions: int
+    output_tokens: float
+    latency: dict[str, Floats]
+    objectives: tuple[Objective, ...]
+    stages: dict[str, Floats]
+    pools: dict[str, PoolLoad]
+    records: dict[str, PoolRecord]
+    ledger: Ledger
+    ledger_gap_fraction: float
+    drain_j: float
+    arrival_s: Floats
+    ended_s: Floats
+
+
+@dataclass(frozen=True)
+class Lens:
+    """What to look at, by which books and objectives. Without a cohort: all of a terminating run."""
+
+    accounts: Accounts
+    stages: Stages
+    slo: Slos
+    cohort: Cohort | None = None
+
+
+def measure(log: Log, lens: Lens) -> Measured:
+    """Look at a path.
+
+    Asserts that the ledger balances with the integral of power, and the shares of visits with what devices drew.
+    """
+    tables = log.arrays()
+    order = np.lexsort((tables["tasks"]["task"], tables["tasks"]["arrival_s"]))
+    tasks = {name: cells[order] for name, cells in tables["tasks"].items()}
+    window, cohort = _window(tasks, lens.cohort)
+    followed = {name: cells[cohort.skipped : cohort.end] for name, cells in tasks.items()}
+    visits = rows_of(tables["visits"], np.isin(tables["visits"]["task"], followed["task"]))
+    samples = samples_of(followed, visits)
+    outcomes = np.bincount(followed["outcome"].astype(np.int64), minlength=len(Outcome))
+    failed = cohort.tasks - int(outcomes[Outcome.SERVED])
+    completed, good = _completed(tasks, tables["visits"], lens.slo, window)
+    ledger, gap = _books(log, tables, lens.accounts, window)
+    preempted_s = tables["preemptions"]["time_s"]
+    return Measured(
+        window=window,
+        cohort=cohort,
+        covered=lens.cohort is None or float(tasks["ended_s"][: cohort.end].max()) <= float(tasks["arrival_s"][-1]),
+        served=int(outcomes[Outcome.SERVED]),
+        timed_out=int(outcomes[Outcome.TIMED_OUT]),
+        shed=int(outcomes[Outcome.SHED]),
+        completed=completed,
+        good=good,
+        preemptions=int(((preempted_s > window.start_s) & (preempted_s <= window.end_s)).sum()),
+        output_tokens=_delivered_tokens(tasks, tables["visits"], window),
+        latency={name: sample.seconds for name, sample in samples.items()},
+        objectives=_objectives(lens.slo, samples, failed),
+        stages=_stage_sums(visits),
+        pools=_pool_loads(log, tables, lens.stages, window),
+        records=dict(log.pools),
+        ledger=ledger,
+        ledger_gap_fraction=gap,
+        drain_j=facility_joules(log, tables, lens.accounts, Window(window.arrivals_end_s, window.end_s, window.end_s)),
+        arrival_s=tasks["arrival_s"],
+        ended_s=tasks["ended_s"],
+    )
+
+
+def _window(tasks: Any, cohort: Cohort | None) -> tuple[Window, Cohort]:
+    """The window of a cohort, from its first arrival to the first after it; of a terminating run, everything."""
+    arrival_s = tasks["arrival_s"]
+    if cohort is None:
+        window = Window(float(arrival_s.min()), float(arrival_s.max()), float(tasks["ended_s"].max()))
+        return window, Cohort(0, len(arrival_s))
+    end_s = float(arrival_s[min(cohort.end, len(arrival_s) - 1)])
+    return Window(float(arrival_s[cohort.skipped]), end_s, end_s), cohort
+
+
+def _books(log: Log, tables: dict[str, Any], accounts: Accounts, window: Window) -> tuple[Ledger, float]:
+    """The ledger and by what fraction it is out of balance, asserted to be within tolerance where power is known."""
+    ledger = keep_books(log, tables, accounts, window)
+    total_j = ledger.joules()
+    if np.isnan(total_j):
+        return ledger, 0.0
+    integral_j = facility_joules(log, tables, accounts, window)
+    gap = abs(total_j - integral_j) / integral_j if integral_j else abs(total_j)
+    assert gap <= LEDGER_TOLERANCE, f"the ledger holds {total_j} J, the integral of power is {integral_j} J"
+    shares_gap = shares_gap_j(log, tables, accounts) / integral_j if integral_j else 0.0
+    assert shares_gap <= LEDGER_TOLERANCE, (
+        f"visits' shares and devices' meters differ by {shares_gap} of {integral_j} J"
+    )
+    return ledger, max(gap, shares_gap)
+
+
+def samples_of(tasks: Any, visits: Any) -> dict[str, Sample]:
+    """Each latency of the tasks that were served: ttft and tpot by visit, answer_ttft and e2e by task in order of id.
+
+    Where prefill has a pool of its own, the first token comes from there.
+    """
+    order = np.argsort(tasks["task"])
+    tasks = rows_of({name: cells[order] for name, cells in tasks.items()}, outcome=Outcome.SERVED)
+    ids = tasks["task"]
+    visits = rows_of(visits, np.isin(visits["task"], ids))
+    first_stage = Stage.PREFILL if (visits["stage"] == Stage.PREFILL).any() else Stage.GENERATE
+    first, rows = rows_of(visits, stage=first_stage), rows_of(visits, stage=Stage.GENERATE)
+    later_tokens = rows["output_tokens"] - (first_stage is Stage.GENERATE)
+    several = later_tokens > 0
+    tpot_s = (rows["served_s"] - rows["first_token_s"])[several] / later_tokens[several]
+    first_owner, owner = np.searchsorted(ids, first["task"]), np.searchsorted(ids, rows["task"][several])
+    answers = np.lexsort((first["round"], first["task"]))
+    answers = answers[np.append(np.diff(first["task"][answers]) > 0, True)] if len(answers) else answers
+    everybody = np.arange(len(ids))
+    samples = {
+        "ttft": Sample(first["first_token_s"] - first["ready_s"], first_owner),
+        "tpot": Sample(tpot_s, owner),
+        "answer_ttft": Sample(first["first_token_s"][answers] - tasks["arrival_s"], everybody),
+        "e2e": Sample(tasks["ended_s"] - tasks["arrival_s"], everybody),
+    }
+    return {name: sample for name, sample in samples.items() if len(sample.seconds)}
+
+
+def _objectives(slo: Slos, samples: dict[str, Sample], failed: int) -> tuple[Objective, ...]:
+    found = []
+    for metric, sample in samples.items():
+        if objective := getattr(slo, metric):
+            within = int((sample.seconds <= objective.max_s).sum())
+            found.append(Objective(metric, within, len(sample.seconds) + failed))
+    return tuple(found)
+
+
+def _completed(tasks: Any, visits: Any, slo: Slos, window: Window) -> tuple[int, int]:
+    """Tasks served that ended in the window, and those of them that kept every objective, their visits' included."""
+    mine = (
+        (tasks["outcome"] == Outcome.SERVED) & (tasks["ended_s"] > window.start_s) & (tasks["ended_s"] <= window.end_s)
+    )
+    tasks = rows_of(tasks, mine)
+    good = np.ones(len(tasks["task"]), dtype=bool)
+    for metric, sample in samples_of(tasks, visits).items():
+        if objective := getattr(slo, metric):
+            good[sample.owner[sample.seconds > objective.max_s]] = False
+    return len(good), int(good.sum())
+
+
+def _delivered_tokens(tasks: Any, visits: Any, window: Window) -> float:
+    """Output tokens of served tasks that were delivered inside the window.
+
+    A visit that an edge of the window cuts is taken to deliver evenly from its first token to its last; that is an
+    approximation for those few, and adds up exactly over windows that join.
+    """
+    served = tasks["task"][tasks["outcome"] == Outcome.SERVED]
+    rows = rows_of(visits, np.isin(visits["task"], served) & (visits["output_tokens"] > 0))
+    first_s = np.fmax(rows["first_token_s"], rows["started_s"])  # after a prefill elsewhere, when decoding began
+    start_s, end_s = inside(first_s, rows["served_s"], window.start_s, window.end_s)
+    length_s = rows["served_s"] - first_s
+    at_once = ((first_s > window.start_s) & (first_s <= window.end_s)).astype(np.float64)
+    part = np.divide(end_s - start_s, length_s, out=at_once, where=length_s > 0)
+    return float((rows["output_tokens"] * part).sum())
+
+
+def _stage_sums(visits: Any) -> dict[str, Floats]:
+    sums = {}
+    for stage in Stage:
+        rows = rows_of(visits, stage=stage)
+        if len(rows["task"]):
+            sums[stage.name.lower()] = np.array([
+                len(rows["task"]),
+                (rows["queued_s"] - rows["ready_s"]).sum(),
+                (rows["started_s"] - rows["queued_s"]).sum(),
+                (rows["served_s"] - rows["started_s"]).sum(),
+                (rows["ended_s"] - rows["served_s"]).sum(),
+                (rows["dynamic_j"] + rows["host_dynamic_j"]).sum(),
+                (rows["idle_j"] + rows["host_idle_j"]).sum(),
+            ])  # fmt: skip
+    return sums
+
+
+def _pool_loads(log: Log, tables: dict[str, Any], stages: Stages, window: Window) -> dict[str, PoolLoad]:
+    steps, visits = tables["steps"], tables["visits"]
+    # Context grows by a token a sequence and step.
+    kv_tokens = steps["context_tokens"] + (steps["steps"] - 1) / 2 * steps["decodes"] + steps["chunk_context_tokens"]
+    steps_s = np.subtract(*reversed(inside(steps["start_s"], steps["end_s"], window.start_s, window.end_s)))
+    visits_s = np.subtract(*reversed(inside(visits["started_s"], visits["served_s"], window.start_s, window.end_s)))
+    loads = {}
+    for name, pool in log.pools.items():
+        if pool.engine:
+            mine = np.isin(steps["device"], pool.devices)
+            mine_s = steps_s[mine]
+            decode_s, kv_s = (steps["decodes"][mine] * mine_s).sum(), (kv_tokens[mine] * mine_s).sum()
+            loads[name] = PoolLoad(float(mine_s.sum()), float(decode_s), float(kv_s))
+        else:
+            served = [stage for stage in Stage if getattr(stages, stage.name.lower()) == name]
+            loads[name] = PoolLoad(float(visits_s[np.isin(visits["stage"], served)].sum()))
+    return loads

@@ -1,0 +1,90 @@
+"""Worlds: other values, within their bounds, of the figures that are known only roughly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hsim.description.system import Figures, FigureUse, System
+from hsim.log import Log
+from hsim.metrics.accounts import Accounts, accounts_of
+from hsim.metrics.ledger import Ledger
+from hsim.metrics.meters import rows_of
+from hsim.workload.streams import uniforms
+
+Floats = NDArray[np.float64]
+World = dict[str, float]
+
+
+def rough_figures(system: System) -> dict[str, FigureUse]:
+    """The figures that a run stood on whose bounds differ, by name."""
+    uses = system.figures.used.items()
+    return {name: use for name, use in sorted(uses) if use.low is not None and use.low != use.high}
+
+
+def of_the_books(system: System) -> set[str]:
+    """The names of figures that change no time and no step's joules: only the books read them."""
+    figures = _fresh(system, system.figures.assume)
+    accounts_of(replace(system, figures=figures))
+    return set(figures.used)
+
+
+def draw_worlds(rough: Mapping[str, FigureUse], count: int, seed: int) -> list[World]:
+    """So many worlds. Each figure is as likely above its value as below, evenly on either side.
+
+    Draws are keyed by the figure's name, so that scenarios share worlds, and stratified (Latin hypercube).
+    """
+    worlds: list[World] = [{} for _ in range(count)]
+    for name, use in rough.items():
+        assert use.low is not None and use.high is not None
+        u = uniforms(seed, f"world {name}", count)
+        strata = np.argsort(np.argsort(u))
+        levels = (strata + uniforms(seed, f"stratum {name}", count)) / count
+        values = np.interp(levels, [0.0, 0.5, 1.0], [use.low, use.value, use.high])
+        for world, value in zip(worlds, values.tolist(), strict=True):
+            world[name] = value
+    return worlds
+
+
+def system_in(system: System, world: World) -> System:
+    """The system with the figures of a world in place of its own."""
+    assume = {**system.figures.assume, **world}
+    return replace(system, figures=_fresh(system, assume))
+
+
+def _fresh(system: System, assume: Mapping[str, float]) -> Figures:
+    return Figures(assume, documents=system.figures.documents)
+
+
+def facility_joules_in(worlds: Sequence[Accounts], nominal: Accounts, ledger: Ledger, log: Log) -> Floats:
+    """Facility joules of a ledger's window by the books of other worlds. Shape (worlds,)."""
+    cores, window = log.cores.arrays(), ledger.window
+    totals = np.zeros(len(worlds))
+    for name, own in nominal.tiers.items():
+        entries = [e.joules for e in ledger.entries if e.component == "accelerator" and e.tier == name]
+        chips_j = sum(entries) - own.spare_accelerators_w * window.seconds
+        hosts = [i for i, host in enumerate(log.hosts) if host.tier == name]
+        levels, seconds = _seconds_at_levels(cores, hosts, window.start_s, window.end_s)
+        for k, world in enumerate(worlds):
+            tier = world.tiers[name]
+            constant_w = tier.base_w + tier.spare_accelerators_w + len(hosts) * tier.host.idle_w
+            busy_j = sum(tier.host.dynamic_w(n) * s for n, s in zip(levels, seconds, strict=True))
+            totals[k] += (chips_j + constant_w * window.seconds + busy_j) / tier.psu_efficiency
+    links_j = sum(entry.joules for entry in ledger.entries if entry.component == "link")
+    return np.asarray((totals + links_j) * np.array([world.site.pue for world in worlds]))
+
+
+def _seconds_at_levels(cores: Any, hosts: list[int], start_s: float, end_s: float) -> tuple[list[int], list[float]]:
+    """For how long each number of cores of a host was busy inside a window, added up over hosts."""
+    at_level: dict[int, float] = {}
+    for host in hosts:
+        rows = rows_of(cores, host=host)
+        edges = np.clip(np.concatenate(([0.0], rows["time_s"], [max(end_s, 0.0)])), start_s, end_s)
+        busy = np.concatenate(([0.0], rows["busy"]))
+        for level in np.unique(busy):
+            at_level[int(level)] = at_level.get(int(level), 0.0) + float(np.diff(edges)[busy == level].sum())
+    return list(at_level), list(at_level.values())

@@ -1,0 +1,123 @@
+"""One path: alone, or as a replication of a study in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hsim.description.scenario import load
+from hsim.description.system import Figures, System, resolve
+from hsim.drivers.offered import offered_load
+from hsim.drivers.prepared import Prepared, prepare
+from hsim.drivers.simulated import run
+from hsim.log import Log
+from hsim.metrics.accounts import Accounts
+from hsim.metrics.measured import Cohort, Lens, measure
+from hsim.metrics.notes import beyond_measured
+from hsim.metrics.result import Result
+from hsim.metrics.rough import facility_joules_in
+from hsim.metrics.study import Replication
+from hsim.metrics.summarise import summarise
+from hsim.metrics.vllm_bench import vllm_bench
+
+DRAWN_BEYOND = (1.5, 4.0)  # tasks drawn over those that are followed: the first that lasts until those have ended
+DRAWN_AT_LEAST = 2000
+
+
+def system_of(scenario: str | Path, settings: Sequence[str] = ()) -> System:
+    """A scenario (a path, or the name of a shipped one) with `path=value` settings applied, and all that it names.
+
+    Raises DescriptionError for what is not right in it.
+    """
+    return resolve(*load(scenario, settings))
+
+
+def path_of(system: System, stepwise: bool = False) -> Result:
+    """One terminating path of a system: all its tasks, from an empty system to an empty one.
+
+    Raises DescriptionError before time zero for anything that cannot run.
+    """
+    prepared = prepare(_drawing(system, None))
+    return summarise(run(prepared, stepwise), prepared.system, prepared.accounts, prepared.drawn)
+
+
+def simulate(scenario: str | Path, settings: Sequence[str] = (), stepwise: bool = False) -> Result:
+    """One terminating path of a scenario (a path, or the name of a shipped one) with settings applied."""
+    return path_of(system_of(scenario, settings), stepwise)
+
+
+def vllm_bench_of(system: System, stepwise: bool = False) -> dict[str, Any]:
+    """One terminating path of a system in the words of vLLM's benchmark."""
+    prepared = prepare(_drawing(system, None))
+    return vllm_bench(run(prepared, stepwise), system.scenario)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A replication to be run: a system whose seed is its own, what to follow, and books of other worlds to keep."""
+
+    system: System
+    number: int
+    cohort: Cohort | None
+    books: tuple[Accounts, ...] = ()
+    stepwise: bool = False
+
+
+def seed_of(seed: int, number: int) -> int:
+    """The seed of a replication; replication 0 is the one path that the seed itself gives.
+
+    It depends on nothing else, so that every scenario with this seed sees the same tasks in the same replication.
+    """
+    return seed if number == 0 else int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])
+
+
+def seeded(system: System, number: int) -> System:
+    """The system of one replication."""
+    scenario = system.scenario.model_copy(update={"seed": seed_of(system.scenario.seed, number)})
+    return replace(system, scenario=scenario)
+
+
+def replicate(job: Job) -> Replication:
+    """Run one replication. Depends on the job alone."""
+    prepared, log = _path(job)
+    system = prepared.system
+    path = measure(log, Lens(prepared.accounts, system.scenario.stages, system.scenario.slo, job.cohort))
+    offered = {}
+    if job.cohort is not None:
+        followed = prepared.drawn.tasks[job.cohort.skipped : job.cohort.end]
+        offered = offered_load(prepared, followed, path.window.seconds, log.pools)
+    return Replication(
+        job.number,
+        path,
+        offered,
+        prepared.drawn.truncated,
+        beyond_measured(log, system),
+        facility_joules_in(job.books, prepared.accounts, path.ledger, log),
+    )
+
+
+def _path(job: Job) -> tuple[Prepared, Log]:
+    """The log of a path: of all tasks, or of those that arrive until the cohort has ended."""
+    if job.cohort is None:
+        prepared = prepare(_drawing(job.system, None))
+        return prepared, run(prepared, job.stepwise)
+    followed = job.cohort.end
+    for beyond in DRAWN_BEYOND:
+        prepared = prepare(_drawing(job.system, max(int(beyond * followed), DRAWN_AT_LEAST)))
+        log = run(prepared, job.stepwise, followed)
+        if len(log.tasks) < len(prepared.drawn.tasks):
+            break  # not all were needed
+    return prepared, log
+
+
+def _drawing(system: System, tasks: int | None) -> System:
+    """The system with so many tasks to draw, and figures that nobody has read yet."""
+    figures = Figures(system.figures.assume, documents=system.figures.documents)
+    if tasks is None:
+        return replace(system, figures=figures)
+    workload = system.scenario.workload.model_copy(update={"tasks": tasks})
+    return replace(system, scenario=system.scenario.model_copy(update={"workload": workload}), figures=figures)

@@ -1,0 +1,251 @@
+"""Studies: replications of one scenario in parallel processes, for as long as its warm-up asks for more."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import Literal
+
+from hsim.description.scenario import Workload
+from hsim.description.system import System
+from hsim.drivers.prepared import Prepared, prepare
+from hsim.errors import HsimError
+from hsim.metrics.accounts import Accounts, accounts_of
+from hsim.metrics.measured import Cohort
+from hsim.metrics.result import Study, WarmUp
+from hsim.metrics.rough import World, draw_worlds, of_the_books, rough_figures, system_in
+from hsim.metrics.study import (
+    FLOOR_FRACTION,
+    Material,
+    Replication,
+    Worlds,
+    cohort_after,
+    stability_of,
+    study_of,
+    warm_up_of,
+)
+from hsim.runs.paths import Job, replicate, seeded
+from hsim.runs.store import Store, as_json, write_atomically
+
+STATIONARY = ("poisson", "uniform", "gamma", "weibull", "on-off")  # kinds of arrivals whose mean rate does not change
+REPLICATIONS = 10
+BOOK_WORLDS = 40
+ROUNDS = 4  # in which the warm-up may grow
+HEADROOM = 1.25  # asked for beyond what the series asked for, so that one more round is enough
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a study is done; none of it changes a replication.
+
+    `processes` None takes every core. `worlds` simulates so many worlds of roughly known figures; 0 changes the books
+    alone. `out` is where runs are kept.
+    """
+
+    replications: int = REPLICATIONS
+    processes: int | None = None
+    worlds: int = 0
+    out: Path | None = None
+    stepwise: bool = False
+
+
+def study(system: System, options: Options = Options()) -> Study:
+    """Simulate replications of a system and report every figure with its interval.
+
+    Ctrl-C ends it early: then the study is of the replications that were finished, and not complete. Raises
+    DescriptionError before time zero for anything that cannot run.
+    """
+    with workers(options) as each:
+        material, warm_up = gather(system, options, each)
+    found = study_of(material, warm_up)
+    if options.out:
+        write_atomically(options.out / "result.json", as_json(found))
+    return found
+
+
+Each = Callable[[Sequence[Job]], Iterator[tuple[int, Replication]]]
+"""Runs jobs, and gives each replication with its place among them as it is finished."""
+
+
+def is_steady(workload: Workload) -> bool:
+    """Whether a run looks for a steady state; else all of it counts, from an empty system to an empty one."""
+    return workload.measure == "steady" if workload.measure else workload.arrivals.kind in STATIONARY
+
+
+def is_one_path(system: System) -> bool:
+    """Whether every replication would be the same: a terminating run that leaves nothing to chance."""
+    if is_steady(system.scenario.workload):
+        return False
+    return prepare(seeded(system, 0)).drawn.tasks == prepare(seeded(system, 1)).drawn.tasks
+
+
+def gather(system: System, options: Options, each: Each, at_least: int = 0) -> tuple[Material, WarmUp | None]:
+    """All replications of a study, after a warm-up of `at_least` so many tasks; fewer after Ctrl-C."""
+    gathering = _Gathering(prepare(system), options, each)
+    if not is_steady(system.scenario.workload):
+        return gathering.terminating(), None
+    return gathering.steady(at_least)
+
+
+class _Gathering:
+    """The replications of one system, run or found in its store."""
+
+    def __init__(self, prepared: Prepared, options: Options, each: Each) -> None:
+        self.prepared, self.system, self.options, self.each = prepared, prepared.system, options, each
+        self.store = Store(options.out, self.system, prepared.drawn.tasks) if options.out else None
+        self.interrupted = False
+        rough, books = rough_figures(self.system), of_the_books(self.system)
+        self._rough = rough
+        self._held = tuple(name for name in rough if name not in books)
+        self._book_figures = {name: use for name, use in rough.items() if name in books}
+        self._book_accounts = self._accounts_in(draw_worlds(self._book_figures, BOOK_WORLDS, self.system.scenario.seed))
+
+    def _accounts_in(self, worlds: Sequence[World]) -> tuple[Accounts, ...]:
+        return tuple(accounts_of(system_in(self.system, world)) for world in worlds)
+
+    def terminating(self) -> Material:
+        """Runs from an empty system to an empty one: one, where nothing is left to chance."""
+        wanted = 1 if is_one_path(self.system) else self.options.replications
+        return self._material("terminating", self._replications(None, wanted), wanted)
+
+    def steady(self, at_least: int) -> tuple[Material, WarmUp]:
+        """Cohorts of a steady state. The warm-up grows until its own series, and a passage's time, ask for no more."""
+        tasks = self.system.scenario.workload.tasks
+        assert tasks is not None  # the schema refuses open arrivals without
+        wanted = self.options.replications
+        cohort = cohort_after(max(at_least, ceil(FLOOR_FRACTION * tasks)), tasks)
+        for rounds_left in reversed(range(ROUNDS)):
+            replications = self._replications(cohort, wanted)
+            warm_up = warm_up_of([replication.path for replication in replications])
+            # Before the pipes are full every system grows; after that, one that still does has no end of its warm-up.
+            asked = warm_up.passage_tasks
+            if asked <= cohort.skipped and not _grows_without_end(replications):
+                asked = warm_up.asked_tasks
+            if asked <= cohort.skipped or not rounds_left or self.interrupted:
+                break
+            cohort = cohort_after(ceil(HEADROOM * asked), tasks)
+        return self._material("steady", replications, wanted), warm_up
+
+    def _replications(self, cohort: Cohort | None, wanted: int) -> list[Replication]:
+        books, stepwise = self._book_accounts, self.options.stepwise
+        jobs = {
+            f"{number:04d}-{_called(cohort)}": Job(seeded(self.system, number), number, cohort, books, stepwise)
+            for number in range(wanted)
+        }
+        finished = self._finish(jobs)
+        if self.store:
+            self.store.mark([jobs[name].number for name in finished], wanted)
+        return list(finished.values())
+
+    def _finish(self, jobs: dict[str, Job]) -> dict[str, Replication]:
+        """What jobs give, by name, in their order: from the store, or run now and kept there."""
+        found = {name: kept for name in jobs if self.store and (kept := self.store.get(name)) is not None}
+        names = [name for name in jobs if name not in found]
+        try:
+            for place, replication in self.each([jobs[name] for name in names]):
+                found[names[place]] = replication
+                if self.store:
+                    self.store.put(names[place], replication)
+        except KeyboardInterrupt:
+            if not found:
+                raise
+            self.interrupted = True
+        return {name: found[name] for name in jobs if name in found}
+
+    def _material(
+        self, kind: Literal["steady", "terminating"], replications: Sequence[Replication], wanted: int
+    ) -> Material:
+        worlds = Worlds(self._book_accounts, tuple(self._book_figures), self._held)
+        if self.options.worlds and self._rough and not self.interrupted:
+            worlds = self._simulated_worlds(replications) or worlds
+        return Material(self.system, self.prepared.accounts, kind, tuple(replications), wanted, worlds)
+
+    def _simulated_worlds(self, replications: Sequence[Replication]) -> Worlds | None:
+        """A path in each world, with the random numbers of a replication in turn; None after Ctrl-C."""
+        jobs = {}
+        drawn = draw_worlds(self._rough, self.options.worlds, self.system.scenario.seed)
+        for k, world in enumerate(drawn):
+            base = replications[k % len(replications)]
+            cohort = base.path.cohort if is_steady(self.system.scenario.workload) else None
+            system = system_in(seeded(self.system, base.number), world)
+            name = f"world-{k:03d}-of-{len(drawn)}-{base.number:04d}-{_called(cohort)}"
+            jobs[name] = Job(system, base.number, cohort, (), self.options.stepwise)
+        paths = tuple((its.number, its.path) for its in self._finish(jobs).values())
+        return None if self.interrupted else Worlds(self._accounts_in(drawn), tuple(self._rough), (), paths)
+
+
+def _grows_without_end(replications: Sequence[Replication]) -> bool:
+    return len(replications) > 1 and stability_of(replications).verdict == "unstable"
+
+
+def _called(cohort: Cohort | None) -> str:
+    return "whole" if cohort is None else f"after-{cohort.skipped}"
+
+
+# ---- processes
+
+
+@contextmanager
+def workers(options: Options) -> Iterator[Each]:
+    """Runs jobs in so many processes, or in this one. What they give does not depend on how many there are."""
+    processes = options.processes or len(os.sched_getaffinity(0))
+    if processes == 1:
+        yield _one_by_one
+        return
+    before = set(multiprocessing.active_children())
+    with _single_threaded(), _pool(processes) as pool:
+        try:
+            yield partial(_in_parallel, pool)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - before:
+                child.terminate()
+            raise
+
+
+def _pool(processes: int) -> ProcessPoolExecutor:
+    # Spawned, not forked: a fork would inherit whatever threads and locks the caller has.
+    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _end_quietly_on_ctrl_c)
+
+
+def _end_quietly_on_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Libraries in new processes use one thread each: the processes are the parallelism."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _one_by_one(jobs: Sequence[Job]) -> Iterator[tuple[int, Replication]]:
+    yield from ((place, replicate(job)) for place, job in enumerate(jobs))
+
+
+def _in_parallel(pool: ProcessPoolExecutor, jobs: Sequence[Job]) -> Iterator[tuple[int, Replication]]:
+    places = {pool.submit(replicate, job): place for place, job in enumerate(jobs)}
+    try:
+        for future in as_completed(places):
+            yield places[future], future.result()
+    except BrokenProcessPool:
+        raise HsimError("a process ended before its replication did; is memory short? use fewer --processes") from None
+    finally:
+        for future in places:
+            future.cancel()

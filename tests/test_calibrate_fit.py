@@ -1,0 +1,313 @@
+"""Fits recover the laws that synthetic points were made from, and say how well they predict points not seen."""
+
+import itertools
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import calibrated_world as world
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hsim.calibrate import fit, profiles
+from hsim.calibrate.agenda import Served, Target, agenda, bare_idle
+from hsim.calibrate.bench import Facts
+from hsim.calibrate.points import Point, points_of
+from hsim.calibrate.profiles import Findings
+from hsim.calibrate.steptable import TableName, fit_steps, predicted_s
+from hsim.calibrate.work import CAPPED, Reading, Row, Unit
+from hsim.description.catalogue import load_model
+
+NOISE = 0.03
+MODEL = load_model("tiny-12m", "test", Path())
+SERVED = Served(MODEL, "fp32", 16, 2048, 256)
+TARGET = Target(
+    "cpu",
+    ("fp32",),
+    SERVED,
+    (load_model("llama-3.1-8b", "test", Path()),),
+    (("encode-minilm", (16, 48, 128, 256, 500)),),
+    4,
+)
+
+
+def made(units: list[Unit], noise: float = NOISE) -> list[Point]:
+    """Points as the made-up machine would have measured them."""
+    return [
+        Point(
+            u.kind,
+            u.device,
+            u.parameters,
+            world.unit_seconds(u) * random.Random(u.key).uniform(1 - noise, 1 + noise),
+            0.01,
+            1,
+        )
+        for u in units
+        if u.round == 1
+    ]
+
+
+POINTS = made(agenda(TARGET))
+
+
+def findings() -> Findings:
+    return Findings(world.MACHINE, "imaginary")
+
+
+def values(law: dict[str, Any]) -> tuple[float, ...]:
+    return tuple(figure["value"] for figure in law.values())
+
+
+def test_kernel_laws_recover_what_points_were_made_from() -> None:
+    found = findings()
+    kernels = profiles.kernels(POINTS, TARGET, found)
+    assert kernels is not None
+    # Measured maxima are reached where points reach them: fractions refer to those, so rates are compared.
+    bandwidth, peak = kernels["memory_bytes_per_s"]["value"], kernels["peak_flops_per_s"]["fp32"]["value"]
+    launch_s, bandwidth_fraction, flops_fraction = values(kernels["kernels"]["gemm"]["fp32"])
+    assert launch_s == pytest.approx(world.GEMM[0], rel=0.25)
+    assert bandwidth * bandwidth_fraction == pytest.approx(world.BANDWIDTH * world.GEMM[1], rel=0.05)
+    assert peak * flops_fraction == pytest.approx(world.PEAK * world.GEMM[2], rel=0.05)
+    prefill = values(kernels["kernels"]["prefill_attention"])
+    assert peak * prefill[1] == pytest.approx(world.PEAK * world.PREFILL_ATTENTION[1], rel=0.1)
+    decode = values(kernels["kernels"]["decode_attention"])
+    assert decode[0] == pytest.approx(world.DECODE_ATTENTION[0], rel=0.3)
+    assert bandwidth * decode[3] == pytest.approx(world.BANDWIDTH * world.DECODE_ATTENTION[3], rel=0.1)
+    assert {law.name for law in found.laws} >= {"products in fp32 on cpu", "decode attention on cpu"}
+    for law in found.laws:
+        assert law.median_error is not None and law.p90_error is not None
+        assert 0 < law.median_error <= law.p90_error < 3 * NOISE  # no better than the noise, and not much worse
+
+
+def test_no_law_beats_the_measured_maxima() -> None:
+    """A physics guard: fractions stay at or below one, so no predicted kernel beats what was seen."""
+    kernels = profiles.kernels(POINTS, TARGET, findings())
+    assert kernels is not None
+    laws = (
+        kernels["kernels"]["gemm"]["fp32"],
+        kernels["kernels"]["decode_attention"],
+        kernels["kernels"]["prefill_attention"],
+    )
+    fractions = [figure["value"] for law in laws for name, figure in law.items() if name.endswith("fraction")]
+    assert len(fractions) == 4
+    assert all(0 < fraction <= 1 for fraction in fractions)
+
+
+def test_operations_recover_base_linear_and_quadratic_parts() -> None:
+    found = findings()
+    law = profiles.cpu(POINTS, {"encode-minilm": "token"}, found, "no meter")["operations"]["encode-minilm"]
+    base_s, unit_s, squared_s = (law[n]["value"] for n in ("base_s", "per_unit_s", "per_unit_squared_s"))
+    for n in (16, 100, 500):
+        planted = sum(c * n**i for i, c in enumerate(world.OPERATION["encode-minilm"]))
+        assert base_s + n * unit_s + n * n * squared_s == pytest.approx(planted, rel=2 * NOISE)
+
+
+def test_contention_is_the_slowdown_with_all_cores_busy() -> None:
+    slowdown = profiles.cpu(POINTS, {"encode-minilm": "token"}, findings(), "no meter")["contention_slowdown"]
+    assert slowdown["value"] == pytest.approx(world.SLOWER_TOGETHER, rel=2 * NOISE)
+    assert slowdown["low"] <= slowdown["value"] <= slowdown["high"]
+
+
+def test_held_out_errors_are_those_of_points_the_fit_has_not_seen() -> None:
+    """A fit that memorises its points has no error on them, and a large one on points left out."""
+    points = [Point("x", "cpu", {"n": n}, 1.0 + n % 7, 0.0, 1) for n in range(20)]
+
+    def memorise(some: Any) -> Any:
+        return np.array([[p.number("n"), p.seconds] for p in some])
+
+    def recall(law: Any, point: Point) -> float:
+        known = law[law[:, 0] == point.number("n")]
+        return float(known[0, 1]) if len(known) else 1e3
+
+    law, test = fit.tested("memory", points, 1, memorise, recall)
+    assert law is not None
+    assert all(recall(law, p) == p.seconds for p in points)
+    assert test.median_error is not None and test.median_error > 10
+    assert test.method == "5 folds left out in turn"
+
+
+def test_too_few_points_make_no_law_and_exactly_enough_no_error() -> None:
+    fitted, predicted = fit.fit_sum(lambda p: (1.0, p.number("n")), (0.0, 0.0))
+    points = [Point("x", "cpu", {"n": n}, 1.0 + n, 0.0, 1) for n in (1, 5)]
+    law, test = fit.tested("few", points[:1], 2, fitted, predicted)
+    assert law is None
+    assert "takes 2" in test.method
+    law, test = fit.tested("few", points, 2, fitted, predicted)
+    assert law is not None and law == pytest.approx([1.0, 1.0])
+    assert test.median_error is None
+
+
+def test_noisy_points_are_counted_and_do_not_bend_the_law() -> None:
+    fitted, predicted = fit.fit_sum(lambda p: (1.0, p.number("n")), (0.0, 0.0))
+    clean = [Point("x", "cpu", {"n": n}, 1.0 + n, 0.0, 1) for n in range(1, 9)]
+    noisy = [Point("x", "cpu", {"n": n}, 50.0, 0.5, 1, ("others had its core",)) for n in range(9, 13)]
+    law, test = fit.tested("x", clean + noisy, 2, fitted, predicted)
+    assert law is not None and law == pytest.approx([1.0, 1.0])
+    assert (test.points, test.noisy) == (8, 4)
+    assert test.p90_error == pytest.approx(0.0, abs=1e-9)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.1, 10.0), min_size=1, max_size=20))
+def test_rising_never_falls_and_leaves_what_rises_alone(values: list[float]) -> None:
+    risen = fit.rising(values)
+    assert all(b >= a - 1e-12 for a, b in itertools.pairwise(risen))
+    assert sum(risen) == pytest.approx(sum(values))
+    assert fit.rising(sorted(values)) == pytest.approx(sorted(values))
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1000))
+def test_coefficients_never_go_below_their_least(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    columns, seconds = rng.uniform(0, 1, (8, 3)), rng.uniform(0.5, 2, 8)
+    least = np.array([0.0, 0.3, 0.1])
+    assert (fit.relative_nonnegative(columns, seconds, least) >= least - 1e-12).all()
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 4))
+def test_nonnegative_least_squares_is_scipy_s(seed: int, count: int) -> None:
+    nnls = pytest.importorskip("scipy.optimize").nnls
+    rng = np.random.default_rng(seed)
+    columns, target = rng.normal(size=(9, count)), rng.normal(size=9)
+    assert fit.nonnegative(columns, target) == pytest.approx(nnls(columns, target)[0], abs=1e-9)
+
+
+@settings(deadline=None)
+@given(st.floats(1e-6, 2e-5), st.floats(0.2, 1.0), st.floats(0.2, 1.0))
+def test_the_product_law_is_found_wherever_it_lies(launch_s: float, bandwidth: float, flops: float) -> None:
+    planted = np.array([launch_s, bandwidth, flops])
+    bytes_s, flops_s = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e-7, 1e-2, 8), np.geomspace(1e-7, 1e-2, 8)))
+    seconds = np.array([fit.gemm_seconds(planted, b, f) for b, f in zip(bytes_s, flops_s, strict=True)])
+    assert fit.fit_gemm(bytes_s, flops_s, seconds) == pytest.approx(planted, rel=0.01)
+
+
+# ---- rounds
+
+
+def rows(*rounds: tuple[float, tuple[str, ...]]) -> list[Row]:
+    return [
+        Row(f"gemm cpu m=1 #{i}", "gemm", "cpu", {"m": 1}, i, Reading(s, 0.01 * s, 9), marks)
+        for i, (s, marks) in enumerate(rounds, 1)
+    ]
+
+
+def test_rounds_without_marks_speak_for_a_point() -> None:
+    (point,) = points_of(rows((1.0, ()), (9.0, ("load",)), (1.02, ())), 0.1)
+    assert point.seconds == pytest.approx(1.01)
+    assert (point.rounds, point.marks) == (2, ())
+
+
+def test_of_marked_rounds_the_least_disturbed_speaks() -> None:
+    disturbed = [
+        replace(row, reading=replace(row.reading, cpu_fraction=fraction))
+        for row, fraction in zip(rows((1.6, ("a",)), (1.1, ("b",)), (1.3, ("c",))), (0.4, 0.8, 0.6), strict=True)
+    ]
+    (point,) = points_of(disturbed, 0.1)
+    assert (point.seconds, point.marks) == (1.1, ("b",))
+
+
+def test_rounds_that_differ_are_marked_even_where_each_is_steady() -> None:
+    (point,) = points_of(rows((1.0, ()), (1.5, ())), 0.1)
+    assert point.spread == pytest.approx(0.4)
+    assert "differ" in point.marks[0]
+
+
+# ---- the step table
+
+
+def table_and_law(points: list[Point]) -> Any:
+    return fit_steps(points, SERVED, TableName("steps", "engine", "chip", "made up"))
+
+
+def test_step_table_predicts_steps_that_were_kept_out_of_it() -> None:
+    steps = [p for p in POINTS if p.kind == "step"]
+    table, law = table_and_law(steps)
+    assert table is not None
+    assert law.median_error is not None and law.median_error < NOISE
+    assert law.p90_error is not None and law.p90_error < 3 * NOISE
+    assert "24 random steps" in law.method
+    assert (table.median_error_fraction, table.p90_error_fraction) == (law.median_error, law.p90_error)
+
+
+def test_step_table_without_noise_is_exact_at_its_points() -> None:
+    steps = made([u for u in agenda(TARGET) if u.kind == "step"], noise=0.0)
+    table, law = table_and_law(steps)
+    assert table is not None and law.p90_error is not None
+    for point in steps:
+        if point.parameters["role"] in ("decode", "chunk", "mixed"):
+            assert predicted_s(table, point) == pytest.approx(point.seconds, rel=1e-6), point.name
+    assert law.p90_error < 0.01  # the made-up machine is linear, so what lies between is right too
+
+
+def test_an_incomplete_grid_gives_the_largest_complete_one() -> None:
+    steps = [
+        p
+        for p in POINTS
+        if p.kind == "step" and not (p.parameters["role"] == "decode" and p.parameters["decodes"] == 4)
+    ]
+    lone = next(
+        p for p in POINTS if p.kind == "step" and p.parameters.get("decodes") == 4 and p.parameters["role"] == "decode"
+    )
+    table, _ = table_and_law([*steps, lone])
+    assert table is not None
+    assert 4 not in table.decodes
+    assert len(table.decodes) * len(table.contexts) == sum(len(row) for row in table.decode_s)
+
+
+def test_no_table_from_too_few_steps() -> None:
+    table, law = table_and_law([p for p in POINTS if p.kind == "step" and p.parameters["role"] == "check"])
+    assert table is None
+    assert "too few" in law.method
+
+
+# ---- watts
+
+
+def test_board_power_recovers_floor_and_joules_of_work() -> None:
+    model = load_model("llama-3.1-8b", "test", Path())
+    target = Target("cuda:0", ("bf16",), Served(model, "bf16", 64, 4096, 2048), metered=True)
+    work = profiles._work_per_call(target.served)
+    points = []
+    for point in made([bare_idle("cuda:0"), *(u for u in agenda(target) if u.kind in ("power", "idle"))], noise=0.0):
+        if point.kind == "idle":
+            watts = world.IDLE_W if point.parameters["state"] == "bare" else world.LOADED_IDLE_W
+        else:
+            n_bytes, flops, _ = work(point)
+            watts = world.FLOOR_W + (world.BYTE_J * n_bytes + world.FLOP_J * flops) / point.seconds
+        points.append(replace(point, watts=watts))
+    capped = replace(points[-1], watts=5000.0, notes=(CAPPED,))  # its watts are the cap's: they say nothing of the work
+    power = profiles.board_power(
+        [*points, capped], target, Facts("0", ("bf16",), "x", 1, world.LIMIT_W), findings(), ""
+    )
+    got = {name: figure["value"] for name, figure in power.items()}
+    assert got["idle_w"] == world.IDLE_W
+    assert got["loaded_idle_w"] == world.LOADED_IDLE_W
+    assert got["cap_w"] == world.LIMIT_W
+    assert got["floor_w"] == pytest.approx(world.FLOOR_W, rel=0.02)
+    assert got["joules_per_byte"] == pytest.approx(world.BYTE_J, rel=0.05)
+    assert got["joules_per_flop"] == pytest.approx(world.FLOP_J, rel=0.05)
+
+
+def test_without_a_meter_every_watt_is_null_with_the_reason() -> None:
+    found = findings()
+    power = profiles.board_power([], TARGET, Facts("0", ("fp32",)), found, "no meter here")
+    assert all(figure["value"] is None and figure["source"] == "no meter here" for figure in power.values())
+    assert len(found.unavailable) == len(power)
+    cpu = profiles.cpu([], {}, found, "no meter here")
+    assert [cpu[name]["value"] for name in ("idle_w", "max_w", "load_power_exponent")] == [None] * 3
+
+
+def test_package_power_gives_idle_full_and_exponent() -> None:
+    points = [
+        Point("cpu-power", "cpu", {"busy": busy}, 0.0, 0.0, 1, watts=50 + 150 * (busy / 4) ** 0.6)
+        for busy in (0, 1, 2, 4)
+    ]
+    cpu = profiles.cpu(points, {}, findings(), "")
+    assert cpu["idle_w"]["value"] == pytest.approx(50)
+    assert cpu["max_w"]["value"] == pytest.approx(200)
+    assert cpu["load_power_exponent"]["value"] == pytest.approx(0.6)

@@ -1,0 +1,409 @@
+"""A calibration from start to end on a made-up machine: budget, resuming, interruptions, files, and a simulation."""
+
+import errno
+import importlib.util
+import json
+import os
+import resource
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import calibrated_world
+import pytest
+from calibrated_world import MACHINE, World
+
+from hsim.backends.worker import Worker
+from hsim.calibrate import measure
+from hsim.calibrate.agenda import CHECKS
+from hsim.calibrate.bench import Facts
+from hsim.calibrate.options import CalibrationOptions, CalibrationReport
+from hsim.calibrate.run import calibrate
+from hsim.calibrate.store import write_atomically
+from hsim.calibrate.work import Unit
+from hsim.description.catalogue import load_profile
+from hsim.description.hardware import AcceleratorProfile, CpuProfile, EngineProfile, ServerProfile, StepTable
+from hsim.description.scenario import load
+from hsim.description.system import resolve
+from hsim.drivers.prepared import prepare
+from hsim.drivers.simulated import run as simulated
+from hsim.errors import BackendError, CalibrationError
+from hsim.metrics.summarise import summarise
+
+NAME = "imaginary-4c"
+CHIP = f"{NAME}-core"
+
+
+def run(world: World, out: Path, budget_s: float = 400.0, **options: Any) -> CalibrationReport:
+    return calibrate(CalibrationOptions(budget_s=budget_s, out=out, **options), tools=world.tools())
+
+
+def keys(out: Path) -> list[str]:
+    lines = (out / "calibration" / NAME / "rows.jsonl").read_text().splitlines()
+    return [json.loads(line)["key"] for line in lines]
+
+
+# ---- what is measured
+
+
+@pytest.mark.parametrize("budget_s", [30.0, 120.0, 400.0])
+def test_the_budget_is_kept_and_what_it_left_out_is_named(tmp_path: Path, budget_s: float) -> None:
+    world = World()
+    report = run(world, tmp_path, budget_s, simulate=False)
+    assert world.now_s <= budget_s
+    assert world.now_s > 0.5 * budget_s  # it was used
+    assert report.left_out
+    assert all("points, such as" in told for told in report.left_out)
+    assert len(world.asked) == report.measured == len(keys(tmp_path))
+
+
+def test_a_slow_machine_is_found_out_and_the_budget_kept(tmp_path: Path) -> None:
+    world = World(slower=4.0)
+    run(world, tmp_path, 200.0, simulate=False)
+    assert world.now_s <= 200.0
+
+
+def test_what_no_profile_can_do_without_comes_first(tmp_path: Path) -> None:
+    world = World()
+    run(world, tmp_path, 300.0, simulate=False)
+    worths = [unit.worth for unit in world.asked]
+    assert worths == sorted(worths)
+    assert worths[0] == 0 and worths[-1] > 0
+
+
+def test_with_time_to_spare_points_are_measured_again(tmp_path: Path) -> None:
+    world = World()
+    report = run(world, tmp_path, 5000.0, simulate=False)
+    assert not report.left_out
+    assert {unit.round for unit in world.asked} == {1, 2, 3, 4}
+    assert len({unit.key for unit in world.asked}) == len(world.asked)
+
+
+def test_noise_within_rounds_and_between_them_is_marked_not_dropped(tmp_path: Path) -> None:
+    report = run(World(noise=0.3), tmp_path, 3000.0, simulate=False)
+    assert report.noisy
+    assert report.warnings
+    content = json.loads((tmp_path / "calibration" / NAME / "fit.json").read_text())
+    assert content["noisy"] == report.noisy
+
+
+def test_what_cannot_be_measured_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
+    report = run(World(failing="name=hnsw-search"), tmp_path, simulate=False)
+    assert report.failed
+    assert all("hnsw-search" in key and why == "it cannot be done here" for key, why in report.failed.items())
+    profile, _ = load_profile(f"{NAME}-cpu", CpuProfile, "test", tmp_path)
+    assert "hnsw-search" not in profile.operations
+    assert "flat-search" in profile.operations
+
+
+# ---- going on
+
+
+def test_resuming_measures_nothing_twice_and_ends_with_the_same_rows(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(World(), whole, 5000.0, simulate=False)
+    first, second = World(), World()
+    run(first, parts, 60.0, simulate=False)
+    report = run(second, parts, 5000.0, resume=True, simulate=False)
+    assert report.resumed == len(first.asked) > 20
+    assert not {u.key for u in first.asked} & {u.key for u in second.asked}
+    assert sorted(keys(parts)) == sorted(keys(whole))
+
+
+def test_ctrl_c_keeps_every_row_and_closes_everything(tmp_path: Path) -> None:
+    world = World(interrupt_at=40)
+    with pytest.raises(KeyboardInterrupt):
+        run(world, tmp_path)
+    assert keys(tmp_path) == [unit.key for unit in world.asked]
+    assert len(world.asked) == 40
+    assert world.closed == 1
+    assert not (tmp_path / "hardware_profiles").exists()
+    after = World()
+    assert run(after, tmp_path, resume=True).resumed == 40
+
+
+def test_a_row_cut_short_by_a_crash_is_taken_off(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(World(interrupt_at=10), tmp_path)
+    file = tmp_path / "calibration" / NAME / "rows.jsonl"
+    whole = file.read_text()
+    file.write_text(whole + whole.splitlines()[0][:50])
+    assert run(World(), tmp_path, resume=True, simulate=False).resumed == 10
+    assert len(set(keys(tmp_path))) == len(keys(tmp_path))
+
+
+def test_what_failed_is_tried_again_when_resumed(tmp_path: Path) -> None:
+    run(World(failing="name=tokenise"), tmp_path, simulate=False)
+    report = run(World(), tmp_path, resume=True, simulate=False)
+    assert not report.failed
+    assert "tokenise" in load_profile(f"{NAME}-cpu", CpuProfile, "test", tmp_path)[0].operations
+
+
+def test_a_finished_folder_is_not_begun_again_nor_another_machine_s_gone_on_with(tmp_path: Path) -> None:
+    run(World(), tmp_path, 30.0, simulate=False)
+    with pytest.raises(CalibrationError, match="--resume"):
+        run(World(), tmp_path, 30.0)
+    with pytest.raises(CalibrationError, match="torch '0', and here it is '9'"):
+        run(World(machine=replace(MACHINE, torch="9")), tmp_path, 30.0, resume=True)
+    file = tmp_path / "calibration" / NAME / "rows.jsonl"
+    file.write_text('{"not": "a row"}\n' + file.read_text())
+    with pytest.raises(CalibrationError, match=r"rows.jsonl:1: is not a row"):
+        run(World(), tmp_path, 30.0, resume=True)
+
+
+# ---- files
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file may grow beyond some bytes: writing fails as it does on a full disk, with a real error of the system."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_that_takes_no_more_is_said_and_what_was_measured_is_kept(tmp_path: Path, small_disk: None) -> None:
+    world = World()
+    with pytest.raises(CalibrationError, match=r"rows.jsonl: cannot be written \(File too large\).*--resume"):
+        run(world, tmp_path)
+    assert world.closed == 1
+    file = tmp_path / "calibration" / NAME / "rows.jsonl"
+    whole = file.read_text().rpartition("\n")[0].splitlines()
+    assert len(whole) == len(world.asked) - 1 > 5
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_write_that_fails_midway_leaves_the_old_file_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    file = tmp_path / "profile.yaml"
+    write_atomically(file, "old\n")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail) if broken == "fsync" else monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(CalibrationError, match="No space left"):
+        write_atomically(file, "new " * 10_000)
+    assert file.read_text() == "old\n"
+    assert os.listdir(tmp_path) == ["profile.yaml"]
+
+
+def test_ctrl_c_while_writing_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "profile.yaml"
+    write_atomically(file, "old\n")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(file, "new\n")
+    assert file.read_text() == "old\n"
+    assert os.listdir(tmp_path) == ["profile.yaml"]
+
+
+def test_profiles_load_through_the_catalogue_and_name_their_source(tmp_path: Path) -> None:
+    report = run(World(noise=0.02), tmp_path)
+    cpu, _ = load_profile(f"{NAME}-cpu", CpuProfile, "test", tmp_path)
+    chip, _ = load_profile(CHIP, AcceleratorProfile, "test", tmp_path)
+    server, _ = load_profile(f"{CHIP}-server", ServerProfile, "test", tmp_path)
+    engine, _ = load_profile(f"hsim-decoder-{CHIP}", EngineProfile, "test", tmp_path)
+    table, _ = load_profile(engine.step_tables[0], StepTable, "test", tmp_path)
+    assert (cpu.cores, server.cpu, server.accelerators and server.accelerators.chip) == (4, cpu.name, chip.name)
+    assert table.chip == chip.name and table.engine == engine.name
+    assert cpu.idle_w.value is None and "no meter" in cpu.idle_w.source
+    assert server.rent_usd_per_h.value is None and server.base_w.value is None
+    law = chip.kernels.gemm["fp32"].launch_s
+    assert law.tier == "fitted"
+    assert MACHINE.date in law.source and f"calibration/{NAME}" in law.source and "errs" in law.source
+    assert chip.memory_bytes_per_s.tier == "measured"
+    assert {file.exists() for file in report.files} == {True}
+    assert set(report.unavailable) >= {"cpu idle_w", f"{CHIP}-server base_w"}
+
+
+# ---- simulating
+
+
+def test_the_last_step_simulates_this_machine_and_says_that_energy_is_unavailable(tmp_path: Path) -> None:
+    report = run(World(), tmp_path)
+    assert report.scenario == tmp_path / "local.yaml"
+    result = report.simulated
+    assert result is not None and result.tasks == 200
+    assert result.energy is None and "no meter" in result.unavailable["energy"]
+    assert result.money is None and "what this machine costs" in result.unavailable["money"]
+    assert 0.1 < max(pool.busy_fraction for pool in result.pools) < 0.8  # a load that it bears
+    assert not [warning for warning in result.warnings if "extrapolated" in warning]
+
+
+def result_of(scenario: Path, *settings: str) -> Any:
+    prepared = prepare(resolve(*load(scenario, settings)))
+    return summarise(simulated(prepared), prepared.system, prepared.accounts, prepared.drawn)
+
+
+def test_the_simulated_decoder_takes_what_the_measured_one_took(tmp_path: Path) -> None:
+    """One task alone: its time to first token and per token are the planted step times."""
+    run(World(), tmp_path)
+    classes = "workload.classes.small-agent"
+    result = result_of(
+        tmp_path / "local.yaml", "workload.arrivals.rate_per_s=0.01", "workload.tasks=20", f"{classes}.rounds=1",
+        f"{classes}.input_tokens=100", f"{classes}.output_tokens=2",
+    )  # fmt: skip
+    between_s = 2e-4
+    prefill_s = 2e-3 + 100 * 1e-4 + 5e-9 * 100 * 101 / 2 + between_s
+    decode_s = 2e-3 + 1e-4 + 2e-8 * 101 + between_s
+    assert result.latency["ttft"].mean_s == pytest.approx(prefill_s, rel=0.02)
+    assert result.latency["tpot"].mean_s == pytest.approx(decode_s, rel=0.02)
+
+
+def test_runs_beyond_the_measured_steps_say_so(tmp_path: Path) -> None:
+    run(World(), tmp_path)
+    result = result_of(tmp_path / "local.yaml", "pools.decode.max_num_seqs=64", "workload.arrivals.rate_per_s=500")
+    assert any("16 sequences" in warning and "extrapolated" in warning for warning in result.warnings)
+
+
+def test_with_a_meter_and_the_wall_assumed_joules_are_known(tmp_path: Path) -> None:
+    cpu = World(watts=lambda unit: 40.0 + 100.0 * (int(unit.parameters["busy"]) / 4) ** 0.7)
+    report = run(cpu, tmp_path)
+    assert not [name for name in report.unavailable if name.startswith("cpu ")]
+    server = f"{CHIP}-server"
+    result = result_of(tmp_path / "local.yaml", f"assume.{server}.base_w=20", f"assume.{server}.psu_efficiency=0.9")
+    assert result.energy is not None
+    assert result.energy.mean_w > 1.25 * (40 + 20) / 0.9
+
+
+# ---- a GPU
+
+
+def gpu_world() -> World:
+    gpu = Facts("0", ("bf16", "fp8"), "Imaginary GPU", 140_000_000_000, calibrated_world.LIMIT_W)
+
+    def watts(unit: Unit) -> float:
+        if unit.kind == "idle":
+            return calibrated_world.IDLE_W if unit.parameters["state"] == "bare" else calibrated_world.LOADED_IDLE_W
+        if unit.kind == "cpu-power":
+            return 40.0 + 25.0 * int(unit.parameters["busy"])
+        return calibrated_world.FLOOR_W + 100.0
+
+    machine = replace(MACHINE, gpus={"cuda:0": "Imaginary GPU"})
+    return World(machine=machine, watts=watts, facts_of={"cuda:0": gpu, "cpu": Facts("0", ("fp32",))})
+
+
+def test_a_gpu_is_metered_bare_before_anything_of_ours_is_on_it(tmp_path: Path) -> None:
+    world = gpu_world()
+    report = run(world, tmp_path, 540.0, device="cuda:0")
+    assert (world.asked[0].kind, world.asked[0].parameters) == ("idle", {"state": "bare"})
+    chip, _ = load_profile(f"imaginary-gpu-{NAME}", AcceleratorProfile, "test", tmp_path)
+    assert chip.power.idle_w.value == calibrated_world.IDLE_W
+    assert chip.power.loaded_idle_w.value == calibrated_world.LOADED_IDLE_W
+    assert chip.power.cap_w.value == calibrated_world.LIMIT_W
+    assert chip.power.floor_w.value is not None and chip.power.floor_w.value > calibrated_world.LOADED_IDLE_W
+    assert "fp8" in chip.kernels.gemm
+    assert report.simulated is not None and report.simulated.tasks == 200
+    transfers = json.loads((tmp_path / "calibration" / NAME / "fit.json").read_text())["transfers"]
+    assert transfers["pinned h2d of cuda:0"]["bytes_per_s"] == pytest.approx(calibrated_world.BANDWIDTH, rel=0.1)
+
+
+def test_all_devices_give_a_scenario_each(tmp_path: Path) -> None:
+    report = run(gpu_world(), tmp_path, 900.0, device="all")
+    assert [file.name for file in report.files if file.name.startswith("local")] == ["local.yaml", "local-cuda0.yaml"]
+    assert result_of(tmp_path / "local-cuda0.yaml").tasks == 200
+
+
+def test_a_model_too_large_and_a_device_that_is_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="does not fit in a third"):
+        run(World(), tmp_path, model="llama-3.1-70b")
+    with pytest.raises(CalibrationError, match="use cpu, cuda:N or all"):
+        run(World(), tmp_path, device="tpu")
+
+
+# ---- workers
+
+
+def test_without_torch_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else real(name))
+    with pytest.raises(CalibrationError, match=r"torch is not installed.*hsim\[calibrate\]"):
+        measure.require_torch()
+
+
+class DyingWorker:
+    """A worker that dies of every request."""
+
+    class Process:
+        alive = True
+
+        def is_alive(self) -> bool:
+            return self.alive
+
+    def __init__(self) -> None:
+        self.process = self.Process()
+
+    def call(self, request: object) -> Any:
+        self.process.alive = False
+        raise BackendError("worker calibrate/cpu", "its process was ended by SIGKILL")
+
+    def close(self) -> None:
+        self.process.alive = False
+
+
+def test_a_worker_that_dies_fails_its_unit_and_many_deaths_end_the_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[DyingWorker] = []
+
+    def start(*_: object) -> Any:
+        started.append(DyingWorker())
+        return started[-1]
+
+    monkeypatch.setattr(measure, "_started", start)
+    monkeypatch.setattr(measure, "require_torch", lambda: None)
+    workers = measure.Workers(1)
+    unit = Unit("launch", "cpu", {})
+    for deaths in range(measure.MOST_DEATHS):
+        assert "SIGKILL" in workers.measure(unit).failure
+        assert len(started) == deaths + 1  # another takes its place
+    with pytest.raises(CalibrationError, match=r"workers died.*SIGKILL.*--resume"):
+        workers.measure(unit)
+    workers.close()
+
+
+# ---- with torch
+
+
+@pytest.mark.torch
+def test_twenty_seconds_on_this_machine_give_profiles_that_simulate(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    told: list[str] = []
+
+    def tell(phase: str, done_fraction: float, left_s: float, message: str) -> None:
+        assert 0 <= done_fraction <= 1
+        told.append(phase)
+
+    report = calibrate(CalibrationOptions(budget_s=20.0, out=tmp_path), tell)
+    assert list(dict.fromkeys(told)) == ["devices", "measuring", "fitting", "writing", "simulating"]
+    assert report.measured > 10
+    assert report.simulated is not None and report.simulated.tasks == 200
+    assert report.left_out
+    folder = tmp_path / "calibration" / report.name
+    assert len((folder / "rows.jsonl").read_text().splitlines()) == report.measured
+    assert not [key for key in report.failed if key.startswith(("step", "gemm", "memory-copy"))]
+
+
+@pytest.mark.torch
+def test_steps_of_the_decoder_are_measured_at_any_place() -> None:
+    pytest.importorskip("torch")
+    from hsim.backends.worker import WorkerSettings
+    from hsim.calibrate.agenda import Served, Target, agenda
+    from hsim.calibrate.bench import BenchSpec
+    from hsim.description.catalogue import load_model
+
+    served = Served(load_model("tiny-12m", "test", Path()), "fp32", 4, 256, 64)
+    units = [unit for unit in agenda(Target("cpu", ("fp32",), served)) if unit.kind == "step" and unit.round == 1]
+    assert len([u for u in units if u.parameters["role"] == "check"]) == CHECKS
+    with Worker(BenchSpec("cpu", 1), WorkerSettings("test")) as worker:
+        worker.call(("serve", served))
+        for unit in units[:CHECKS:4] + units[CHECKS::5]:
+            if unit.parameters["role"] != "between":
+                reading = worker.call(("measure", replace(unit, expected_s=0.01))).value
+                assert reading.seconds > 0 and not reading.failure
