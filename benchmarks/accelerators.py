@@ -137,6 +137,25 @@ def power_lines(
     return lines
 
 
+LOWEST_CLOCKS = {"h100-sxm": 345e6, "h200-sxm": 345e6, "a100-80g-sxm": 210e6, "a100-40g-sxm": 210e6}
+
+
+def clock_lines(sheet: Sheet) -> list[str]:
+    """Clocks of chips whose range is published by nvidia-smi -q -d SUPPORTED_CLOCKS."""
+    lowest = LOWEST_CLOCKS.get(sheet.name)
+    if lowest is None or sheet.silicon is None:
+        return []
+    smi = "nvidia-smi -q -d SUPPORTED_CLOCKS lists steps of 15 MHz; twelve of them stand for all"
+    gamma = "P = idle + dynamic (f/fmax)^gamma: 2 to 3 is a modelling choice, nobody published a fit"
+    return [
+        "  clocks:",
+        f"    highest_hz: {figure(sheet.silicon.clock_hz, 'published', smi)}",
+        f"    lowest_hz: {figure(lowest, 'published', smi)}",
+        "    count: 12",
+        f"    energy_exponent: {figure(2.4, 'assumed', gamma, 0.2)}",
+    ]
+
+
 def transferred_laws(hopper: Laws, sheet: Sheet) -> Laws:
     """Hopper's laws on another chip's silicon, for the precisions whose peaks it has."""
     assert sheet.silicon is not None
@@ -202,11 +221,30 @@ SHEETS = {
               Silicon(128, 2.52e9, 1.008e12)),
         Sheet("rtx-pro-6000", "RTX-PRO-6000-BW-96GB", "NVIDIA RTX PRO 6000 Blackwell, 96 GB GDDR7", 96e9, 1.792e12, {"bf16": 468e12, "fp8": 936e12},
               FACTS, 600, None, None, "nothing published was found", Silicon(188, 2.6e9, 1.792e12)),
+        Sheet("gb200", "GB200-186GB", "NVIDIA GB200, one of its GPUs, 186 GB HBM3e", 186e9, 8.0e12, {"bf16": 2500e12, "fp8": 5000e12}, FACTS, 1200,
+              None, None, "nothing published was found", Silicon(148, 1.965e9, 8.0e12), 900e9),
+        Sheet("h100-pcie", "H100-PCIE-80GB", "NVIDIA H100 PCIe, 80 GB HBM2e", 80e9, 2.0e12, {"bf16": 756e12, "fp8": 1513e12}, FACTS, 350, 59, None,
+              "arXiv 2604.09048 (Watt Counts): 59 to 416 W", Silicon(114, 1.755e9, 2.0e12)),
+        Sheet("mi325x", "MI325X-256GB", "AMD Instinct MI325X, 256 GB HBM3e", 256e9, 6.0e12, {"bf16": 1307e12, "fp8": 2615e12},
+              "ml-engineering @744d01e, dense", 1000, None, None, "nothing published was found", Silicon(304, 2.1e9, 6.0e12), 448e9),
         Sheet("mi300x", "MI300X-192GB", "AMD Instinct MI300X, 192 GB HBM3", 192e9, 5.3e12, {"bf16": 1307e12, "fp8": 2610e12},
               "ml-engineering @744d01e, dense", 750, None, None, "nothing published was found", Silicon(304, 2.1e9, 5.3e12), 448e9),
     )
 }  # fmt: skip
-BY_ROW = {sheet.row_name: sheet for sheet in SHEETS.values()} | {
-    "B200-SXM-180GB": SHEETS["b200"],
-    "B200": SHEETS["b200"],
-}
+BY_ROW = {sheet.row_name: sheet for sheet in SHEETS.values()}
+
+# Names under which rows may know an accelerator, by how they begin; the longest that fits decides.
+_BEGINNINGS = {
+    "H100-SXM": "h100-sxm", "H100-PCIE": "h100-pcie", "H200": "h200-sxm", "A100-SXM4-40": "a100-40g-sxm", "A100-SXM-40": "a100-40g-sxm",
+    "A100": "a100-80g-sxm", "B200": "b200", "GB200": "gb200", "L40S": "l40s", "L4-": "l4", "RTX-4090": "rtx-4090", "RTX-PRO-6000": "rtx-pro-6000",
+    "MI300X": "mi300x", "MI325X": "mi325x",
+}  # fmt: skip
+
+
+def row_name(gpu: str) -> str:
+    """The name that hsim's tables use for a row's accelerator; as it is where hsim has no data sheet of it."""
+    if gpu in BY_ROW:
+        return gpu
+    plain = gpu.removeprefix("NVIDIA ").removeprefix("AMD ").replace(" ", "-").upper()
+    fitting = [begin for begin in _BEGINNINGS if plain.startswith(begin) or plain == begin.rstrip("-")]
+    return SHEETS[_BEGINNINGS[max(fitting, key=len)]].row_name if fitting else gpu

@@ -147,10 +147,12 @@ def profile_text(sheet: acc.Sheet, fitted: Fit | None, kernels: dict[str, Values
         f"{sheet.description}. Peaks are dense.",
         "Written by benchmarks/fit_models.py; docs/models.md says how well it predicts; `hsim calibrate` replaces it.",
     ]
+    clocks = acc.clock_lines(sheet)
     return acc.render(
         acc.header_lines(sheet, comment),
         acc.kernel_lines(law, note, extras),
         acc.power_lines(sheet, power, tier, source, spread),
+        clocks,
     )
 
 
@@ -233,6 +235,10 @@ ENGINES: Mapping[str, tuple[str, str]] = {
 }
 
 
+# Tokens of a block of KV cache, and whether prefixes are cached by default, where it is not as in vLLM's V1 engine.
+BLOCKS = {"vllm-0.5": (16, False), "sglang": (1, True), "tensorrt-llm": (32, True)}
+
+
 def engine_stub(name: str) -> EngineProfile:
     """An engine without host time: what features are made with."""
     zero = {"value": 0.0, "tier": "fitted", "source": "not fitted yet"}
@@ -249,6 +255,8 @@ def engine_stub(name: str) -> EngineProfile:
         "max_num_seqs": 1024,
         "max_num_batched_tokens": 8192,
         "gpu_memory_utilization": 0.9,
+        "block_tokens": 16,
+        "prefix_caching": False,
         "defaults_source": "stub",
     }
     profile: EngineProfile = EngineProfile.model_validate(plain | dict.fromkeys(fields, zero))
@@ -383,7 +391,13 @@ def engine_text(name: str, like: str, description: str, fit: Fit, latency_s: flo
         f"max_num_seqs: {seqs}",
         f"max_num_batched_tokens: {tokens}",
     ]
-    lines += ["gpu_memory_utilization: 0.9", f'defaults_source: "{defaults}"']
+    block_tokens, prefix_caching = BLOCKS.get(name, (16, True))
+    lines += [
+        "gpu_memory_utilization: 0.9",
+        f"block_tokens: {block_tokens}",
+        f"prefix_caching: {str(prefix_caching).lower()}",
+    ]
+    lines += [f'defaults_source: "{defaults}"']
     for field in ("host_s_per_step", "host_s_per_layer", "host_s_per_sequence", "host_s_per_sequence_and_peer"):
         note = "; may include sampling on the GPU" if field == "host_s_per_sequence" else ""
         lines.append(f"{field}: {acc.figure(constants[field], tier, runs + note, 0.4)}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from accelerators import row_name
 
 from hsim.description.catalogue import shipped
 from hsim.description.model import ModelArchitecture
@@ -99,6 +100,8 @@ def read(file: Path, schema: str, refusals: Refusals, needs: tuple[str, ...] = (
         rows = refusals.drop(schema, rows, out, f"{name} is outside {low:g} to {high:g}: another unit?")
     for name in needs:
         rows = refusals.drop(schema, rows, rows[name].isna(), f"{name} is NaN")
+    if "gpu" in rows:
+        rows = rows.assign(gpu=rows.gpu.map(str).map(row_name))
     return refusals.drop(schema, rows, rows.duplicated(subset=[c for c in rows if c != "row_id"]), "the same row twice")
 
 
@@ -116,12 +119,12 @@ def architecture_of(model: ModelArchitecture) -> str:
     return {"llama-3.3-70b": "llama-3.1-70b", "deepseek-r1": "deepseek-v3"}.get(model.name, model.name)
 
 
-# ML.ENERGY gives no prompt lengths; means taken as facts.md and the data's README advise, by workload.
+# ML.ENERGY gives no prompt lengths; means as the data's README advises, by workload.
 PROMPT_TOKENS = {
-    "lm-arena-chat": 200.0,
-    "gpqa": 250.0,
-    "sourcegraph-fim": 2000.0,
-    "sharegpt-chat": 220.0,
+    "lm-arena-chat": 250.0,
+    "gpqa": 300.0,
+    "sourcegraph-fim": 1500.0,
+    "sharegpt-chat": 250.0,
     "evalplus-code": 200.0,
 }
 FIXED_LENGTH_CV = 0.065  # lengths drawn evenly from 80 to 100 % of the nominal ones: (0.2 / sqrt 12) / 0.9
@@ -175,6 +178,11 @@ def serving_rows(data: Path, refusals: Refusals) -> pd.DataFrame:
         spreads.get((w, m), UNKNOWN_CV) if s.startswith("mlenergy") else FIXED_LENGTH_CV
         for s, w, m in zip(rows.source, rows.workload, rows.model, strict=True)
     ]
+    # InferenceMAX gives the nominal lengths and draws from 80 to 100 % of them.
+    drawn = np.where(rows.source.str.endswith("inferencemax"), 0.9, 1.0)
+    rows = rows.assign(
+        input_tokens_mean=rows.input_tokens_mean * drawn, output_tokens_mean=rows.output_tokens_mean * drawn
+    )
     prompt = rows.input_tokens_mean.fillna(rows.workload.map(PROMPT_TOKENS)).fillna(250.0)
     batch = (
         rows.avg_batch_size.where(rows.source.str.startswith("mlenergy"))

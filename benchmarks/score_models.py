@@ -222,11 +222,22 @@ def score_serving(scorer: Scorer, rows: pd.DataFrame, only: str | None) -> pd.Da
     return table.join(pd.DataFrame({f"error_{name}": error for name, error in errors.items()}))
 
 
+def _seen_paths(rows: pd.DataFrame) -> pd.Series:
+    """Whether a row's code path was seen on its engine with an architecture other than its own."""
+    known = rows.groupby(["engine_profile", "path"]).architecture.transform("nunique")
+    return known > 1
+
+
 def _groups(rows: pd.DataFrame, errors: dict[str, Any], table: pd.DataFrame) -> None:
     hopper = rows.gpu.isin(fit_models.HOPPER_ROWS) & (rows.engine_profile != serving_fit.HOST_BOUND)
     print("\nH100 and H200, all left out:                       MAPE median    p90")
     speed = pd.concat([errors[n][hopper] for n in ("TPOT", "ITL", "throughput")])
     print(f"{'TPOT, ITL and measured throughput':48} {summary(speed)}   target 10 %, p90 20 %")
+    seen = hopper & _seen_paths(rows[hopper]).reindex(rows.index, fill_value=False)
+    by_path = pd.concat([errors[n][seen] for n in ("TPOT", "ITL", "throughput")])
+    print(f"{'  engine paths that another architecture takes':48} {summary(by_path)}")
+    unseen = pd.concat([errors[n][hopper & ~seen] for n in ("TPOT", "ITL", "throughput")])
+    print(f"{'  others: low confidence, and flagged as such':48} {summary(unseen)}")
     for engine in sorted(rows.engine_profile[hopper].unique()):
         own = hopper & (rows.engine_profile == engine)
         print(f"{'  ' + engine:48} {summary(pd.concat([errors[n][own] for n in ('TPOT', 'ITL', 'throughput')]))}")
@@ -416,7 +427,7 @@ def score_nodes(data: Path, fit: fit_models.Fit, refusals: measured.Refusals) ->
         found = []
         for row in mine.itertuples():
             key = next((k for k in MLPERF if str(row.model).startswith(k)), None)
-            chip = chips.get(str(row.accelerator).removeprefix("NVIDIA "))
+            chip = chips.get(acc.row_name(str(row.accelerator)))
             model = models.get(MLPERF[key][0]) if key else None
             if key is None or chip is None or model is None:
                 refusals.refuse("mlperf", 1, f"no profile of {row.model} or {row.accelerator}")
@@ -492,7 +503,8 @@ def main() -> int:
             part()
         except (measured.MissingColumns, FileNotFoundError) as error:
             failed += 1
-            print(f"not scored: {error}")
+            missing = isinstance(error, FileNotFoundError)
+            print(f"not scored: {error.filename}: there is no such file" if missing else f"not scored: {error}")
     print("\nRefused")
     for (schema, reason), count in sorted(refusals.counts.items()):
         print(f"  {count:5} {schema:13} {reason}")

@@ -15,7 +15,7 @@ from hsim.errors import HsimError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-MIN_WIDTH = 110
+MIN_WIDTH = 124
 
 # Torch's threads spin while they wait, which on busy cores makes small operations a hundred times slower. It reads
 # this when it is first imported.

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from hsim.drivers.live import MeteredJoules
     from hsim.validate import LiveResult, Validation
 
+NAME_SHOWN = 14  # last letters of a scenario's name, at the head of a column
+LEFT_OUT_SHOWN = 4  # of what a calibration's budget did not allow; fit.json has all
+
 LATENCY_NAMES = {
     "ttft": "TTFT, each generate visit",
     "tpot": "TPOT, each generate visit",
@@ -103,7 +106,11 @@ def calibration_tables(report: CalibrationReport) -> RenderableType:
     said += [f"Failed      {what}: {why}" for what, why in report.failed.items()]
     said += [f"Warning     {warning}" for warning in report.warnings]
     if report.left_out:
-        said.append(f"Left out    for want of time: {', '.join(report.left_out)}")
+        first = "; ".join(report.left_out[:LEFT_OUT_SHOWN])
+        more = len(report.left_out) - LEFT_OUT_SHOWN
+        said.append(
+            f"Left out    for want of time: {first}" + (f"; and {more} more kinds of points" if more > 0 else "")
+        )
     said += [f"Wrote       {file}" for file in report.files]
     parts += [Text(line) for line in said]
     if report.simulated:
@@ -252,8 +259,11 @@ def _assumptions(result: Result | Study, explain: bool) -> list[RenderableType]:
         for assumption in result.assumptions:
             table.add_row(assumption.name, assumption.value, assumption.why)
         return [head, Text(), table]
-    named = "; ".join(f"{a.name} = {a.value}" for a in result.assumptions)
-    return [head, Text(f"Assumed, rough or by default (--explain says why): {named}.", style="dim")]
+    assumed = [a for a in result.assumptions if a.why.startswith("assumed")]
+    others = len(result.assumptions) - len(assumed)
+    named = "; ".join(f"{a.name} = {a.value}" for a in assumed)
+    said = f"Assumed, since nobody published them: {named or 'none'}. {others} more are rough or defaults; --explain lists all, and why."
+    return [head, Text(said, style="dim")]
 
 
 # ---- studies
@@ -409,7 +419,7 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
 
 def _differences_table(names: tuple[str, str], differences: Iterable[Difference]) -> Table:
     first, other = names if names[0] != names[1] else ("first", "other")
-    table = _table("", first, other, "difference", "", "by rough figures", "pairing")
+    table = _table("", first[-NAME_SHOWN:], other[-NAME_SHOWN:], "difference", "", "by rough figures", "pairing")
     for d in differences:
         title, unit = _figure_name(d.figure)
         scale, shown = scale_of(max(abs(d.first), abs(d.other)), unit)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsim.calibrate import fit, profiles
-from hsim.calibrate.agenda import Served, Target, agenda, bare_idle
+from hsim.calibrate.agenda import Served, Target, agenda, bare_idle, step_parts
 from hsim.calibrate.bench import Facts
 from hsim.calibrate.points import Point, points_of
 from hsim.calibrate.profiles import Findings
@@ -202,6 +202,15 @@ def test_rounds_without_marks_speak_for_a_point() -> None:
     assert (point.rounds, point.marks) == (2, ())
 
 
+def test_of_marked_rounds_the_least_disturbed_speaks() -> None:
+    disturbed = [
+        replace(row, reading=replace(row.reading, cpu_fraction=fraction))
+        for row, fraction in zip(rows((1.6, ("a",)), (1.1, ("b",)), (1.3, ("c",))), (0.4, 0.8, 0.6), strict=True)
+    ]
+    (point,) = points_of(disturbed, 0.1)
+    assert (point.seconds, point.marks) == (1.1, ("b",))
+
+
 def test_rounds_that_differ_are_marked_even_where_each_is_steady() -> None:
     (point,) = points_of(rows((1.0, ()), (1.5, ())), 0.1)
     assert point.spread == pytest.approx(0.4)
@@ -209,6 +218,15 @@ def test_rounds_that_differ_are_marked_even_where_each_is_steady() -> None:
 
 
 # ---- the step table
+
+
+@given(st.integers(1, 200), st.integers(2, 5000))
+@settings(deadline=None)
+def test_contexts_of_a_measured_batch_have_the_mean_that_is_named(decodes: int, context: int) -> None:
+    contexts, chunks = step_parts({"role": "decode", "decodes": decodes, "context": context})
+    assert (len(contexts), sum(contexts), chunks) == (decodes, decodes * context, [])
+    assert all(0.5 * context <= c <= 1.5 * context for c in contexts)
+    assert decodes == 1 or context < 8 or len(set(contexts)) > 1
 
 
 def table_and_law(points: list[Point]) -> Any:

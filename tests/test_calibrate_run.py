@@ -258,6 +258,14 @@ def test_the_simulated_decoder_takes_what_the_measured_one_took(tmp_path: Path) 
     assert result.latency["tpot"].mean_s == pytest.approx(decode_s, rel=0.02)
 
 
+def test_a_name_that_is_given_is_that_of_all_profiles(tmp_path: Path) -> None:
+    report = run(World(), tmp_path, name="mine", simulate=False)
+    profiles = [file.stem for file in report.files if file.parent.name == "hardware_profiles"]
+    assert sorted(profiles) == [
+        "hsim-decoder-mine-core", "mine-core", "mine-core-server", "mine-cpu", "steps-tiny-12m-mine-core",
+    ]  # fmt: skip
+
+
 def test_runs_beyond_the_measured_steps_say_so(tmp_path: Path) -> None:
     run(World(), tmp_path)
     result = result_of(tmp_path / "local.yaml", "pools.decode.max_num_seqs=64", "workload.arrivals.rate_per_s=500")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsim.description.hardware import Tool
@@ -21,6 +21,7 @@ from hsim.errors import DescriptionError, ResultError
 from hsim.workload.tasks import Drawn, draw_tasks
 from hsim.workload.traces import Trace, read_trace
 from hsim.workload.traces.convert import write_trace
+from hsim.workload.traces.summary import described, summary_of
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "traces"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the measured data are not here")
@@ -157,6 +158,8 @@ def test_another_block_size_shows_in_the_number_of_hashes(tmp_path: Path) -> Non
         json.dumps({"timestamp": 0, "input_length": n, "output_length": 1, "hash_ids": h}) + "\n" for n, h in lines
     )
     assert read(tmp_path, text).block_tokens == 64
+    full = '{"timestamp": 0, "input_length": 128, "output_length": 1, "hash_ids": [1, 2]}'
+    assert read(tmp_path, full).block_tokens == 64, "one block of 128 would hold it all"
 
 
 def test_sessions_keep_their_rounds_and_waits(tmp_path: Path) -> None:
@@ -194,6 +197,7 @@ def test_a_vllm_benchmark_is_a_trace(tmp_path: Path) -> None:
     trace = read(tmp_path, bench())
     assert columns(trace) == ("vLLM benchmark", [0.0, 0.0, 1.0], [100, 200, 400], [10, 20, 40])
     assert trace.skipped == 1
+    assert columns(read(tmp_path, bench(output_lens=[10, 20, 5, 40]))) == columns(trace), "cut off midway: failed too"
     assert columns(read(tmp_path, bench(queue_times=None)))[1:3] == ([0.0, 0.5, 2.25], [200, 100, 400])
     assert columns(read(tmp_path, bench(start_times=None, queue_times=None, errors=None)))[1] is None
     pretty = json.dumps(json.loads(bench()), indent=2)
@@ -269,9 +273,19 @@ def test_a_broken_benchmark_is_explained(tmp_path: Path, text: str, problem: str
             MOONCAKE + '{"timestamp": 1, "input_length": 1, "output_length": 1, "hash_ids": ["a"]}',
             "trace.csv:4: hash_ids",
         ),
+        (
+            MOONCAKE + '{"timestamp": 1' + "0" * 400 + ', "input_length": 1, "output_length": 1}',
+            "trace.csv:4: timestamp is 1000",
+        ),
+        (
+            MOONCAKE + '{"timestamp": 1' + "0" * 5000 + ', "input_length": 1, "output_length": 1}',
+            "trace.csv:4: cannot read",
+        ),
+        ('{"input_lens": 1' + "0" * 5000 + "}", r"trace.csv: cannot be read \(Exceeds"),
+        (OWN + "1e400,1,1\n", "trace.csv:5: arrival_s is '1e400'; it must be a finite number"),
         ('{"a": 1}\n', "trace.csv:1: has no timestamp"),
-        ('{"a": ' * 100_000, "trace.csv(:1)?: is "),
-        ("[" * 100_000, "trace.csv(:1)?: is "),
+        ('{"a": ' * 100_000, "trace.csv(:1)?: "),
+        ("[" * 100_000, "trace.csv(:1)?: "),
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
@@ -279,6 +293,59 @@ def test_a_broken_trace_is_explained(tmp_path: Path, text: str, problem: str, pa
     name = "trace.csv.gz" if packed else "trace.csv"
     with pytest.raises(DescriptionError, match=problem.replace("trace.csv", name)):
         read(tmp_path, text, name)
+
+
+PUBLISHED = [AZURE_2023, AZURE_2024, BURSTGPT, MOONCAKE, BAILIAN, AGENTS, OWN]
+BITS = [
+    "",
+    "-1",
+    "nan",
+    "inf",
+    "1e400",
+    "9" * 20,
+    '"',
+    "\n",
+    ",",
+    "{",
+    "]",
+    "null",
+    "true",
+    "\0",
+    "é",
+    "1_000",
+    " ",
+    "1.0",
+]
+edits = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 8), st.sampled_from(BITS)), min_size=1, max_size=4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.sampled_from(PUBLISHED), edits=edits, flip=st.none() | st.integers(0, 10**6))
+def test_no_file_makes_a_reader_stumble(
+    tmp_path_factory: pytest.TempPathFactory, text: str, edits: list[tuple[float, int, str]], flip: int | None
+) -> None:
+    """Whatever was done to a file, it is a trace that can be summed up, or refused by name."""
+    for place, length, bit in edits:
+        at = int(place * len(text))
+        text = text[:at] + bit + text[at + length :]
+    data = text.encode()
+    if flip is not None:
+        packed = bytearray(gzip.compress(data))
+        packed[flip // 8 % len(packed)] ^= 1 << flip % 8
+        data = bytes(packed)
+    file = tmp_path_factory.mktemp("trace") / "trace"
+    file.write_bytes(data)
+    refused = ""
+    try:
+        trace = read_trace(file)
+    except DescriptionError as error:
+        refused = str(error)
+    if refused:
+        assert refused.startswith(str(file))
+        return
+    assert described(summary_of(trace))
+    write_trace(trace, file)
+    assert read_trace(file).input_tokens.tolist() == trace.input_tokens.tolist()
 
 
 def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:

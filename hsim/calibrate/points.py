@@ -36,7 +36,10 @@ class Point:
 
 
 def points_of(rows: Iterable[Row], noisy_spread_fraction: float) -> list[Point]:
-    """The points of all rows that have a figure. Rounds without a mark speak for a point where there are any."""
+    """The points of all rows that have a figure.
+
+    Rounds without a mark speak for a point; where there are none, those that were least disturbed.
+    """
     rounds: dict[str, list[Row]] = {}
     for row in rows:
         if row.reading.seconds is not None or row.reading.watts is not None:
@@ -45,7 +48,7 @@ def points_of(rows: Iterable[Row], noisy_spread_fraction: float) -> list[Point]:
 
 
 def _point(group: list[Row], noisy_spread_fraction: float) -> Point:
-    chosen = [row for row in group if not row.marks] or group
+    chosen = [row for row in group if not row.marks] or _least_disturbed(group)
     medians = [row.reading.seconds or 0.0 for row in chosen]
     seconds = statistics.median(medians)
     within_s = statistics.median(row.reading.iqr_s or 0.0 for row in chosen)
@@ -65,3 +68,9 @@ def _point(group: list[Row], noisy_spread_fraction: float) -> Point:
         notes=tuple(dict.fromkeys(note for row in chosen for note in row.reading.notes)),
         watts=statistics.median(watts) if watts else None,
     )
+
+
+def _least_disturbed(group: list[Row]) -> list[Row]:
+    """Of rounds that are all marked, those in which others had least of the core."""
+    quietest = max(row.reading.cpu_fraction or 0.0 for row in group)
+    return [row for row in group if (row.reading.cpu_fraction or 0.0) >= quietest]

@@ -33,7 +33,8 @@ class Placement:
 
     Attention and MLPs are split over `tensor_parallel` devices, and batches over `data_parallel` such groups. With
     `expert_parallel` the devices hold whole experts between them, else each a slice of all. `kv_precision` is that of
-    keys and values where it is not the working precision.
+    keys and values where it is not the working precision. `clock_fraction` is the clock it is held at beside the highest;
+    `power_cap_w` is one accelerator's cap where it is not its profile's (math.inf: none).
     """
 
     model: ModelArchitecture
@@ -44,6 +45,8 @@ class Placement:
     data_parallel: int = 1
     expert_parallel: bool = False
     kv_precision: Precision | None = None
+    clock_fraction: float = 1.0
+    power_cap_w: float | None = None
 
     @property
     def devices(self) -> int:
@@ -93,6 +96,7 @@ class _Reader:
 
     def __init__(self, placement: Placement, figures: Figures) -> None:
         self.chip, self.engine, self.figures = placement.chip, placement.engine, figures
+        self.clock = placement.clock_fraction
 
     def of(self, path: str) -> float:
         return self.figures.value(self.chip, path)
@@ -120,12 +124,12 @@ class _Reader:
         peak = self.of(f"peak_flops_per_s.{laws.compute_precision(precision, self.chip.peak_flops_per_s)}")
         sides = laws.TwoSided(
             self.of("memory_bytes_per_s") * self.of(f"{path}.bandwidth_fraction"),
-            peak * self.of(f"{path}.flops_fraction"),
+            self.clock * peak * self.of(f"{path}.flops_fraction"),
             self.of(f"{path}.sharpness") if law.sharpness else laws.SHARPNESS,
         )
         return laws.Gemm(
             sides,
-            self.of(f"{path}.launch_s"),
+            self.of(f"{path}.launch_s") / self.clock,
             ELEMENT_BYTES[precision],
             ELEMENT_BYTES[working_precision(precision)],
             self.or_zero(law, f"{path}.per_depth_s"),
@@ -137,20 +141,20 @@ class _Reader:
         peak = self.of(f"peak_flops_per_s.{laws.compute_precision(precision, self.chip.peak_flops_per_s)}")
         sides = laws.TwoSided(
             self.of("memory_bytes_per_s") * self.of(f"{path}.bandwidth_fraction"),
-            peak * self.of(f"{path}.flops_fraction"),
+            self.clock * peak * self.of(f"{path}.flops_fraction"),
             self.of(f"{path}.sharpness"),
         )
         activation_bytes = ELEMENT_BYTES[working_precision(precision)]
         rest = ("per_expert_s", "per_element_s", "padding_tokens", "imbalance")
         numbers = (self.of(f"{path}.{name}") for name in rest)
         return laws.ExpertsKernel(
-            sides, self.of(f"{path}.launch_s"), ELEMENT_BYTES[precision], activation_bytes, *numbers
+            sides, self.of(f"{path}.launch_s") / self.clock, ELEMENT_BYTES[precision], activation_bytes, *numbers
         )
 
     def decode_attention(self) -> laws.DecodeAttention:
         law, path = self.chip.kernels.decode_attention, "kernels.decode_attention"
         return laws.DecodeAttention(
-            self.of(f"{path}.launch_s"),
+            self.of(f"{path}.launch_s") / self.clock,
             self.of(f"{path}.per_element_s"),
             self.or_zero(law, f"{path}.per_kv_head_s"),
             self.of(f"{path}.per_sequence_s"),
@@ -249,7 +253,7 @@ class ComposedCosts:
         model, ways, placement = self._model, self._ways, self.placement
         kv_bytes = ELEMENT_BYTES[placement.kv_precision or working_precision(placement.precision)]
         working = working_precision(placement.precision)
-        peak = read.of(f"peak_flops_per_s.{laws.compute_precision(working, read.chip.peak_flops_per_s)}")
+        peak = read.of(f"peak_flops_per_s.{laws.compute_precision(working, read.chip.peak_flops_per_s)}") * read.clock
         decode, latent = read.decode_attention(), model.latent
         heads = model.attention_heads / ways
         prefill = "kernels.prefill_attention"
@@ -267,7 +271,7 @@ class ComposedCosts:
             fraction = read.or_zero(read.chip.kernels.decode_attention, path) or read.of(f"{prefill}.flops_fraction")
             self._context_s = max(self._kv_bytes / decode.bytes_per_s, self._context_flops / (fraction * peak))
         self._decode_launch_s, self._decode_sequence_s = decode.launch_s, decode.sequence_s(width, kv_heads)
-        self._prefill_launch_s = read.of(f"{prefill}.launch_s")
+        self._prefill_launch_s = read.of(f"{prefill}.launch_s") / read.clock
         self._prefill_token_s = width * read.of(f"{prefill}.per_element_s")
         law = read.chip.kernels.prefill_attention
         self._pair_s = self._pair_flops / (peak * read.of(f"{prefill}.flops_fraction"))
@@ -331,9 +335,15 @@ class ComposedCosts:
         devices = self._devices
         watts = {name: devices * read.watts(name) for name in ("floor_w", "cap_w", "loaded_idle_w")}
         self._floor_w, self._cap_w, self._loaded_idle_w = watts.values()
+        if self.placement.power_cap_w is not None:
+            self._cap_w = devices * self.placement.power_cap_w
         self._byte_j, self._flop_j = read.watts("joules_per_byte"), read.watts("joules_per_flop")
         self._output_j = read.watts("joules_per_output_token")
         self._kernel_w = devices * read.watts("kernel_w") if read.chip.power.kernel_w is not None else 0.0
+        if read.clock != 1.0:
+            exponent = read.of("power.clocks.energy_exponent")
+            self._flop_j *= read.clock ** (exponent - 1.0)
+            self._kernel_w *= read.clock**exponent
         unpacked = read.chip.power.joules_per_unpacked_byte is not None and self._unpacks
         self._unpacked_j = read.watts("joules_per_unpacked_byte") if unpacked else 0.0
         self._context_j = self._ways * (self._kv_bytes * self._byte_j + self._context_flops * self._flop_j)
@@ -529,6 +539,11 @@ class ComposedCosts:
         segment ends there.
         """
         floor_w, headroom_w = self._floor_w - self._loaded_idle_w, self._cap_w - self._floor_w
+        if headroom_w == math.inf:  # uncapped
+            work.joules += floor_w * work.seconds
+            work.joules_growth += floor_w * work.seconds_growth
+            work.context_joules += floor_w * context_step_s
+            return work
         over = work.joules - headroom_w * work.seconds
         over_growth = work.joules_growth - headroom_w * work.seconds_growth
         if math.isnan(over):  # watts are unknown, and so are the joules

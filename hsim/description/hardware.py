@@ -158,6 +158,19 @@ class Kernels(Strict):
     all_to_all: AllToAllLaw | None = None
 
 
+class Clocks(Strict):
+    """Clocks that an accelerator can be held at: `count` from highest to lowest, evenly spaced.
+
+    At a fraction f of the highest, FLOP rates go with f and launches with 1/f, memory keeps its rate, a FLOP takes
+    f^(energy_exponent - 1) of its joules and kernels f^energy_exponent of their watts.
+    """
+
+    highest_hz: Figure
+    lowest_hz: Figure
+    count: PositiveInt
+    energy_exponent: Figure
+
+
 class AcceleratorPower(Strict):
     """Watts of one accelerator. While it serves: floor_w, kernel_w more while kernels run (not while it waits for the
     host), joules per byte, FLOP and output token, all capped at cap_w.
@@ -175,6 +188,7 @@ class AcceleratorPower(Strict):
     joules_per_output_token: Figure
     kernel_w: Figure | None = None
     joules_per_unpacked_byte: Figure | None = None
+    clocks: Clocks | None = None
 
 
 class AcceleratorProfile(Profile):

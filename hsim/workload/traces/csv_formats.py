@@ -82,7 +82,7 @@ def _since_first_number() -> Callable[[str], float]:
             seconds = Decimal(text)
         except InvalidOperation:
             raise ValueError(text) from None
-        if not seconds.is_finite():
+        if not isfinite(seconds):  # as a double: 1e400 is too large for one
             raise ValueError(text)
         first = seconds if first is None else first
         return float(seconds - first)

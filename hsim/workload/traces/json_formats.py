@@ -41,8 +41,9 @@ def _parsed(text: str, file: str) -> Any:
         if error.msg == "Extra data":
             raise DescriptionError(place, "a second JSON value follows the first", "give one result a file") from None
         raise DescriptionError(place, f"is not valid JSON ({error.msg})", "is the file complete?") from None
-    except RecursionError:
-        raise DescriptionError(file, "is nested too deep", "give a trace in a format of docs/workloads.md") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
+        problem = f"cannot be read ({error})"
+        raise DescriptionError(file, problem, "give a trace in a format of docs/workloads.md") from None
 
 
 def _whole(value: Any) -> bool:
@@ -50,7 +51,9 @@ def _whole(value: Any) -> bool:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 2**63
+    return isinstance(value, float) and isfinite(value)
 
 
 CHECKS: dict[str, Callable[[Any], bool]] = {
