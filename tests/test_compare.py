@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from systems import generate_only, system_of
 
-from hsim.compare import compare, compare_fairly, fleets_of
+from hsim.comparison import compare, compare_fairly, fleets_of
 from hsim.errors import DescriptionError
 from hsim.metrics.result import Comparison, Difference
 from hsim.runs import Options, as_json
