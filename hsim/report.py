@@ -27,6 +27,7 @@ LATENCY_NAMES = {
     "answer_ttft": "TTFT of the final answer",
     "e2e": "end to end, each task",
 }
+SHORT_NAMES = {"ttft": "TTFT", "tpot": "TPOT", "answer_ttft": "Answer TTFT", "e2e": "End to end"}
 BOUNDARY_NAMES = {"accelerator": "accelerator boards", "wall": "server wall", "facility": "facility (PUE)"}
 ATTRIBUTION_NAMES = {
     "marginal": "marginal (work above idle)",
@@ -36,13 +37,13 @@ ATTRIBUTION_NAMES = {
 FIGURE_NAMES = {
     "tasks_per_s": ("Throughput", "tasks/s"),
     "output_tokens_per_s": ("Output tokens", "tokens/s"),
-    "goodput_tasks_per_s": ("Goodput within objectives", "tasks/s"),
+    "goodput_tasks_per_s": ("Goodput in objectives", "tasks/s"),
     "tst_j": ("TST, energy a task", "J"),
     "tpw_tokens_per_j": ("TPW, output", "tokens/J"),
     "mean_w": ("Mean power", "W"),
     "usd_per_task": ("Cost a task", "USD"),
     "usd_per_1k_output_tokens": ("Cost of 1,000 tokens", "USD"),
-    "gco2_per_task": ("CO2 a task, operation", "g"),
+    "gco2_per_task": ("CO2 a task", "g"),
 }
 VERDICT_STYLES = {"PASS": "green", "FAIL": "bold red", "UNDECIDED": "yellow"}
 
@@ -333,23 +334,12 @@ def _study_head(study: Study) -> list[Text]:
 def _figures_table(study: Study) -> Table:
     """The headline figures, their sampling error and what rough figures do to them side by side."""
     table = _table("Full attribution, facility boundary", "95 % sampling interval", "90 % by rough figures")
-    found = {
-        "tasks_per_s": study.tasks_per_s,
-        "output_tokens_per_s": study.output_tokens_per_s,
-        "goodput_tasks_per_s": study.goodput_tasks_per_s if study.slo else None,
-        "tst_j": study.energy.tst_j["full"]["facility"] if study.energy else None,
-        "tpw_tokens_per_j": study.energy.tpw_tokens_per_j["full"]["facility"] if study.energy else None,
-        "mean_w": study.energy.mean_w if study.energy else None,
-        "usd_per_task": study.money.usd_per_task if study.money else None,
-        "usd_per_1k_output_tokens": study.money.usd_per_1k_output_tokens if study.money else None,
-        "gco2_per_task": study.gco2_per_task,
-    }
     ranges = study.calibration.ranges if study.calibration else {}
-    for name, interval in found.items():
-        if interval is not None:
-            title, unit = FIGURE_NAMES[name]
+    figures = study.figures()
+    for name, (title, unit) in FIGURE_NAMES.items():
+        if name in figures and (study.slo or name != "goodput_tasks_per_s"):
             by_worlds = readable_range(ranges[name].low, ranges[name].high, unit) if name in ranges else "–"
-            table.add_row(title, _cell(interval, unit), by_worlds)
+            table.add_row(title, _cell(figures[name], unit), by_worlds)
     return table
 
 
@@ -411,7 +401,7 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
     if any(comparison.differences):
         note = (
             "Differences are of the same tasks, replication by replication; all their intervals together hold at 95 % "
-            "(Bonferroni). Pairing: how many times the replications it would take without."
+            "(Bonferroni), and a dash says that none is shown. Pairing: how many times the replications it would take without."
         )
         parts.append(Text(note, style="dim"))
     return Group(*parts)
@@ -427,10 +417,9 @@ def _differences_table(names: tuple[str, str], differences: Iterable[Difference]
         value = (d.other - d.first) / scale
         difference = f"{value:.3g}" if half is None else plain_error(value, half / scale)
         worlds = readable_range(d.by_worlds.low / scale, d.by_worlds.high / scale, "") if d.by_worlds else "–"
-        pairing = f"{d.variance_ratio:,.1f} x" if d.variance_ratio is not None else "–"
-        style = "dim" if d.verdict == "no difference shown" else "bold"
+        pairing = f"{d.variance_ratio:,.{d.variance_ratio < 10:d}f} x" if d.variance_ratio is not None else "–"
         title = f"{title}, {shown}" if shown else title
-        verdict = Text(d.verdict.removesuffix(" difference shown"), style=style)
+        verdict = Text("–", style="dim") if d.verdict == "no difference shown" else Text(d.verdict, style="bold")
         table.add_row(title, f"{d.first / scale:.4g}", f"{d.other / scale:.4g}", difference, verdict, worlds, pairing)
     return table
 
@@ -439,9 +428,9 @@ def _figure_name(figure: str) -> tuple[str, str]:
     """What people call a figure, and its unit."""
     metric, _, part = figure.rpartition(".")
     if metric == "slo":
-        return f"{LATENCY_NAMES[part].partition(',')[0]} within objective", ""
+        return f"{SHORT_NAMES[part]} in objective", ""
     if metric:
-        return f"{LATENCY_NAMES[metric].partition(',')[0]}, {part.removesuffix('_s')}", "s"
+        return f"{SHORT_NAMES[metric]} {part.removesuffix('_s')}", "s"
     return FIGURE_NAMES[figure]
 
 

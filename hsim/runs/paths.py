@@ -106,8 +106,8 @@ def _path(job: Job) -> tuple[Prepared, Log]:
         prepared = prepare(_drawing(job.system, None))
         return prepared, run(prepared, job.stepwise)
     followed = job.cohort.end
-    for beyond in DRAWN_BEYOND:
-        prepared = prepare(_drawing(job.system, max(int(beyond * followed), DRAWN_AT_LEAST)))
+    for count in sorted({max(int(beyond * followed), DRAWN_AT_LEAST) for beyond in DRAWN_BEYOND}):
+        prepared = prepare(_drawing(job.system, count))
         log = run(prepared, job.stepwise, followed)
         if len(log.tasks) < len(prepared.drawn.tasks):
             break  # not all were needed
