@@ -290,7 +290,9 @@ def after(batch: tuple[list[int], list[tuple[int, int]]], k: int) -> StepShape:
 
 
 # On one accelerator a large batch is capped while its context is short, and no longer when it has grown.
-near_cap = st.tuples(st.integers(120, 250).flatmap(lambda n: st.integers(100, 1500).map(lambda c: [c] * n)), st.just([]))
+near_cap = st.tuples(
+    st.integers(120, 250).flatmap(lambda n: st.integers(100, 1500).map(lambda c: [c] * n)), st.just([])
+)
 decodes_alone = st.tuples(st.lists(st.integers(1, 4000), min_size=1, max_size=250), st.just([]))
 near_a_window = st.tuples(st.builds(lambda n, c: [c] * n, st.integers(1, 60), st.integers(3000, 4200)), st.just([]))
 
