@@ -15,7 +15,7 @@ from hsim.cli import app
 from hsim.description.catalogue import shipped
 from hsim.description.scenario import TraceArrivals, load
 
-FEW = ("--set", "workload.tasks=20")
+FEW = ("--set", "workload.tasks=20", "--replications", "1")
 
 
 def hsim(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -104,7 +104,7 @@ def test_scenarios_are_listed_with_their_questions() -> None:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_shipped_scenario_runs(name: str) -> None:
     scenario, _ = load(name)
-    settings = ["--set", "workload.tasks=50"]
+    settings = ["--set", "workload.tasks=50", "--replications", "1"]
     if isinstance(scenario.workload.arrivals, TraceArrivals):  # its file is not shipped
         settings += ["--set", "workload.arrivals={kind: poisson, rate_per_s: 2}"]
         settings += [f"--set=workload.classes.{c}.{n}=100" for c in scenario.workload.classes for n in ("input_tokens", "output_tokens")]  # fmt: skip
