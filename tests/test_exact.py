@@ -307,7 +307,7 @@ def launched_one_by_one() -> tuple[ComposedCosts, Any]:
 
 SWITCHES: dict[str, tuple[Callable[[], tuple[ComposedCosts, Any]], Any, set[str]]] = {
     "llama on one": (partial(costs_of, "llama-3.1-8b on one"), st.one_of(batches, decodes_alone), {"holds for good", "cap begins to bind"}),
-    "llama on four": (partial(costs_of, "llama-3.1-70b on four"), st.one_of(batches, decodes_alone), {"holds for good", "cap begins to bind"}),
+    "llama on four": (partial(costs_of, "llama-3.1-70b on four"), st.one_of(batches, decodes_alone), {"holds for good"}),
     "a window": (partial(costs_of, "gemma-2-27b on two"), near_a_window, {"holds for good", "a window fills"}),
     "launching": (launched_one_by_one, st.one_of(batches, decodes_alone), {"holds for good", "kernels outlast launching"}),
 }  # fmt: skip
