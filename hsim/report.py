@@ -324,8 +324,11 @@ def _study_head(study: Study) -> list[Text]:
         asked = f"MSER-5 asks for {warm_up.mser_tasks:,}, three mean passages for {warm_up.passage_tasks:,}"
         window = _cell(study.window_s, "s")
         lines.append(Text(f"Warm-up     {warm_up.tasks:,} tasks ({asked}); then windows of {window}"))
-    elif study.kind == "terminating":
-        lines.append(Text(f"Window      first arrival to last completion, {_cell(study.window_s, 's')}"))
+    else:
+        ends = (
+            "first arrival to last completion" if study.kind == "terminating" else "while every user has a task to ask"
+        )
+        lines.append(Text(f"Window      {ends}, {_cell(study.window_s, 's')}"))
     lines += [Text(line) for line in _failures(study)]
     lines += [Text(f"{what:<12}unavailable: {why}", style="yellow") for what, why in study.unavailable.items()]
     return lines
@@ -370,14 +373,16 @@ def _latency_intervals(study: Study) -> Table:
 def _calibration_notes(study: Study, explain: bool) -> list[Text]:
     if (calibration := study.calibration) is None:
         return []
-    how = "simulated anew on the same random numbers" if calibration.simulated else "in which only the books change"
+    how = (
+        "that were simulated on the same random numbers" if calibration.simulated else "in which only the books change"
+    )
     lines = [
-        f"Rough figures: {calibration.worlds} worlds draw {len(calibration.varied)} figures between their bounds, {how}; "
-        "more replications do not shrink this."
+        f"Rough figures: {len(calibration.varied)} drawn between their bounds in {calibration.worlds} worlds {how}; more "
+        "replications do not shrink this."
     ]
     if calibration.held:
         named = f": {', '.join(calibration.held)}" if explain else ""
-        lines.append(f"{len(calibration.held)} that change times were held; --worlds 20 draws them too{named}.")
+        lines.append(f"{len(calibration.held)} more, which change times, were held; --worlds 20 draws them too{named}.")
     return [*(Text(line, style="dim") for line in lines), Text()]
 
 

@@ -16,7 +16,7 @@ import pytest
 from systems import agents, generate_only, system_of
 
 from hsim.description.system import System
-from hsim.errors import DescriptionError, ResultError
+from hsim.errors import DescriptionError, HsimError, ResultError
 from hsim.metrics.measured import Cohort
 from hsim.metrics.result import Study
 from hsim.metrics.study import Replication
@@ -236,6 +236,43 @@ def test_closed_loops_are_terminating_unless_they_say_otherwise() -> None:
     data = generate_only()
     data["workload"]["arrivals"] = {"kind": "closed", "users": 4}
     assert study(system_of(data), inline(2)).kind == "terminating"
+
+
+def closed_loop(tasks: int) -> dict[str, Any]:
+    data = generate_only(max_num_seqs=3)
+    data["workload"] |= {"tasks": tasks, "measure": "steady"}
+    data["workload"]["arrivals"] = {
+        "kind": "closed",
+        "users": 4,
+        "think_s": {"kind": "lognormal", "median": 0.1, "p95": 0.4},
+    }
+    return data
+
+
+def test_a_steady_closed_loop_is_measured_while_all_users_have_work() -> None:
+    found = study(system_of(closed_loop(80)), inline(4))
+    assert (found.kind, found.stability, found.warm_up) == ("steady", None, None)
+    path = replicate(Job(system_of(closed_loop(80)), 0, None)).path
+    in_window = (path.arrival_s >= path.window.start_s) & (path.arrival_s < path.window.end_s)
+    assert path.cohort.tasks == in_window.sum()
+    assert np.flatnonzero(in_window)[0] == path.cohort.skipped
+    assert path.cohort.skipped >= 3, "the window opens when the last user has come"
+    assert path.window.end_s < path.ended_s.max(), "no user runs out of work before another"
+
+
+def test_a_closed_loop_without_a_stretch_in_which_all_have_work_says_so() -> None:
+    with pytest.raises(
+        HsimError, match=r"the first user has no task left before the last has come; set workload.tasks"
+    ):
+        study(system_of(closed_loop(6)), inline(2))
+
+
+def test_even_arrivals_of_even_tasks_leave_nothing_to_chance() -> None:
+    data = small()
+    data["workload"]["arrivals"]["kind"] = "uniform"
+    data["workload"]["classes"]["chat"] |= {"input_tokens": 100, "output_tokens": 10}
+    found = study(system_of(data), inline(5))
+    assert (found.kind, found.replications, found.wanted, found.tasks_per_s.low) == ("steady", 1, 1, None)
 
 
 def test_a_steady_trace_is_refused(tmp_path: Path) -> None:

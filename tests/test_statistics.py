@@ -106,9 +106,20 @@ def test_memory_of_a_series_whose_memory_is_known(correlation: float) -> None:
     samples[:, 0] = random.normal(0, 1, 400)
     for i in range(1, 3000):
         samples[:, i] = correlation * samples[:, i - 1] + math.sqrt(1 - correlation**2) * random.normal(0, 1, 400)
+    # With 399 degrees of freedom its own standard error is 7 %.
     expected = (1 + correlation) / (1 - correlation)
-    # The upper end of a one-sided 80 % interval with 399 degrees of freedom lies 6 % above; its own error is 7 %.
-    assert statistics.memory(list(samples)) == pytest.approx(1.06 * expected, rel=0.2)
+    assert statistics.memory(list(samples)) == pytest.approx(expected, rel=0.25)
+    assert statistics.cautious_memory(list(samples)) == pytest.approx(1.06 * statistics.memory(list(samples)), rel=0.01)
+
+
+def test_a_cautious_memory_is_too_short_in_a_fifth_of_the_studies() -> None:
+    """Five replications of points in clumps of twenty: the memory is twenty."""
+    random = np.random.default_rng(8)
+    short = 0
+    for _ in range(1000):
+        samples = [np.repeat(random.normal(0, 1, 50), 20) for _ in range(5)]
+        short += statistics.cautious_memory(samples) < 20
+    assert 150 <= short <= 250
 
 
 def test_a_tail_of_fewer_than_ten_independent_points_is_not_estimable() -> None:
@@ -210,14 +221,14 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
                     shown[name] += 1
                     covered[name] += low <= value <= high
     coverage = {name: covered[name] / shown[name] for name in truth}
-    assert min(shown.values()) >= 0.99 * studies, shown  # the others refused a p99 of too few independent points
+    assert min(shown.values()) >= 0.95 * studies, shown  # the others refused a p99 of too few independent points
     assert all(0.93 <= part <= 0.97 for part in coverage.values()), coverage
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("load", [0.5, 0.8, 0.9])
 def test_a_queue_just_on_its_limit_hardly_ever_passes_or_fails(load: float) -> None:
-    """The true fraction within is exactly what is wanted: each wrong verdict may come up in 2.5 %, plus its error."""
+    """The true fraction within is exactly what is wanted: each wrong verdict may come up in 2.5 %, and 0.6 % is its standard error."""
     queue, studies, wanted = Queue(load), 600, 0.99
     verdicts: Counter[str] = Counter()
     for seed in range(studies // 50):
@@ -227,8 +238,8 @@ def test_a_queue_just_on_its_limit_hardly_ever_passes_or_fails(load: float) -> N
                 "slo.e2e"
             ].interval()
             verdicts["PASS" if low >= wanted else "FAIL" if high < wanted else "UNDECIDED"] += 1
-    assert verdicts["PASS"] <= 0.04 * studies, verdicts
-    assert verdicts["FAIL"] <= 0.04 * studies, verdicts
+    assert verdicts["PASS"] <= 0.045 * studies, verdicts
+    assert verdicts["FAIL"] <= 0.045 * studies, verdicts
 
 
 @pytest.mark.slow
