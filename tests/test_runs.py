@@ -32,6 +32,13 @@ def small(**pool: Any) -> dict[str, Any]:
     return data
 
 
+def finite() -> dict[str, Any]:
+    """The same as a terminating run: what is run does not depend on what was found."""
+    data = small()
+    data["workload"]["measure"] = "terminating"
+    return data
+
+
 def quiet_agents() -> dict[str, Any]:
     """Agents whose two cores are not always busy."""
     data = agents()
@@ -54,14 +61,12 @@ def test_same_bytes_whatever_the_number_of_processes(tmp_path: Path) -> None:
         texts.append(as_json(study(system, Options(4, processes, out=out))))
         kept.append({file.name: file.read_bytes() for file in sorted(out.rglob("*.npz"))})
     assert texts[0] == texts[1] == texts[2]
-    assert len(kept[0]) == 4
+    assert len(kept[0]) >= 4
     assert kept[0] == kept[1] == kept[2]
 
 
 def test_replication_zero_is_the_path_of_the_seed_itself() -> None:
-    data = small()
-    data["workload"]["measure"] = "terminating"
-    system = system_of(data)
+    system = system_of(finite())
     path = replicate(Job(system, 0, None)).path
     alone = path_of(system)
     assert path.ledger.joules() == alone.energy.total_j  # type: ignore[union-attr]
@@ -104,7 +109,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_study_goes_on_with_what_was_kept(tmp_path: Path, counted: list[int]) -> None:
-    system = system_of(small())
+    system = system_of(finite())
     study(system, inline(3, tmp_path))
     resumed = study(system, inline(5, tmp_path))
     assert counted == [0, 1, 2, 3, 4]
@@ -115,7 +120,7 @@ def test_a_study_goes_on_with_what_was_kept(tmp_path: Path, counted: list[int]) 
 
 
 def test_ctrl_c_leaves_what_was_finished_marked_incomplete(tmp_path: Path, counted: list[int]) -> None:
-    system = system_of(small())
+    system = system_of(finite())
     studies.replicate.stop_at = 2  # type: ignore[attr-defined]
     stopped = study(system, inline(5, tmp_path))
     assert (stopped.replications, stopped.wanted, stopped.complete) == (2, 5, False)
@@ -162,11 +167,11 @@ def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
 
 
 def test_a_broken_file_in_the_store_is_named(tmp_path: Path) -> None:
-    system = system_of(small())
+    system = system_of(finite())
     study(system, inline(2, tmp_path))
     file = sorted(tmp_path.rglob("*.npz"))[1]
     file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(ResultError, match=r"0001-after-\d+\.npz: is not a replication that hsim wrote .*; delete it"):
+    with pytest.raises(ResultError, match=r"0001-whole\.npz: is not a replication that hsim wrote .*; delete it"):
         study(system, inline(2, tmp_path))
 
 
