@@ -155,7 +155,7 @@ def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=_heed_ctrl_c,
+        preexec_fn=_heed_ctrl_c,  # noqa: PLW1509  # no threads here
     ) as run:
         while len(list(out.rglob("*.npz"))) < 3 and run.poll() is None:
             time.sleep(0.05)
