@@ -17,8 +17,10 @@ test: .venv-test/installed
 	.venv-test/bin/pytest -q -n 2 -m "not slow and not torch"
 	@echo "left out: tests marked 'slow' (make test-slow) and 'torch' (make test-torch)"
 
+# All slow tests; `make test-slow SLOW=tests/test_theory.py` runs some.
+SLOW ?= tests
 test-slow: .venv-test/installed
-	.venv-test/bin/pytest -q -n 2 -m slow
+	.venv-test/bin/pytest -q -n 2 -m slow $(SLOW)
 
 test-torch: .venv-test/installed
 	.venv-test/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[live,calibrate,test]'

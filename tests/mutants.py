@@ -324,13 +324,6 @@ MUTANTS = (
         "test_exact.py::test_jobs_share_the_power_of_their_host_equally_at_each_instant",
     ),
     Mutant(
-        "kv: a freed piece is evicted newest first",
-        "engine/kv.py",
-        "key, held = next(iter(self._cached.items()))",
-        "key, held = next(reversed(self._cached.items()))",
-        "test_engine_depth.py::test_coalesced_equals_step_by_step_with_everything_on",
-    ),
-    Mutant(
         "kv: shared blocks are never let go",
         "engine/kv.py",
         "shared[0] -= 1\n            if not shared[0]:",
@@ -363,7 +356,7 @@ MUTANTS = (
         "engine/life.py",
         "if not visit.done.triggered:",
         "if False:",
-        "test_engine_depth.py::test_coalesced_equals_step_by_step_with_everything_on",
+        "test_life.py::test_who_is_given_up_leaves_a_queue_at_once_a_replica_at_the_next_boundary_and_a_core_when_it_is_done",
     ),
 )
 

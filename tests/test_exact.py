@@ -322,7 +322,7 @@ def test_segment_is_every_step_asked_for_anew_for_exactly_as_long_as_it_says(nam
     cap_w = ways * (of("power.cap_w") - of("power.loaded_idle_w"))
     reached = Counter[str]()
 
-    @settings(max_examples=150)
+    @settings(max_examples=500)
     @given(some_batches, st.data())
     def law(batch: tuple[list[int], list[tuple[int, int]]], data: st.DataObject) -> None:
         segment = costs.segment(after(batch, 0))

@@ -134,6 +134,11 @@ def test_ctrl_c_leaves_what_was_finished_marked_incomplete(tmp_path: Path, count
     assert as_json(whole) == as_json(study(system, inline(5)))
 
 
+def _heed_ctrl_c() -> None:
+    # What runs in the background of a shell ignores the signal, and hands that down to its children.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
     """A real signal to a real process that has others working for it."""
     scenario = tmp_path / "scenario.yaml"
@@ -151,7 +156,11 @@ def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
     ]
     out = tmp_path / "out"
     with subprocess.Popen(
-        [*command, "--out", str(out)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*command, "--out", str(out)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_ctrl_c,  # noqa: PLW1509  # no threads here
     ) as run:
         while len(list(out.rglob("*.npz"))) < 3 and run.poll() is None:
             time.sleep(0.05)
