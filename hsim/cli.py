@@ -321,7 +321,7 @@ def main() -> None:
         print(f"hsim: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("hsim: interrupted; nothing was written", file=sys.stderr)
+        print("hsim: interrupted; runs that were finished are kept where --out says so", file=sys.stderr)
         sys.exit(130)
 
 

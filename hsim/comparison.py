@@ -28,7 +28,7 @@ from hsim.metrics.study import (
 )
 from hsim.metrics.summarise import unavailable_of
 from hsim.runs.store import as_json, write_atomically
-from hsim.runs.studies import Each, Options, gather, is_steady, workers
+from hsim.runs.studies import Options, Workers, gather, is_steady, workers
 from hsim.units import HOUR_S
 
 COMPARED = (
@@ -46,8 +46,8 @@ def compare(systems: Sequence[System], options: Options | None = None) -> Compar
     """
     options = options or Options()
     systems = _alike(systems)
-    with workers(options) as each:
-        comparison = _compared(systems, options, each)
+    with workers(options) as those:
+        comparison = _compared(systems, options, those)
     if options.out:
         write_atomically(options.out / "comparison.json", as_json(comparison))
     return comparison
@@ -65,11 +65,11 @@ def compare_fairly(
     architectures = [fleets_of(scenario, settings) for scenario in scenarios]
     _check_objectives([fleets[0][1] for fleets in architectures])
     # Fleets are looked at again and compared: what was simulated once is kept, here if nowhere else.
-    with TemporaryDirectory() as here, workers(options) as each:
+    with TemporaryDirectory() as here, workers(options) as those:
         keeping = options if options.out else replace(options, out=Path(here))
-        searches = [_cheapest(fleets, keeping, each) for fleets in architectures]
+        searches = [_cheapest(fleets, keeping, those) for fleets in architectures]
         chosen = [system for system, _ in searches if system is not None]
-        comparison = _compared(_alike(chosen), keeping, each) if chosen else Comparison((), (), CONFIDENCE)
+        comparison = _compared(_alike(chosen), keeping, those) if chosen else Comparison((), (), CONFIDENCE)
     comparison = replace(comparison, fleets=tuple(tried for _, tried in searches))
     if options.out:
         write_atomically(options.out / "comparison.json", as_json(comparison))
@@ -90,8 +90,8 @@ def _alike(systems: Sequence[System]) -> list[System]:
     return [replace(system, scenario=system.scenario.model_copy(update=seed)) for system in systems]
 
 
-def _compared(systems: Sequence[System], options: Options, each: Each) -> Comparison:
-    gathered = _gathered_alike(systems, options, each)
+def _compared(systems: Sequence[System], options: Options, workers: Workers) -> Comparison:
+    gathered = _gathered_alike(systems, options, workers)
     studies = tuple(study_of(material, warm_up) for material, warm_up in gathered)
     first, *others = (material for material, _ in gathered)
     pairs = [
@@ -104,12 +104,14 @@ def _compared(systems: Sequence[System], options: Options, each: Each) -> Compar
     return Comparison(studies, differences, confidence)
 
 
-def _gathered_alike(systems: Sequence[System], options: Options, each: Each) -> list[tuple[Material, WarmUp | None]]:
+def _gathered_alike(
+    systems: Sequence[System], options: Options, workers: Workers
+) -> list[tuple[Material, WarmUp | None]]:
     """Replications of each system whose windows hold the same tasks: the longest warm-up serves all."""
-    gathered = [gather(system, options, each) for system in systems]
+    gathered = [gather(system, options, workers) for system in systems]
     longest = max((warm_up.tasks for _, warm_up in gathered if warm_up), default=0)
     return [
-        gather(system, options, each, longest) if warm_up and warm_up.tasks < longest else (material, warm_up)
+        gather(system, options, workers, longest) if warm_up and warm_up.tasks < longest else (material, warm_up)
         for system, (material, warm_up) in zip(systems, gathered, strict=True)
     ]
 
@@ -210,7 +212,7 @@ def _check_objectives(systems: Sequence[System]) -> None:
 
 
 def _cheapest(
-    fleets: Sequence[tuple[dict[str, int], System]], options: Options, each: Each
+    fleets: Sequence[tuple[dict[str, int], System]], options: Options, workers: Workers
 ) -> tuple[System | None, tuple[TriedFleet, ...]]:
     """The cheapest fleet that meets the objectives, and every one that was tried.
 
@@ -220,7 +222,7 @@ def _cheapest(
     tried: list[TriedFleet] = []
     for servers, system in fleets:
         for look in LOOKS:
-            material, _ = gather(system, replace(options, replications=look * options.replications, worlds=0), each)
+            material, _ = gather(system, replace(options, replications=look * options.replications, worlds=0), workers)
             fleet = _judged(servers, material, confidence)
             if fleet.verdict != "UNDECIDED" or len(material.replications) < material.wanted or material.wanted == 1:
                 break

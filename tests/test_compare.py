@@ -67,6 +67,20 @@ def test_differences_are_those_of_the_studies_and_hold_together() -> None:
     assert comparison.confidence == pytest.approx(1 - 0.05 / shown)
 
 
+def test_the_longer_warm_up_serves_both() -> None:
+    """Long answers fill their pipes slowly; the short ones wait for them, so that windows hold the same tasks."""
+    short, long = scenario(rate_per_s=40), scenario(rate_per_s=40)
+    for data, tokens in ((short, 2), (long, 150)):
+        data["workload"]["tasks"] = 20
+        data["workload"]["classes"]["chat"] |= {"output_tokens": tokens, "max_output_tokens": 200}
+    alone = compare([system_of(short), system_of(short)], OPTIONS).studies[0].warm_up
+    both = [study.warm_up for study in compare([system_of(short), system_of(long)], OPTIONS).studies]
+    assert alone is not None
+    assert both[0] is not None
+    assert both[1] is not None
+    assert alone.tasks < both[0].tasks == both[1].tasks
+
+
 def test_rough_figures_that_both_share_move_the_difference_little() -> None:
     comparison = compare([system_of(scenario(max_num_seqs=n)) for n in (8, 16)], OPTIONS)
     tst, calibration = of(comparison, "tst_j"), comparison.studies[0].calibration

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from systems import agents, generate_only, system_of
 
 from hsim.description.system import System
@@ -20,6 +23,7 @@ from hsim.errors import DescriptionError, HsimError, ResultError
 from hsim.metrics.measured import Cohort
 from hsim.metrics.result import Study
 from hsim.metrics.study import Replication
+from hsim.report import study_tables
 from hsim.runs import Options, as_json, is_one_path, path_of, studies, study
 from hsim.runs.paths import Job, replicate, seed_of, seeded
 from hsim.runs.store import Store, run_key
@@ -139,32 +143,26 @@ def _heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
-    """A real signal to a real process that has others working for it."""
-    scenario = tmp_path / "scenario.yaml"
+@pytest.mark.parametrize("whom", ["the command alone", "its processes too"])
+def test_ctrl_c_on_the_command_line(tmp_path: Path, whom: str) -> None:
+    """A real signal to a real process that has others working for it; a terminal sends it to them all."""
+    scenario, out = tmp_path / "scenario.yaml", tmp_path / "out"
     scenario.write_text(json.dumps(small()))
-    command = [
-        sys.executable,
-        "-m",
-        "hsim.cli",
-        "simulate",
-        str(scenario),
-        "--replications",
-        "2000",
-        "--processes",
-        "2",
-    ]
-    out = tmp_path / "out"
+    options = ["--replications", "2000", "--processes", "2", "--out", str(out)]
     with subprocess.Popen(
-        [*command, "--out", str(out)],
+        [sys.executable, "-m", "hsim.cli", "simulate", str(scenario), *options],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         preexec_fn=_heed_ctrl_c,  # noqa: PLW1509  # no threads here
+        start_new_session=True,
     ) as run:
         while len(list(out.rglob("*.npz"))) < 3 and run.poll() is None:
             time.sleep(0.05)
-        run.send_signal(signal.SIGINT)
+        if whom == "the command alone":
+            run.send_signal(signal.SIGINT)
+        else:
+            os.killpg(run.pid, signal.SIGINT)
         printed, said = run.communicate()
     assert run.returncode == 130, said
     assert "INCOMPLETE" in printed
@@ -375,6 +373,23 @@ def test_work_that_piles_up_at_an_engine_is_unstable_by_its_drift() -> None:
     assert "work in progress grows" in found.stability.reason
 
 
+def printed(found: Study) -> str:
+    with Console(width=120, file=io.StringIO()) as console:
+        console.print(study_tables(found))
+        return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_a_report_of_an_unstable_system_shows_no_percentile() -> None:
+    text = printed(study(system_of(decoding(1.24, 400)), inline(4)))
+    assert "UNSTABLE: work in progress grows by" in text
+    assert "no latency, joules a task or cost of a steady state exists" in text
+    for word in ("p50", "p99", "TST", "Objective", "Joules a task"):
+        assert word not in text
+    steady = printed(study(system_of(decoding(0.5, 400)), inline(4)))
+    for word in ("stable", "p50", "p99", "TST", "±", "by rough figures"):
+        assert word in steady
+
+
 @pytest.mark.slow
 def test_a_load_just_above_what_an_engine_can_do_is_unstable() -> None:
     check_unstable(study(system_of(decoding(1.05, 3000)), Options(10)))
@@ -411,8 +426,8 @@ def test_books_of_a_world_are_those_of_a_run_in_it() -> None:
     """Joules by the books of other worlds, without a new run, against a run with the worlds' figures assumed."""
     system = system_of(quiet_agents())
     options = inline(2)
-    with studies.workers(options) as each:
-        material, _ = studies.gather(system, options, each)
+    with studies.workers(options) as those:
+        material, _ = studies.gather(system, options, those)
     from hsim.metrics.rough import draw_worlds, of_the_books, rough_figures, system_in
 
     books = of_the_books(material.system)

@@ -24,6 +24,7 @@ from hsim.workload.tasks import Task
 
 KEY_DIGITS = 16
 MANIFEST = "manifest.json"
+READABLE = 0o644
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
@@ -36,6 +37,7 @@ def write_atomically(file: Path, content: str | bytes) -> None:
                 draft.write(data)
                 draft.flush()
                 os.fsync(draft.fileno())
+                Path(draft.name).chmod(READABLE)  # drafts are their owner's alone
                 Path(draft.name).replace(file)
             except BaseException:
                 Path(draft.name).unlink(missing_ok=True)

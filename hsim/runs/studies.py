@@ -5,15 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from math import ceil
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from hsim.description.scenario import Workload
 from hsim.description.system import System
@@ -65,16 +64,24 @@ def study(system: System, options: Options = Options()) -> Study:
     Ctrl-C ends it early: then the study is of the replications that were finished, and not complete. Raises
     DescriptionError before time zero for anything that cannot run.
     """
-    with workers(options) as each:
-        material, warm_up = gather(system, options, each)
+    with workers(options) as those:
+        material, warm_up = gather(system, options, those, partial=True)
     found = study_of(material, warm_up)
     if options.out:
         write_atomically(options.out / "result.json", as_json(found))
     return found
 
 
-Each = Callable[[Sequence[Job]], Iterator[tuple[int, Replication]]]
-"""Runs jobs, and gives each replication with its place among them as it is finished."""
+class Workers(Protocol):
+    """Those who run jobs."""
+
+    def __call__(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Replication]]:
+        """Each replication with its place among the jobs, as it is finished."""
+        ...
+
+    def stop(self) -> None:
+        """End at once."""
+        ...
 
 
 def is_steady(workload: Workload) -> bool:
@@ -91,9 +98,11 @@ def _leaves_something_to_chance(system: System) -> bool:
     return prepare(seeded(system, 0)).drawn.tasks != prepare(seeded(system, 1)).drawn.tasks
 
 
-def gather(system: System, options: Options, each: Each, at_least: int = 0) -> tuple[Material, WarmUp | None]:
-    """All replications of a study, after a warm-up of `at_least` so many tasks; fewer after Ctrl-C."""
-    gathering = _Gathering(prepare(system), options, each)
+def gather(
+    system: System, options: Options, workers: Workers, at_least: int = 0, partial: bool = False
+) -> tuple[Material, WarmUp | None]:
+    """All replications of a study, after a warm-up of `at_least` so many tasks; with `partial`, fewer after Ctrl-C."""
+    gathering = _Gathering(prepare(system), options, workers, partial)
     workload = system.scenario.workload
     if not is_steady(workload):
         return gathering.whole("terminating"), None
@@ -105,10 +114,10 @@ def gather(system: System, options: Options, each: Each, at_least: int = 0) -> t
 class _Gathering:
     """The replications of one system, run or found in its store."""
 
-    def __init__(self, prepared: Prepared, options: Options, each: Each) -> None:
-        self.prepared, self.system, self.options, self.each = prepared, prepared.system, options, each
+    def __init__(self, prepared: Prepared, options: Options, workers: Workers, partial: bool) -> None:
+        self.prepared, self.system, self.options, self.workers = prepared, prepared.system, options, workers
         self.store = Store(options.out, self.system, prepared.drawn.tasks) if options.out else None
-        self.interrupted = False
+        self.partial, self.interrupted = partial, False
         chance = self.system.scenario.workload.arrivals.kind in RANDOM or _leaves_something_to_chance(self.system)
         self.wanted = options.replications if chance else 1
         rough, books = rough_figures(self.system), of_the_books(self.system)
@@ -157,12 +166,13 @@ class _Gathering:
         found = {name: kept for name in jobs if self.store and (kept := self.store.get(name)) is not None}
         names = [name for name in jobs if name not in found]
         try:
-            for place, replication in self.each([jobs[name] for name in names]):
+            for place, replication in self.workers([jobs[name] for name in names]):
                 found[names[place]] = replication
                 if self.store:
                     self.store.put(names[place], replication)
         except KeyboardInterrupt:
-            if not found:
+            self.workers.stop()
+            if not found or not self.partial:
                 raise
             self.interrupted = True
         return {name: found[name] for name in jobs if name in found}
@@ -199,31 +209,61 @@ def _called(cohort: Cohort | None) -> str:
 # ---- processes
 
 
-@contextmanager
-def workers(options: Options) -> Iterator[Each]:
-    """Runs jobs in so many processes, or in this one. What they give does not depend on how many there are."""
-    processes = options.processes or len(os.sched_getaffinity(0))
-    if processes == 1:
-        yield _one_by_one
-        return
-    before = set(multiprocessing.active_children())
-    with _single_threaded(), _pool(processes) as pool:
+class _Alone:
+    """Workers: this process."""
+
+    def __call__(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Replication]]:
+        return ((place, replicate(job)) for place, job in enumerate(jobs))
+
+    def stop(self) -> None:
+        """Nothing goes on in the background."""
+
+
+class _Processes:
+    """Workers: processes that are spawned, not forked, lest they inherit the caller's threads and locks."""
+
+    def __init__(self, count: int) -> None:
+        self._others = set(multiprocessing.active_children())
+        self._pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _leave_ctrl_c_to_the_parent)
+
+    def __call__(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Replication]]:
+        places = {self._pool.submit(replicate, job): place for place, job in enumerate(jobs)}
         try:
-            yield partial(_in_parallel, pool)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in set(multiprocessing.active_children()) - before:
-                child.terminate()
-            raise
+            for future in as_completed(places):
+                yield places[future], future.result()
+        except BrokenProcessPool:
+            what = "a process ended before its replication did; is memory short? use fewer --processes"
+            raise HsimError(what) from None
+
+    def stop(self) -> None:
+        """End at once: what is under way is not waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - self._others:
+            child.terminate()
 
 
-def _pool(processes: int) -> ProcessPoolExecutor:
-    # Spawned, not forked: a fork would inherit whatever threads and locks the caller has.
-    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _end_quietly_on_ctrl_c)
+def _leave_ctrl_c_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _end_quietly_on_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@contextmanager
+def workers(options: Options) -> Iterator[Workers]:
+    """Workers in so many processes, or in this one. What they give does not depend on how many there are."""
+    processes = options.processes or _cores()
+    if processes == 1:
+        yield _Alone()
+        return
+    with _single_threaded():
+        pool = _Processes(processes)
+        try:
+            yield pool
+        finally:
+            pool.stop()
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @contextmanager
@@ -238,19 +278,3 @@ def _single_threaded() -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = before
-
-
-def _one_by_one(jobs: Sequence[Job]) -> Iterator[tuple[int, Replication]]:
-    yield from ((place, replicate(job)) for place, job in enumerate(jobs))
-
-
-def _in_parallel(pool: ProcessPoolExecutor, jobs: Sequence[Job]) -> Iterator[tuple[int, Replication]]:
-    places = {pool.submit(replicate, job): place for place, job in enumerate(jobs)}
-    try:
-        for future in as_completed(places):
-            yield places[future], future.result()
-    except BrokenProcessPool:
-        raise HsimError("a process ended before its replication did; is memory short? use fewer --processes") from None
-    finally:
-        for future in places:
-            future.cancel()
