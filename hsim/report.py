@@ -318,8 +318,12 @@ def _study_head(study: Study) -> list[Text]:
         drift = f"{_percent(stability.drift_fraction)} of the tasks that arrive"
         lines.append(Text(f"Stability   {word}: {stability.reason} (drift {drift})", style=style))
         if stability.verdict == "unstable":
-            arriving = f"{_cell(stability.arrivals_per_s, 'tasks/s')} arrive, {_cell(study.tasks_per_s, 'tasks/s')} are completed"
-            lines.append(Text(f"            {arriving}; no latency, joules a task or cost of a steady state exists"))
+            lines.append(
+                Text(
+                    f"            {_cell(stability.arrivals_per_s, 'tasks/s')} arrive, {_cell(study.tasks_per_s, 'tasks/s')} are completed."
+                )
+            )
+            lines.append(Text("            No latency, energy, cost or CO2 of a steady state exists."))
     if warm_up := study.warm_up:
         asked = f"MSER-5 asks for {warm_up.mser_tasks:,}, three mean passages for {warm_up.passage_tasks:,}"
         window = _cell(study.window_s, "s")
@@ -330,7 +334,8 @@ def _study_head(study: Study) -> list[Text]:
         )
         lines.append(Text(f"Window      {ends}, {_cell(study.window_s, 's')}"))
     lines += [Text(line) for line in _failures(study)]
-    lines += [Text(f"{what:<12}unavailable: {why}", style="yellow") for what, why in study.unavailable.items()]
+    if not (stability and stability.verdict == "unstable"):
+        lines += [Text(f"{what:<12}unavailable: {why}", style="yellow") for what, why in study.unavailable.items()]
     return lines
 
 
