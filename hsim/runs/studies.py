@@ -206,15 +206,8 @@ def workers(options: Options) -> Iterator[Each]:
     if processes == 1:
         yield _one_by_one
         return
-    before = set(multiprocessing.active_children())
     with _single_threaded(), _pool(processes) as pool:
-        try:
-            yield partial(_in_parallel, pool)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in set(multiprocessing.active_children()) - before:
-                child.terminate()
-            raise
+        yield partial(_in_parallel, pool)
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:
@@ -246,11 +239,22 @@ def _one_by_one(jobs: Sequence[Job]) -> Iterator[tuple[int, Replication]]:
 
 def _in_parallel(pool: ProcessPoolExecutor, jobs: Sequence[Job]) -> Iterator[tuple[int, Replication]]:
     places = {pool.submit(replicate, job): place for place, job in enumerate(jobs)}
+    left = len(places)
     try:
         for future in as_completed(places):
+            left -= 1
             yield places[future], future.result()
     except BrokenProcessPool:
         raise HsimError("a process ended before its replication did; is memory short? use fewer --processes") from None
     finally:
-        for future in places:
-            future.cancel()
+        if left:  # Ctrl-C, or an error on either side: nobody waits for the rest
+            _end_processes(pool)
+
+
+def _end_processes(pool: ProcessPoolExecutor) -> None:
+    """End a pool's processes at once: it then finds itself broken, and gives up what is left.
+
+    Were that cancelled, Python 3.11's pool would stumble over it as it gives up, and the interpreter never end.
+    """
+    for process in list((pool._processes or {}).values()):
+        process.terminate()
