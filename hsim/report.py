@@ -304,7 +304,8 @@ def _percent(interval: Interval) -> str:
 def _study_head(study: Study) -> list[Text]:
     of = f" of {study.wanted}" if not study.complete else ""
     runs = f"{study.replications}{of} replications of {study.tasks:,} tasks"
-    kind = "steady state" if study.kind == "steady" else "terminating runs"
+    unstable = study.stability is not None and study.stability.verdict == "unstable"
+    kind = "terminating runs" if study.kind == "terminating" else "no steady state" if unstable else "steady state"
     lines = [Text(f"{Path(study.scenario).stem}: {kind}, {runs}", style="bold")]
     if not study.complete:
         lines.append(
@@ -315,8 +316,8 @@ def _study_head(study: Study) -> list[Text]:
     if stability := study.stability:
         word = {"stable": "stable", "unstable": "UNSTABLE", "undecided": "undecided"}[stability.verdict]
         style = {"stable": "", "unstable": "bold red", "undecided": "yellow"}[stability.verdict]
-        drift = f"{_percent(stability.drift_fraction)} of the tasks that arrive"
-        lines.append(Text(f"Stability   {word}: {stability.reason} (drift {drift})", style=style))
+        drift = f"drift {_percent(stability.drift_fraction)} of arrivals"
+        lines.append(Text(f"Stability   {word}: {stability.reason} ({drift})", style=style))
         if stability.verdict == "unstable":
             lines.append(
                 Text(
@@ -334,7 +335,7 @@ def _study_head(study: Study) -> list[Text]:
         )
         lines.append(Text(f"Window      {ends}, {_cell(study.window_s, 's')}"))
     lines += [Text(line) for line in _failures(study)]
-    if not (stability and stability.verdict == "unstable"):
+    if not unstable:
         lines += [Text(f"{what:<12}unavailable: {why}", style="yellow") for what, why in study.unavailable.items()]
     return lines
 

@@ -86,10 +86,41 @@ def test_bad_input_is_one_line_on_stderr_exit_code_2_and_nothing_written(
 
 def test_a_folder_that_cannot_be_written_is_bad_input_too(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
-    done = hsim("simulate", "agents-split", *FEW, "--out", "out", folder=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("hsim: out/result.json: cannot be written (")
+    for replications, blamed in (("1", "out/result.json"), ("3", "out/runs/agents-split-")):
+        done = hsim(
+            "simulate", "agents-split", *FEW[:2], "--replications", replications, "--out", "out", folder=tmp_path
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"hsim: {blamed}")
+        assert ": cannot be written (" in done.stderr
+        assert done.stderr.count("\n") == 1
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_error_in_the_middle_of_a_study_ends_it_and_its_processes(tmp_path: Path) -> None:
+    """A folder that fills up while replications are under way in other processes."""
+    code = """
+from hsim import runs
+from hsim.errors import ResultError
+from hsim.runs.store import Store
+
+def put(*_):
+    raise ResultError("the disk is full")
+
+if __name__ == "__main__":
+    Store.put = put
+    closed = ["workload.arrivals={kind: closed, users: 2}", "workload.tasks=4"]
+    system = runs.system_of("agents-split", closed)
+    try:
+        runs.study(system, runs.Options(8, 2, 0, __import__("pathlib").Path("out")))
+    except ResultError as error:
+        print(error)
+"""
+    (tmp_path / "fails.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "fails.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "the disk is full\n", "")
 
 
 SCENARIOS = sorted(file.stem for file in shipped("scenarios").glob("*.yaml"))

@@ -111,7 +111,7 @@ def on_puppets(monkeypatch: pytest.MonkeyPatch) -> Callable[[Prepared, int], lis
                 workers.append(self)
 
         decoder = DecoderPuppet(prepared.replicas["decode"].pool.max_num_seqs)
-        cores = [("cores", 0, CorePuppet(dies_at if n == 0 else -1)) for n in range(prepared.cores["agents"])]
+        cores = [("cores", 0, CorePuppet(dies_at)) for _ in range(prepared.cores["agents"])]
         monkeypatch.setattr(live, "_planned_workers", lambda *_: [("decoder", 0, decoder), *cores])
         monkeypatch.setattr(live, "_warm_up", lambda *_: None)
         monkeypatch.setattr(live, "Worker", Kept)

@@ -220,11 +220,10 @@ class _Alone:
 
 
 class _Processes:
-    """Workers: processes that are spawned, not forked, lest they inherit the caller's threads and locks."""
+    """Workers: the processes of a pool."""
 
-    def __init__(self, count: int) -> None:
-        self._others = set(multiprocessing.active_children())
-        self._pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _leave_ctrl_c_to_the_parent)
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
 
     def __call__(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Replication]]:
         places = {self._pool.submit(replicate, job): place for place, job in enumerate(jobs)}
@@ -236,10 +235,12 @@ class _Processes:
             raise HsimError(what) from None
 
     def stop(self) -> None:
-        """End at once: what is under way is not waited for."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for child in set(multiprocessing.active_children()) - self._others:
-            child.terminate()
+        """End at once: the pool then finds itself broken, and gives up what is left.
+
+        Were that cancelled, Python 3.11's pool would stumble over it as it gives up, and the interpreter never end.
+        """
+        for process in list((self._pool._processes or {}).values()):
+            process.terminate()
 
 
 def _leave_ctrl_c_to_the_parent() -> None:
@@ -253,12 +254,15 @@ def workers(options: Options) -> Iterator[Workers]:
     if processes == 1:
         yield _Alone()
         return
-    with _single_threaded():
-        pool = _Processes(processes)
+    # Spawned, not forked: a fork would inherit whatever threads and locks the caller has.
+    context = multiprocessing.get_context("spawn")
+    with _single_threaded(), ProcessPoolExecutor(processes, context, _leave_ctrl_c_to_the_parent) as pool:
+        those = _Processes(pool)
         try:
-            yield pool
-        finally:
-            pool.stop()
+            yield those
+        except BaseException:  # nobody waits for what is under way
+            those.stop()
+            raise
 
 
 def _cores() -> int:
