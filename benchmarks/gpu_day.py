@@ -32,7 +32,6 @@ LOAD_OF_LOCAL = 0.4  # the load that calibrate gave local.yaml: hsim/calibrate/w
 VALIDATION_TASKS = 60
 CALIBRATION_SHARE = 0.6  # of a first call; validation has the rest
 PACKING_S = 10.0
-NAME = "gpu-day"
 
 
 @dataclass
@@ -68,17 +67,7 @@ class Day:
 
 def calibrate(day: Day, step: str, budget_s: float) -> bool:
     """Calibrate for so many seconds, going on after what was measured before."""
-    arguments = (
-        "--device",
-        day.device,
-        "--budget",
-        f"{budget_s:.0f}s",
-        "--out",
-        str(day.work),
-        "--name",
-        NAME,
-        "--resume",
-    )
+    arguments = ("--device", day.device, "--budget", f"{budget_s:.0f}s", "--out", str(day.work), "--resume")
     return day.run(step, "calibrate", *arguments)
 
 
@@ -125,8 +114,7 @@ def pack(day: Day, out: Path) -> None:
     with tarfile.open(out / "gpu_day.tgz", "w:gz") as archive:
         archive.add(day.work, arcname="gpu_day")
     lines = [f"{step}: code {told['code']}, {told['seconds']} s" for step, told in day.done.items()]
-    fit = day.work / "calibration" / NAME / "fit.json"
-    if fit.exists():
+    for fit in day.work.glob("calibration/*/fit.json"):
         found = json.loads(fit.read_text(encoding="utf-8"))
         lines += [json.dumps(law) for law in found["laws"]] + [
             f"unavailable {k}: {v}" for k, v in found["unavailable"].items()

@@ -87,7 +87,9 @@ def test_bad_input_is_one_line_on_stderr_exit_code_2_and_nothing_written(
 def test_a_folder_that_cannot_be_written_is_bad_input_too(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     for replications, blamed in (("1", "out/result.json"), ("3", "out/runs/agents-split-")):
-        done = hsim("simulate", "agents-split", *FEW[:2], "--replications", replications, "--out", "out", folder=tmp_path)
+        done = hsim(
+            "simulate", "agents-split", *FEW[:2], "--replications", replications, "--out", "out", folder=tmp_path
+        )
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(f"hsim: {blamed}")
         assert ": cannot be written (" in done.stderr

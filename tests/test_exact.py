@@ -307,7 +307,7 @@ def launched_one_by_one() -> tuple[ComposedCosts, Any]:
 
 SWITCHES: dict[str, tuple[Callable[[], tuple[ComposedCosts, Any]], Any, set[str]]] = {
     "llama on one": (partial(costs_of, "llama-3.1-8b on one"), st.one_of(batches, decodes_alone), {"holds for good", "cap begins to bind"}),
-    "llama on four": (partial(costs_of, "llama-3.1-70b on four"), st.one_of(batches, decodes_alone), {"holds for good", "cap begins to bind"}),
+    "llama on four": (partial(costs_of, "llama-3.1-70b on four"), st.one_of(batches, decodes_alone), {"holds for good"}),
     "a window": (partial(costs_of, "gemma-2-27b on two"), near_a_window, {"holds for good", "a window fills"}),
     "launching": (launched_one_by_one, st.one_of(batches, decodes_alone), {"holds for good", "kernels outlast launching"}),
 }  # fmt: skip
@@ -322,7 +322,7 @@ def test_segment_is_every_step_asked_for_anew_for_exactly_as_long_as_it_says(nam
     cap_w = ways * (of("power.cap_w") - of("power.loaded_idle_w"))
     reached = Counter[str]()
 
-    @settings(max_examples=150)
+    @settings(max_examples=500)
     @given(some_batches, st.data())
     def law(batch: tuple[list[int], list[tuple[int, int]]], data: st.DataObject) -> None:
         segment = costs.segment(after(batch, 0))

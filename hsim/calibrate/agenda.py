@@ -12,6 +12,7 @@ from hsim.description.model import ModelArchitecture
 
 ROUNDS = 4  # each point is measured again while the budget lasts: a later round is worth two levels less
 POWER_ROUNDS = 2
+UNLIKE = 0.5  # contexts of a batch that is measured lie within this part of their mean
 CHECKS, FIRST_CHECKS = 24, 6  # steps at random points, kept out of the table to test it
 WINDOW_S = 6.0  # an energy counter that ticks every 0.1 s errs by 3 % over so long
 RAMP_S = 2.0  # power and clocks settle before the window opens
@@ -103,9 +104,10 @@ def _step(target: Target, worth: int, at: Parameters) -> Unit:
 
 def _steps(target: Target) -> Iterator[Unit]:
     served = target.served
+    longest = int(served.max_context_tokens / (1 + UNLIKE))
     yield from _checks(target)
     for decodes, one in _ladder(_powers(1, served.slots, 2)):
-        for context, other in _ladder((16, *_powers(served.max_context_tokens // 16, served.max_context_tokens, 4))):
+        for context, other in _ladder((16, *_powers(longest // 16, longest, 4))):
             yield _step(target, max(one, other), {"role": "decode", "decodes": decodes, "context": context})
     for tokens, one in _ladder(_powers(2, served.max_num_batched_tokens, 4)):
         for share, other in ((0.0, 0), (0.25, 1), (0.7, 0)):
@@ -150,11 +152,22 @@ def step_parts(at: Parameters) -> tuple[list[int], list[tuple[int, int]]]:
     if at["role"] == "check":
         contexts, tokens, history = ([int(x) for x in str(at[k]).split()] for k in ("contexts", "tokens", "history"))
         return contexts, list(zip(tokens, history, strict=True))
-    decodes = [int(at["context"])] * int(at["decodes"]) if "decodes" in at else []
+    decodes = _unlike(int(at["decodes"]), int(at["context"])) if "decodes" in at else []
     if "tokens" not in at:
         return decodes, []
     count = int(at.get("chunks", 1))
     return decodes, [(int(at["tokens"]) // count, int(at.get("history", 0)))] * count
+
+
+def _unlike(count: int, mean: int) -> list[int]:
+    """So many contexts of that mean, evenly spread around it, in no order.
+
+    Sequences that are served are unlike each other, and attention takes longer for them than for equal ones.
+    """
+    offsets = [int(UNLIKE * mean * (1 - (2 * i + 1) / count)) for i in range(count // 2)]
+    contexts = [mean + o for o in offsets] + [mean - o for o in offsets] + [mean] * (count % 2)
+    random.Random(count).shuffle(contexts)
+    return contexts
 
 
 # ---- kernels

@@ -37,11 +37,11 @@ class Machine:
         slug = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
         return f"{slug or 'machine'}-{self.cores}c"
 
-    def chip_name(self, device: str, cores: int) -> str:
-        """A name for the accelerator profile of a device; the CPU's is that of so many of its cores."""
+    def chip_name(self, device: str, cores: int, name: str) -> str:
+        """A name for the accelerator profile of a device in calibration `name`; the CPU's is of so many of its cores."""
         if device == "cpu":
-            return f"{self.short_name}-core" + (f"s{cores}" if cores > 1 else "")
-        return re.sub(r"[^a-z0-9]+", "-", self.gpus.get(device, device).lower()).strip("-") + f"-{self.short_name}"
+            return f"{name}-core" + (f"s{cores}" if cores > 1 else "")
+        return re.sub(r"[^a-z0-9]+", "-", self.gpus.get(device, device).lower()).strip("-") + f"-{name}"
 
     def told(self, device: str) -> str:
         """The machine as a figure's source names it."""

@@ -275,7 +275,7 @@ class _Calibration:
             power = profiles.board_power(mine, target, facts, findings, self.unmetered[target.device])
         source = findings.source(target.device, "as the system reports it")
         return {
-            "name": self.machine.chip_name(target.device, cores),
+            "name": self.machine.chip_name(target.device, cores, self.name),
             "kind": "accelerator",
             "description": what,
             "memory_bytes": profiles.known(memory_bytes or 0, "measured", source),
