@@ -95,7 +95,7 @@ MUTANTS = (
     Mutant("life: a task sheds nothing", "engine/life.py", "outcome = visit.outcome", "outcome = Outcome.SERVED", "test_life.py::test_a_visit_that_finds_a_full_queue_is_shed[1]"),
     Mutant("life: keys and values weigh as much as text", "engine/life.py", "pipeline.kv_bytes_per_token * this.input_tokens", "pipeline.bytes_per_token * this.input_tokens", HANDED_OVER),
     Mutant("life: what a prefill replica kept stays there", "engine/life.py", "_let_go(pipeline, visit.source)", "pass", "test_life.py::test_keys_and_values_stay_where_they_were_made_until_they_have_arrived_elsewhere"),
-    Mutant("life: the shared context is a token longer", "engine/life.py", "this.shared_tokens),) if", "this.shared_tokens + 1),) if", ROUNDS),
+    Mutant("life: half of the shared context is forgotten", "engine/life.py", "this.shared_tokens),) if", "this.shared_tokens // 2),) if", ROUNDS),
     # order of an instant, segments
     Mutant("instant: arrivals before the steps that end", "engine/environment.py", "WORK_ENDS = 0", "WORK_ENDS = 1 << 42", REPLICA),
     Mutant(
