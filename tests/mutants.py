@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FAST = ("test_exact.py", "test_laws.py", "test_workload.py", "test_bad_input.py")
-TIMEOUT_S = 600
+FAST = ("test_exact.py", "test_sharing.py", "test_life.py", "test_laws.py", "test_workload.py", "test_bad_input.py")
+TIMEOUT_S = 120
 
 
 @dataclass(frozen=True)
@@ -34,71 +34,70 @@ class Mutant:
 
 REPLICA = "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries"
 CORES = "test_exact.py::test_cores_are_exactly_a_first_come_first_served_queue[hyper-exponential-2]"
+SHARED_POWER = "test_exact.py::test_jobs_share_the_power_of_their_host_equally_at_each_instant"
+CLOCK = "test_sharing.py::test_contended_cores_are_exactly_a_virtual_clock"
+BATCHES = "test_sharing.py::test_batches_on_cores_are_exactly_those_of_a_full_look_at_the_queue"
 LINK = "test_exact.py::test_link_is_exactly_processor_sharing[continuous-0.375]"
+FAIR = "test_sharing.py::test_rates_are_max_min_fair"
+NETWORK = "test_sharing.py::test_a_network_moves_bytes_exactly_max_min_fairly"
 KERNELS = "test_exact.py::test_composed_costs_are_the_sum_of_their_kernels[llama-3.1-70b on four]"
-SEGMENT = "test_exact.py::test_segment_is_every_step_asked_for_anew_for_exactly_as_long_as_it_says"
+SEGMENT = "test_exact.py::test_segment_is_every_step_asked_for_anew_for_exactly_as_long_as_it_says[llama on one]"
+WINDOW = "test_exact.py::test_segment_is_every_step_asked_for_anew_for_exactly_as_long_as_it_says[a window]"
 ALONE = "test_exact.py::test_alone_a_task_takes_the_sum_of_its_parts"
 BOOKS = "test_laws.py::test_every_joule_is_booked_once"
 LATENCY = "test_laws.py::test_latencies_and_objectives_are_what_their_definitions_say"
 UNMOVED = "test_laws.py::test_tasks_do_not_depend_on_the_fleet_nor_on_tasks_or_classes_beside_them"
+BATCHER = "test_laws.py::test_batches_keep_their_limits_and_no_replica_holds_back_work"
+PREFIXES = "test_laws.py::test_kv_blocks_of_prompts_with_common_prefixes_are_free_shared_or_own"
+ROUNDS = "test_life.py::test_a_round_computes_what_the_cache_has_not_kept_of_the_one_before"
+GIVEN_UP = "test_life.py::test_who_is_given_up_leaves_a_queue_at_once_a_replica_at_the_next_boundary_and_a_core_when_it_is_done"
+USERS = "test_life.py::test_a_user_thinks_asks_and_waits_for_the_answer"
+HANDED_OVER = "test_life.py::test_alone_with_a_prefill_pool_a_task_takes_the_sum_of_its_parts"
+
+
+def choice(router: str) -> str:
+    return f"test_laws.py::test_routers_choose_by_the_state_at_the_last_boundary[{router}]"
+
 
 MUTANTS = (
-    Mutant(
-        "cores: last come first served",
-        "engine/cores.py",
-        "self.waiting.popleft()",
-        "self.waiting.pop()",
-        "test_exact.py::test_cores_are_exactly_a_first_come_first_served_queue[hyper-exponential-2]",
-    ),
-    Mutant(
-        "host: a busy core takes the power of all",
-        "engine/cores.py",
-        "self.power.dynamic_w(self.busy) / self.busy if",
-        "self.power.dynamic_w(self.busy) if",
-        "test_exact.py::test_jobs_share_the_power_of_their_host_equally_at_each_instant",
-    ),
-    Mutant(
-        "host: joules at the load of a job's start",
-        "engine/cores.py",
-        "self._joules = self.joules_per_core()",
-        "self._joules = self._joules",
-        "test_exact.py::test_jobs_share_the_power_of_their_host_equally_at_each_instant",
-    ),
-    Mutant(
-        "link: bandwidth not shared",
-        "engine/link.py",
-        "self._shared_bytes += (self.env.now - self._since_s) * self.spec.bytes_per_s / len(self._ends)",
-        "self._shared_bytes += (self.env.now - self._since_s) * self.spec.bytes_per_s",
-        "test_exact.py::test_link_is_exactly_processor_sharing[continuous-0.375]",
-    ),
-    Mutant(
-        "link: no latency",
-        "engine/link.py",
-        "self.env.now + self.spec.latency_s, WORK_ENDS",
-        "self.env.now, WORK_ENDS",
-        "test_exact.py::test_link_is_exactly_processor_sharing[continuous-0.375]",
-    ),
-    Mutant(
-        "link: a message weighs nothing beside its tokens",
-        "engine/life.py",
-        "return pipeline.bytes_per_message + pipeline.bytes_per_token * tokens",
-        "return pipeline.bytes_per_token * tokens",
-        "test_exact.py::test_alone_a_task_takes_the_sum_of_its_parts",
-    ),
-    Mutant(
-        "life: nobody waits outside",
-        "engine/life.py",
-        "if isinstance(visit, Job) and visit.outside_wait_s and not visit.outcome:",
-        "if False:",
-        "test_exact.py::test_alone_a_task_takes_the_sum_of_its_parts",
-    ),
-    Mutant(
-        "instant: arrivals before the steps that end",
-        "engine/environment.py",
-        "WORK_ENDS = 0",
-        "WORK_ENDS = 1 << 42",
-        "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries",
-    ),
+    # cores and hosts
+    Mutant("cores: last come first served", "engine/cores.py", "[self.waiting.popleft()]", "[self.waiting.pop()]", CORES),
+    Mutant("cores: the last job waits for good", "engine/cores.py", "following = self._next_batch() if self.waiting else []", "following = self._next_batch() if len(self.waiting) > 1 else []\n        if self.waiting and not following:\n            self.waiting.clear()", CORES),
+    Mutant("cores: contention forgets that a core is free", "engine/cores.py", "if cores < 0: self._rearm()", "if cores < -99:\n                self._rearm()", CLOCK),
+    Mutant("cores: contention by all cores, not by the others", "engine/cores.py", "others = (self.busy - 1) /", "others = self.busy /", CLOCK),
+    Mutant("cores: contention spares jobs already running", "engine/cores.py", "self._worked_s += self._speed * (now - self._since_s)", "self._worked_s += now - self._since_s", CLOCK),
+    Mutant("cores: work ends when it was first foreseen", "engine/cores.py", "if self._slowed and self._first_end_s() > self.env.now:", "if False:", CLOCK),
+    Mutant("cores: a batch may be of several operations", "engine/cores.py", "if job.operation == first.operation]", "if job]", BATCHES),
+    Mutant("cores: a batch waits for its window though it is full", "engine/cores.py", "if len(alike) < self.max_batch and self.env.now", "if self.env.now", BATCHES),
+    Mutant("cores: nobody looks when a window is over", "engine/cores.py", "self._dispatch() # those that wait", "pass  # those that wait", BATCHES),
+    Mutant("cores: every job of a batch pays the base", "engine/cores.py", "first.seconds + sum(job.seconds - job.base_s", "first.seconds + sum(job.seconds", BATCHES),
+    Mutant("cores: the first of a batch pays the base alone", "engine/cores.py", "base_s = batch[0].base_s / len(batch)", "base_s = batch[0].base_s", BATCHES),
+    Mutant("host: a busy core takes the power of all", "engine/cores.py", "self.power.dynamic_w(self.busy) / self.busy if", "self.power.dynamic_w(self.busy) if", SHARED_POWER),
+    Mutant("host: joules at the load of a job's start", "engine/cores.py", "self._joules = self.joules_per_core()", "self._joules = self._joules + 0.0", SHARED_POWER),
+    # links
+    Mutant("link: bandwidth not shared", "engine/link.py", "* self.spec.bytes_per_s / len(self._ends)\n        else", "* self.spec.bytes_per_s\n        else", LINK),
+    Mutant("link: a stale timer fires", "engine/link.py", "return # a transfer has joined since self._advance() moving = heappop", "pass\n        self._advance()\n        moving = heappop", LINK),
+    Mutant("link: no latency", "engine/link.py", "self.env.now + self.spec.latency_s, WORK_ENDS", "self.env.now, WORK_ENDS", LINK),
+    Mutant("link: the widest link decides", "engine/link.py", "tightest = min(", "tightest = max(", FAIR),
+    Mutant("link: a fixed transfer leaves its links as they were", "engine/link.py", "left[link] -= rate", "left[link] -= 0 * rate", FAIR),
+    Mutant("link: a path's other links are free", "engine/link.py", "for link in m.path: left", "for link in m.path[:1]:\n                left", FAIR),
+    Mutant("network: old rates after a join", "engine/link.py", "self._moving.append(moving)\n        self._rearm()", "self._moving.append(moving)\n        moving.rate = 1.0 if len(self._moving) > 1 else 0.0\n        if not moving.rate:\n            self._rearm()", NETWORK),
+    Mutant("network: the latency of one link", "engine/link.py", "sum(self.specs[link].latency_s for link in path)", "self.specs[path[0]].latency_s", NETWORK),
+    Mutant("network: the joules of one link", "engine/link.py", "sum(self.specs[link].joules_per_byte for link in moving.path)", "self.specs[moving.path[0]].joules_per_byte", NETWORK),
+    # the life of a task
+    Mutant("life: a message weighs nothing beside its tokens", "engine/life.py", "return pipeline.bytes_per_message + pipeline", "return pipeline", ALONE),
+    Mutant("life: nobody waits outside", "engine/life.py", "and visit.outside_wait_s and", "and not visit and", ALONE),
+    Mutant("life: deadlines count from each visit", "engine/life.py", "if deadline_s < math.inf: env.call_at(deadline_s,", "if deadline_s < math.inf:\n                env.call_at(env.now + task.timeout_s,", GIVEN_UP),
+    Mutant("life: nobody is given up", "engine/life.py", "if not visit.done.triggered:", "if False:", GIVEN_UP),
+    Mutant("life: who is given up goes on", "engine/life.py", "if outcome or env.now >= deadline_s:", "if env.now >= 2 * deadline_s:", GIVEN_UP),
+    Mutant("life: users do not think", "engine/life.py", "env.at(env.now + task.think_s, task.id)", "env.at(env.now, task.id)", USERS),
+    Mutant("life: users do not wait for answers", "engine/life.py", "yield from live(env, log, pipeline, task)", "env.process(live(env, log, pipeline, task))", USERS),
+    Mutant("life: a task sheds nothing", "engine/life.py", "outcome = visit.outcome", "outcome = Outcome.SERVED", "test_life.py::test_a_visit_that_finds_a_full_queue_is_shed[1]"),
+    Mutant("life: keys and values weigh as much as text", "engine/life.py", "pipeline.kv_bytes_per_token * this.input_tokens", "pipeline.bytes_per_token * this.input_tokens", HANDED_OVER),
+    Mutant("life: what a prefill replica kept stays there", "engine/life.py", "_let_go(pipeline, visit.source)", "pass", "test_life.py::test_keys_and_values_stay_where_they_were_made_until_they_have_arrived_elsewhere"),
+    Mutant("life: half of the shared context is forgotten", "engine/life.py", "this.shared_tokens),) if", "this.shared_tokens // 2),) if", ROUNDS),
+    # order of an instant, segments
+    Mutant("instant: arrivals before the steps that end", "engine/environment.py", "WORK_ENDS = 0", "WORK_ENDS = 1 << 42", REPLICA),
     Mutant(
         "segment: on a boundary the step has not ended",
         "costs/shapes.py",
@@ -113,132 +112,60 @@ MUTANTS = (
         "return steps * (self.joules + 0.5 * steps * self.joules_growth)",
         "test_exact.py::test_closed_forms_of_a_segment_equal_naive_accumulation",
     ),
-    Mutant(
-        "replica: cut one step late",
-        "engine/replica.py",
-        "run.passed(self.env.now) + 1",
-        "run.passed(self.env.now) + 2",
-        "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries",
-    ),
-    Mutant(
-        "replica: coalescing ignores arrivals",
-        "engine/replica.py",
-        "elif joined and not self._run.shape.chunks",
-        "elif False and not self._run.shape.chunks",
-        "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries",
-    ),
-    Mutant(
-        "replica: coalescing ignores the end of the segment",
-        "engine/replica.py",
-        "min(plan.steps, segment.valid_steps)",
-        "min(plan.steps, 1e9)",
-        "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries",
-    ),
-    Mutant(
-        "replica: a token too many",
-        "engine/replica.py",
-        "self._step + prompt.output_tokens - prompt.generated_tokens",
-        "self._step + prompt.output_tokens",
-        "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries",
-    ),
-    Mutant(
-        "replica: KV given back for what was used only",
-        "engine/kv.py",
-        "self.free_blocks += prompt.own_blocks",
-        "self.free_blocks += max(0, prompt.own_blocks - 1)",
-        "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries",
-    ),
-    Mutant(
-        "replica: joules of context off by one token",
-        "engine/shares.py",
-        "offset = prompt.prefill_tokens + 1 - prompt.first_step",
-        "offset = prompt.prefill_tokens - prompt.first_step",
-        "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries",
-    ),
-    Mutant(
-        "replica: sum of steps off",
-        "engine/shares.py",
-        "triangle = steps * (steps - 1) / 2",
-        "triangle = steps * (steps + 1) / 2",
-        "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries",
-    ),
-    Mutant(
-        "replica: a router sees nothing between changes",
-        "engine/replica.py",
-        "tokens -= (run.passed(self.env.now) - run.taken) * (run.shape.decodes + run.shape.chunk_tokens)",
-        "tokens -= 0",
-        "test_laws.py::test_outstanding_tokens_fall_step_by_step",
-    ),
-    Mutant(
-        "replica: host cores busy for good",
-        "engine/replica.py",
-        "self.host.change(-self.spec.host_cores)",
-        "self.host.change(0)",
-        "test_laws.py::test_littles_law_is_an_identity",
-    ),
-    Mutant(
-        "batching: one sequence too many",
-        "policies/batching.py",
-        "admitted, room = 0, view.max_num_seqs - view.decodes - len(view.prefilling)",
-        "admitted, room = 0, view.max_num_seqs + 1 - view.decodes - len(view.prefilling)",
-        "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries",
-    ),
-    Mutant(
-        "batching: decodes take no budget",
-        "policies/batching.py",
-        "budget = view.max_num_batched_tokens - view.decodes",
-        "budget = view.max_num_batched_tokens",
-        "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries",
-    ),
-    Mutant(
-        "batching: KV of prompts only",
-        "engine/replica.py",
-        "if needed <= kv.free_blocks:",
-        "if needed - due <= kv.free_blocks:",
-        "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries",
-    ),
-    Mutant(
-        "batching: a choice held a step too long",
-        "policies/batching.py",
-        "first.prompt_left // chunks[0] if",
-        "first.prompt_left // chunks[0] + 1 if",
-        "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries",
-    ),
-    Mutant(
-        "routing: the last of equals",
-        "policies/routing.py",
-        "loads = [device.outstanding_tokens for device in pool.devices] return loads.index(min(loads))",
-        "loads = [device.outstanding_tokens for device in pool.devices]\n    return len(loads) - 1 - loads[::-1].index(min(loads))",
-        "test_laws.py::test_routers_choose_by_the_state_at_the_last_boundary",
-    ),
-    Mutant(
-        "ledger: supplies that make joules",
-        "metrics/ledger.py",
-        "entry.joules / self.psu_efficiency",
-        "entry.joules * self.psu_efficiency",
-        "test_laws.py::test_every_joule_is_booked_once",
-    ),
-    Mutant(
-        "power: sum of steps off",
-        "metrics/power.py",
-        "n * (n - 1) / 2",
-        "n * n / 2",
-        "test_laws.py::test_every_joule_is_booked_once",
-    ),
-    Mutant(
-        "accounts: base load of one server",
-        "metrics/accounts.py",
-        "base_w=tier.count * figures",
-        "base_w=figures",
-        "test_exact.py::test_alone_a_task_takes_the_sum_of_its_parts",
-    ),
-    Mutant(
-        "accounts: spare accelerators draw nothing",
-        "metrics/accounts.py",
-        "spare = tier.count * tier.accelerators_per_server - in_use",
-        "spare = 0",
-        "test_exact.py::test_alone_a_task_takes_the_sum_of_its_parts",
-    ),
+    # replica
+    Mutant("replica: cut one step late", "engine/replica.py", "steps = run.passed(self.env.now) + 1", "steps = run.passed(self.env.now) + 2", REPLICA),
+    Mutant("replica: coalescing ignores arrivals", "engine/replica.py", "elif joined and not self._run.shape.chunks", "elif False and not self._run.shape.chunks", REPLICA),
+    Mutant("replica: coalescing ignores the end of the segment", "engine/replica.py", "min(plan.steps, segment.valid_steps)", "min(plan.steps, 1e9)", REPLICA),
+    Mutant("replica: coalescing ignores blocks", "engine/replica.py", "run.steps = self._affordable(run)", "run.steps = max(run.steps, self._affordable(run))", REPLICA),
+    Mutant("replica: a token too many", "engine/replica.py", "self._step + prompt.output_tokens - prompt.generated_tokens", "self._step + prompt.output_tokens - prompt.generated_tokens + 1", REPLICA),
+    Mutant("replica: the oldest is preempted", "engine/replica.py", "self._preempt(next(reversed(self.running)))", "self._preempt(next(iter(self.running)))", REPLICA),
+    Mutant("replica: who was preempted goes to the end of the queue", "engine/replica.py", "self.waiting.appendleft(prompt)", "self.waiting.append(prompt)", REPLICA),
+    Mutant("replica: what was generated is not recomputed", "engine/replica.py", "prompt.prefill_tokens = prompt.prompt_left = prompt.input_tokens + prompt.generated_tokens", "prompt.prefill_tokens = prompt.prompt_left = prompt.input_tokens", REPLICA),
+    Mutant("replica: preempted prompts keep their blocks", "engine/replica.py", "self.kv.release(prompt, self._tokens_held(prompt))\n        computed", "computed", REPLICA),
+    Mutant("replica: decoding sequences need no blocks", "engine/replica.py", "needed = cycles * self._decodes", "needed = 0 * cycles * self._decodes", REPLICA),
+    Mutant("replica: preempts as if nobody decoded", "engine/replica.py", "if needed <= kv.free_blocks:", "if needed - due <= kv.free_blocks:", REPLICA),
+    Mutant("replica: a block is due a step late", "engine/replica.py", "self._due[(self._step - prompt.prefill_tokens) % self.kv.block_tokens] += 1", "self._due[(self._step - prompt.prefill_tokens + 1) % self.kv.block_tokens] += 1", REPLICA),
+    Mutant("replica: who was preempted is outstanding no more", "engine/replica.py", "self._outstanding_tokens += prompt.prefill_tokens self.waiting.appendleft", "self.waiting.appendleft", choice("least-outstanding-tokens")),
+    Mutant("replica: joules of context off by one token", "engine/shares.py", "offset = prompt.prefill_tokens + 1 - prompt.first_step", "offset = prompt.prefill_tokens - prompt.first_step", REPLICA),
+    Mutant("replica: sum of steps off", "engine/shares.py", "triangle = steps * (steps - 1) / 2", "triangle = steps * (steps + 1) / 2", REPLICA),
+    Mutant("shares: all joules by token, none by context", "engine/shares.py", "context_j = segment.context_joules", "context_j = 0.0", REPLICA),
+    Mutant("shares: a chunk counts as one token", "engine/shares.py", "prompt.dynamic_j += chunk * (self.token_j - since[0])", "prompt.dynamic_j += self.token_j - since[0]", REPLICA),
+    Mutant("shares: idle by token, not by sequence", "engine/shares.py", "each_s = seconds / (decodes + shape.chunks)", "each_s = seconds / (decodes + shape.chunk_tokens)", REPLICA),
+    Mutant("replica: a router sees nothing between changes", "engine/replica.py", "tokens -= (run.passed(self.env.now) - run.taken)", "tokens -= 0 * (run.passed(self.env.now) - run.taken)", "test_laws.py::test_outstanding_tokens_fall_step_by_step"),
+    Mutant("replica: host cores busy for good", "engine/replica.py", "self.host.change(-self.spec.host_cores)", "self.host.change(0)", "test_laws.py::test_littles_law_is_an_identity"),
+    Mutant("replica: the queue has no limit", "engine/replica.py", "len(self.waiting) >= limit:", "len(self.waiting) > limit:", "test_life.py::test_a_visit_that_finds_a_full_queue_is_shed[1]"),
+    Mutant("replica: who is given up stays in the batch", "engine/replica.py", "self._leaving.append(prompt) self._cut()", "self._leaving.append(prompt)", GIVEN_UP),
+    # the KV cache
+    Mutant("kv: a released block is lost", "engine/kv.py", "self.free_blocks += prompt.own_blocks", "self.free_blocks += max(0, prompt.own_blocks - 1)", REPLICA),
+    Mutant("kv: part of a block is none", "engine/kv.py", "lacking = -(-tokens // self.block_tokens) - prompt.held_blocks\n        if lacking > 0:\n            self.take(lacking)", "lacking = tokens // self.block_tokens - prompt.held_blocks\n        if lacking > 0:\n            self.take(lacking)", REPLICA),
+    Mutant("kv: the last token is found too", "engine/kv.py", "prompt.prefill_tokens - 1) // self.block_tokens", "prompt.prefill_tokens) // self.block_tokens", PREFIXES),
+    Mutant("kv: what is cached is never evicted", "engine/kv.py", "while self._cached_blocks > self.free_blocks:", "while False:", PREFIXES),
+    Mutant("kv: whoever leaves ends the sharing", "engine/kv.py", "if not shared[0]:", "if shared[0] < 99:", PREFIXES),
+    Mutant("kv: found pieces are free still", "engine/kv.py", "self.free_blocks -= blocks self._shared[key]", "self._shared[key]", PREFIXES),
+    Mutant("kv: published pieces are counted twice", "engine/kv.py", "prompt.own_blocks -= blocks", "prompt.own_blocks -= 0 * blocks", PREFIXES),
+    Mutant("kv: a piece is found though the one before is not", "engine/kv.py", "if here < tokens: break", "if here < 0:\n                break", PREFIXES),
+    Mutant("kv: a context keeps its last token", "engine/kv.py", "self._keep(key, min(tokens // self.block_tokens, prompt.held_blocks))", "self._keep(key, min((tokens + self.block_tokens) // self.block_tokens, prompt.held_blocks + 1))", ROUNDS),
+    # policies
+    Mutant("batching: one sequence too many", "policies/batching.py", "view.max_num_seqs - view.decodes - len", "view.max_num_seqs + 1 - view.decodes - len", REPLICA),
+    Mutant("batching: decodes take no budget", "policies/batching.py", "budget = view.max_num_batched_tokens - view.decodes", "budget = view.max_num_batched_tokens", REPLICA),
+    Mutant("batching: blocks of the whole prompt must be free", "policies/batching.py", "needed = _new_blocks(prompt, chunk, size)", "needed = _new_blocks(prompt, prompt.prompt_left, size)", BATCHER),
+    Mutant("batching: a choice held a step too long", "policies/batching.py", "first.prompt_left // chunks[0] if", "first.prompt_left // chunks[0] + 1 if", REPLICA),
+    Mutant("batching: the second in the queue may pass the first", "policies/batching.py", "if needed > free: break", "if needed > free:\n                continue", REPLICA),
+    Mutant("routing: the last of equals", "policies/routing.py", "loads = [device.outstanding_tokens for device in pool.devices] return loads.index(min(loads))", "loads = [device.outstanding_tokens for device in pool.devices]\n    return len(loads) - 1 - loads[::-1].index(min(loads))", choice("least-outstanding-tokens")),
+    Mutant("routing: the cache does not count", "policies/routing.py", "device.outstanding_tokens - device.cached_tokens", "device.outstanding_tokens", choice("prefix-affinity")),
+    Mutant("routing: the shortest queue, whoever runs", "policies/routing.py", "loads = [(device.waiting, device.running)", "loads = [(device.waiting, 0)", choice("join-shortest-queue")),
+    Mutant("routing: the worse of two", "policies/routing.py", "return min(first, second, key", "return max(first, second, key", choice("power-of-two")),
+    Mutant("routing: least energy fills the emptiest", "policies/routing.py", "-device.running if has_room", "device.running if has_room", choice("least-energy")),
+    # the books
+    Mutant("ledger: idle while busy", "metrics/ledger.py", "device.idle_w * (window.seconds - drawn.seconds)", "device.idle_w * window.seconds", BOOKS),
+    Mutant("ledger: host cores of engines not booked", "metrics/ledger.py", 'totals.add(f"{name}: host cores", "dynamic", device.tier, work_j * part)', "pass", BOOKS),
+    Mutant("ledger: supplies that make joules", "metrics/ledger.py", "entry.joules / self.psu_efficiency", "entry.joules * self.psu_efficiency", BOOKS),
+    Mutant("power: sum of steps off", "metrics/power.py", "n * (n - 1) / 2", "n * n / 2", BOOKS),
+    Mutant("accounts: base load of one server", "metrics/accounts.py", "base_w=tier.count * figures", "base_w=figures", ALONE),
+    Mutant("accounts: spare accelerators draw nothing", "metrics/accounts.py", "spare = tier.count * tier.accelerators_per_server - in_use", "spare = 0", ALONE),
+    Mutant("result: time to first token without the way there", "metrics/measured.py", 'first["first_token_s"] - first["ready_s"]', 'first["first_token_s"] - first["queued_s"]', LATENCY),
+    Mutant("result: a token per gap too many", "metrics/measured.py", 'rows["output_tokens"] - (first_stage is Stage.GENERATE)', 'rows["output_tokens"] - 0 * (first_stage is Stage.GENERATE)', LATENCY),
+    # workload
     Mutant(
         "trace: rate_scale slows down",
         "workload/tasks.py",
@@ -247,19 +174,21 @@ MUTANTS = (
         "test_workload.py::test_rate_scale_2_makes_the_same_requests_arrive_twice_as_fast",
     ),
     Mutant(
+        "trace: six digits",
+        "workload/traces/csv_formats.py",
+        "int(digits.ljust(FRACTION_DIGITS",
+        "int(digits[:6].ljust(FRACTION_DIGITS",
+        "test_workload.py::test_traces_are_read_to_the_last_digit",
+    ),
+    Mutant(
         "tasks: answers not cut",
         "workload/tasks.py",
         "outputs = np.minimum(outputs, self.kind.max_output_tokens)",
         "outputs = np.minimum(outputs, 1 << 40)",
         "test_workload.py::test_answers_longer_than_their_limit_are_cut_and_counted",
     ),
-    Mutant(
-        "tasks: a class moves another's draws",
-        "workload/tasks.py",
-        "self._uniforms(key, number)[ids]",
-        "self._uniforms(key, number)[: len(ids)]",
-        "test_laws.py::test_tasks_do_not_depend_on_the_fleet_nor_on_tasks_or_classes_beside_them",
-    ),
+    Mutant("tasks: a class moves another's draws", "workload/tasks.py", "self._uniforms(key, number)[ids]", "self._uniforms(key, number)[: len(ids)]", UNMOVED),
+    Mutant("tasks: users share their tasks out in blocks", "workload/tasks.py", "user=task.id % arrivals.users", "user=task.id // arrivals.users", USERS),
     Mutant(
         "streams: one for all purposes",
         "workload/streams.py",
@@ -274,98 +203,31 @@ MUTANTS = (
         "_NORMAL.inv_cdf(0.975)",
         "test_workload.py::test_lognormal_lengths_have_their_median_and_p95",
     ),
-    Mutant(
-        "costs: one all-reduce per layer",
-        "costs/composed.py",
-        "reduces = mixers + model.dense_layers",
-        "reduces = model.dense_layers",
-        "test_exact.py::test_composed_costs_are_the_sum_of_their_kernels[llama-3.1-70b on four]",
-    ),
-    Mutant(
-        "costs: every device keeps all KV heads",
-        "costs/composed.py",
-        "max(1.0, model.kv_heads / ways)",
-        "model.kv_heads",
-        "test_exact.py::test_composed_costs_are_the_sum_of_their_kernels[llama-3.1-70b on four]",
-    ),
-    Mutant(
-        "costs: no host time for prompts",
-        "costs/composed.py",
-        "self._host_sequence_s * (decodes + shape.chunks)",
-        "self._host_sequence_s * decodes",
-        "test_exact.py::test_composed_costs_are_the_sum_of_their_kernels[llama-3.1-70b on four]",
-    ),
-    Mutant(
-        "costs: form held a step too long",
-        "costs/composed.py",
-        "math.floor(start / -growth) + 1",
-        "math.floor(start / -growth) + 2",
-        "test_exact.py::test_segment_is_every_step_asked_for_anew_for_exactly_as_long_as_it_says",
-    ),
-    Mutant(
-        "costs: the cap may bind unseen",
-        "costs/composed.py",
-        "steps_until_negative(*side))",
-        "math.inf)",
-        "test_exact.py::test_segment_is_every_step_asked_for_anew_for_exactly_as_long_as_it_says",
-    ),
+    # composed costs
+    Mutant("costs: an all-reduce of experts' layers alone", "costs/composed.py", "reduces = mixers + model.dense_layers", "reduces = mixers + 0 * model.dense_layers", KERNELS),
+    Mutant("costs: every device keeps all KV heads", "costs/composed.py", "max(1.0, model.kv_heads / ways)", "float(model.kv_heads)", KERNELS),
+    Mutant("costs: no host time for prompts", "costs/composed.py", "self._host_sequence_s * (decodes + shape.chunks)", "self._host_sequence_s * decodes", KERNELS),
+    Mutant("costs: joules of context without those of busy seconds", "costs/composed.py", "each_j = full * context_j + self._kernel_w * timing.context_step_s", "each_j = full * context_j", KERNELS),
+    Mutant("costs: growth of one sequence only", "costs/composed.py", "growth_s = self._full_layers * decodes * context_s", "growth_s = self._full_layers * context_s", SEGMENT),
+    Mutant("costs: form held a step too long", "costs/composed.py", "math.floor(start / -growth) + 1", "math.floor(start / -growth) + 2", SEGMENT),
+    Mutant("costs: the cap may bind unseen", "costs/composed.py", "work.valid_steps = min(work.valid_steps, steps_until_negative(*side))", "pass", SEGMENT),
+    Mutant("costs: a window that never fills", "costs/composed.py", "if room <= 0:", "if False:", WINDOW),
     Mutant(
         "memory: embeddings forgotten",
         "costs/memory.py",
-        "embeddings * ELEMENT_BYTES[others]",
-        "0.0",
+        "+ embeddings * ELEMENT_BYTES[others]",
+        "+ 0 * embeddings",
         "test_exact.py::test_memory_that_the_weights_leave_is_kv_cache_to_the_token",
     ),
-    Mutant(
-        "cpu: load power linear",
-        "costs/cpu.py",
-        "(busy_cores / self.cores) ** self.exponent",
-        "(busy_cores / self.cores)",
-        "test_exact.py::test_jobs_share_the_power_of_their_host_equally_at_each_instant",
-    ),
-    Mutant(
-        "kv: shared blocks are never let go",
-        "engine/kv.py",
-        "shared[0] -= 1\n            if not shared[0]:",
-        "shared[0] -= 1\n            if False:",
-        "test_engine_depth.py::test_nothing_leaks",
-    ),
-    Mutant(
-        "replica: the oldest is preempted",
-        "engine/replica.py",
-        "self._preempt(next(reversed(self.running)))",
-        "self._preempt(next(iter(self.running)))",
-        "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries",
-    ),
-    Mutant(
-        "replica: preemption forgets what was generated",
-        "engine/replica.py",
-        "prompt.prefill_tokens = prompt.prompt_left = prompt.input_tokens + prompt.generated_tokens",
-        "prompt.prefill_tokens = prompt.prompt_left = prompt.input_tokens",
-        "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries",
-    ),
-    Mutant(
-        "replica: blocks due are not taken",
-        "engine/replica.py",
-        "needed = cycles * self._decodes\n",
-        "needed = 0\n",
-        "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries",
-    ),
-    Mutant(
-        "life: nobody is given up",
-        "engine/life.py",
-        "if not visit.done.triggered:",
-        "if False:",
-        "test_life.py::test_who_is_given_up_leaves_a_queue_at_once_a_replica_at_the_next_boundary_and_a_core_when_it_is_done",
-    ),
-)
+    Mutant("cpu: load power linear", "costs/cpu.py", "(busy_cores / self.cores) ** self.exponent", "(busy_cores / self.cores)", SHARED_POWER),
+)  # fmt: skip
 
 QUICK = (
-    "cores: last come first served",
-    "link: bandwidth not shared",
-    "replica: cut one step late",
-    "costs: one all-reduce per layer",
-    "replica: a token too many",
+    "cores: nobody looks when a window is over",
+    "link: a fixed transfer leaves its links as they were",
+    "replica: what was generated is not recomputed",
+    "life: users do not think",
+    "kv: whoever leaves ends the sharing",
 )
 
 

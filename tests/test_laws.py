@@ -209,10 +209,14 @@ def test_kv_blocks_of_prompts_with_common_prefixes_are_free_shared_or_own() -> N
                 prefix = tuple((context, n) for n in pieces)
             else:
                 context = None
-            prompt = Prompt(number, 0, Stage.GENERATE, sum(pieces) + data.draw(st.integers(1, 6)), Event(env))
+            tokens = max(1, sum(pieces) + data.draw(st.integers(0, 6)))
+            prompt = Prompt(number, 0, Stage.GENERATE, tokens, Event(env))
             prompt.prefix, prompt.context_key = prefix, context
             before = kv.cached_tokens(prefix)
-            assert 0 <= before <= sum(pieces)
+            whole = [min(n, size * (kv._shared.get(key, (0, 0))[1] or kv._cached.get(key, 0))) for key, n in prefix]
+            gap = next((i for i, n in enumerate(pieces) if whole[i] < n), len(pieces))
+            assert before == sum(whole[: gap + 1]), "up to the first piece that is not whole"
+            reached["a piece behind a gap"] += any(whole[gap + 1 :])
             kv.match(prompt)
             found = prompt.prefill_tokens - prompt.prompt_left
             assert found == min(before, prompt.prefill_tokens - 1) // size * size, (
@@ -246,7 +250,7 @@ def test_kv_blocks_of_prompts_with_common_prefixes_are_free_shared_or_own() -> N
         kv_books_balance(kv, [])
 
     law()
-    needed = {"no room", "found", "evicted", "shared by two", "found whole"}
+    needed = {"no room", "found", "evicted", "shared by two", "found whole", "a piece behind a gap"}
     assert needed <= set(+reached), reached
 
 

@@ -180,6 +180,7 @@ def test_keys_and_values_stay_where_they_were_made_until_they_have_arrived_elsew
     prefill = replace(prepared.replicas["prefill"], kv_blocks=blocks)
     done = run(replace(prepared, replicas=prepared.replicas | {"prefill": prefill}))
     first, second = (done.visits_of(stage=stage) for stage in (Stage.PREFILL, Stage.GENERATE))
+    assert len(first["task"]) == len(second["task"]) == 6
     assert (first["started_s"][1:] == second["queued_s"][:-1]).all()
     assert (second["queued_s"] > first["ended_s"]).all()
 
