@@ -7,6 +7,9 @@ SCENARIO ?= agents-split
 run: .venv/installed
 	.venv/bin/hsim simulate $(SCENARIO)
 
+# The same examples at every run: a law that a random one breaks is a finding, but not one for whoever only sets up.
+export HYPOTHESIS_PROFILE = ci
+
 test: .venv-test/installed
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
@@ -14,8 +17,10 @@ test: .venv-test/installed
 	.venv-test/bin/pytest -q -n 2 -m "not slow and not torch"
 	@echo "left out: tests marked 'slow' (make test-slow) and 'torch' (make test-torch)"
 
+# All slow tests; `make test-slow SLOW=tests/test_theory.py` runs some.
+SLOW ?= tests
 test-slow: .venv-test/installed
-	.venv-test/bin/pytest -q -n 2 -m slow
+	.venv-test/bin/pytest -q -n 2 -m slow $(SLOW)
 
 test-torch: .venv-test/installed
 	.venv-test/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[live,calibrate,test]'

@@ -17,7 +17,7 @@ from hsim.engine.environment import TASK_ARRIVES, EngineEnvironment
 from hsim.engine.executor import ModelledTime
 from hsim.engine.replica import Replica, ReplicaSpec
 from hsim.engine.visits import Prompt
-from hsim.log import Log
+from hsim.log import Log, Stage
 from hsim.policies.batching import decode_first
 
 NO_LIMIT = 10**12  # of the KV cache: rows say how many sequences ran, so memory was enough for them
@@ -65,7 +65,7 @@ class _Loop:
         self.env, self.log = EngineEnvironment(), Log()
         pool = FilledPool.model_construct(
             runs_on="x.gpu", engine=costs.placement.engine.name, tensor_parallel=costs.placement.tensor_parallel, replicas=1,
-            max_num_seqs=10**6, max_num_batched_tokens=load.budget_tokens, gpu_memory_utilization=0.9,
+            max_num_seqs=10**6, max_num_batched_tokens=load.budget_tokens, gpu_memory_utilization=0.9, block_tokens=16, prefix_caching=False,
         )  # fmt: skip
         host = Host(self.env, self.log, 0, HostPower(1, 0.0, 0.0, 1.0))
         spec = ReplicaSpec(pool, costs, decode_first, NO_LIMIT, idle_w, 0)
@@ -86,7 +86,7 @@ class _Loop:
     def _send(self) -> None:
         if self.next == self.total:
             return
-        prompt = Prompt(self.next, 0, int(self.prompts[self.next]), Event(self.env))
+        prompt = Prompt(self.next, 0, Stage.GENERATE, int(self.prompts[self.next]), Event(self.env))
         prompt.output_tokens = prompt.max_output_tokens = int(self.outputs[self.next])
         prompt.queued_s = self.env.now
         prompt.done.callbacks.append(lambda _: self._answered(prompt))

@@ -15,7 +15,7 @@ from hsim.errors import HsimError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-MIN_WIDTH = 110
+MIN_WIDTH = 124
 
 # Torch's threads spin while they wait, which on busy cores makes small operations a hundred times slower. It reads
 # this when it is first imported.
@@ -136,8 +136,8 @@ def compare(
 ) -> None:
     """Send the same tasks through several scenarios, and show the differences with their intervals."""
     from hsim import runs
-    from hsim.compare import compare as compare_systems
-    from hsim.compare import compare_fairly
+    from hsim.comparison import compare as compare_systems
+    from hsim.comparison import compare_fairly
     from hsim.report import comparison_tables
 
     if len(scenarios) < 2:

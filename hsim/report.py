@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from hsim.drivers.live import MeteredJoules
     from hsim.validate import LiveResult, Validation
 
+NAME_SHOWN = 14  # last letters of a scenario's name, at the head of a column
+LEFT_OUT_SHOWN = 4  # of what a calibration's budget did not allow; fit.json has all
+
 LATENCY_NAMES = {
     "ttft": "TTFT, each generate visit",
     "tpot": "TPOT, each generate visit",
     "answer_ttft": "TTFT of the final answer",
     "e2e": "end to end, each task",
 }
+SHORT_NAMES = {"ttft": "TTFT", "tpot": "TPOT", "answer_ttft": "Answer TTFT", "e2e": "End to end"}
 BOUNDARY_NAMES = {"accelerator": "accelerator boards", "wall": "server wall", "facility": "facility (PUE)"}
 ATTRIBUTION_NAMES = {
     "marginal": "marginal (work above idle)",
@@ -33,13 +37,13 @@ ATTRIBUTION_NAMES = {
 FIGURE_NAMES = {
     "tasks_per_s": ("Throughput", "tasks/s"),
     "output_tokens_per_s": ("Output tokens", "tokens/s"),
-    "goodput_tasks_per_s": ("Goodput within objectives", "tasks/s"),
+    "goodput_tasks_per_s": ("Goodput in objectives", "tasks/s"),
     "tst_j": ("TST, energy a task", "J"),
     "tpw_tokens_per_j": ("TPW, output", "tokens/J"),
     "mean_w": ("Mean power", "W"),
     "usd_per_task": ("Cost a task", "USD"),
     "usd_per_1k_output_tokens": ("Cost of 1,000 tokens", "USD"),
-    "gco2_per_task": ("CO2 a task, operation", "g"),
+    "gco2_per_task": ("CO2 a task", "g"),
 }
 VERDICT_STYLES = {"PASS": "green", "FAIL": "bold red", "UNDECIDED": "yellow"}
 
@@ -103,7 +107,11 @@ def calibration_tables(report: CalibrationReport) -> RenderableType:
     said += [f"Failed      {what}: {why}" for what, why in report.failed.items()]
     said += [f"Warning     {warning}" for warning in report.warnings]
     if report.left_out:
-        said.append(f"Left out    for want of time: {', '.join(report.left_out)}")
+        first = "; ".join(report.left_out[:LEFT_OUT_SHOWN])
+        more = len(report.left_out) - LEFT_OUT_SHOWN
+        said.append(
+            f"Left out    for want of time: {first}" + (f"; and {more} more kinds of points" if more > 0 else "")
+        )
     said += [f"Wrote       {file}" for file in report.files]
     parts += [Text(line) for line in said]
     if report.simulated:
@@ -252,8 +260,11 @@ def _assumptions(result: Result | Study, explain: bool) -> list[RenderableType]:
         for assumption in result.assumptions:
             table.add_row(assumption.name, assumption.value, assumption.why)
         return [head, Text(), table]
-    named = "; ".join(f"{a.name} = {a.value}" for a in result.assumptions)
-    return [head, Text(f"Assumed, rough or by default (--explain says why): {named}.", style="dim")]
+    assumed = [a for a in result.assumptions if a.why.startswith("assumed")]
+    others = len(result.assumptions) - len(assumed)
+    named = "; ".join(f"{a.name} = {a.value}" for a in assumed)
+    said = f"Assumed, since nobody published them: {named or 'none'}. {others} more are rough or defaults; --explain lists all, and why."
+    return [head, Text(said, style="dim")]
 
 
 # ---- studies
@@ -313,8 +324,11 @@ def _study_head(study: Study) -> list[Text]:
         asked = f"MSER-5 asks for {warm_up.mser_tasks:,}, three mean passages for {warm_up.passage_tasks:,}"
         window = _cell(study.window_s, "s")
         lines.append(Text(f"Warm-up     {warm_up.tasks:,} tasks ({asked}); then windows of {window}"))
-    elif study.kind == "terminating":
-        lines.append(Text(f"Window      first arrival to last completion, {_cell(study.window_s, 's')}"))
+    else:
+        ends = (
+            "first arrival to last completion" if study.kind == "terminating" else "while every user has a task to ask"
+        )
+        lines.append(Text(f"Window      {ends}, {_cell(study.window_s, 's')}"))
     lines += [Text(line) for line in _failures(study)]
     lines += [Text(f"{what:<12}unavailable: {why}", style="yellow") for what, why in study.unavailable.items()]
     return lines
@@ -323,23 +337,12 @@ def _study_head(study: Study) -> list[Text]:
 def _figures_table(study: Study) -> Table:
     """The headline figures, their sampling error and what rough figures do to them side by side."""
     table = _table("Full attribution, facility boundary", "95 % sampling interval", "90 % by rough figures")
-    found = {
-        "tasks_per_s": study.tasks_per_s,
-        "output_tokens_per_s": study.output_tokens_per_s,
-        "goodput_tasks_per_s": study.goodput_tasks_per_s if study.slo else None,
-        "tst_j": study.energy.tst_j["full"]["facility"] if study.energy else None,
-        "tpw_tokens_per_j": study.energy.tpw_tokens_per_j["full"]["facility"] if study.energy else None,
-        "mean_w": study.energy.mean_w if study.energy else None,
-        "usd_per_task": study.money.usd_per_task if study.money else None,
-        "usd_per_1k_output_tokens": study.money.usd_per_1k_output_tokens if study.money else None,
-        "gco2_per_task": study.gco2_per_task,
-    }
     ranges = study.calibration.ranges if study.calibration else {}
-    for name, interval in found.items():
-        if interval is not None:
-            title, unit = FIGURE_NAMES[name]
+    figures = study.figures()
+    for name, (title, unit) in FIGURE_NAMES.items():
+        if name in figures and (study.slo or name != "goodput_tasks_per_s"):
             by_worlds = readable_range(ranges[name].low, ranges[name].high, unit) if name in ranges else "–"
-            table.add_row(title, _cell(interval, unit), by_worlds)
+            table.add_row(title, _cell(figures[name], unit), by_worlds)
     return table
 
 
@@ -370,14 +373,16 @@ def _latency_intervals(study: Study) -> Table:
 def _calibration_notes(study: Study, explain: bool) -> list[Text]:
     if (calibration := study.calibration) is None:
         return []
-    how = "simulated anew on the same random numbers" if calibration.simulated else "in which only the books change"
+    how = (
+        "that were simulated on the same random numbers" if calibration.simulated else "in which only the books change"
+    )
     lines = [
-        f"Rough figures: {calibration.worlds} worlds draw {len(calibration.varied)} figures between their bounds, {how}; "
-        "more replications do not shrink this."
+        f"Rough figures: {len(calibration.varied)} drawn between their bounds in {calibration.worlds} worlds {how}; more "
+        "replications do not shrink this."
     ]
     if calibration.held:
         named = f": {', '.join(calibration.held)}" if explain else ""
-        lines.append(f"{len(calibration.held)} that change times were held; --worlds 20 draws them too{named}.")
+        lines.append(f"{len(calibration.held)} more, which change times, were held; --worlds 20 draws them too{named}.")
     return [*(Text(line, style="dim") for line in lines), Text()]
 
 
@@ -401,7 +406,7 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
     if any(comparison.differences):
         note = (
             "Differences are of the same tasks, replication by replication; all their intervals together hold at 95 % "
-            "(Bonferroni). Pairing: how many times the replications it would take without."
+            "(Bonferroni), and a dash says that none is shown. Pairing: how many times the replications it would take without."
         )
         parts.append(Text(note, style="dim"))
     return Group(*parts)
@@ -409,7 +414,7 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
 
 def _differences_table(names: tuple[str, str], differences: Iterable[Difference]) -> Table:
     first, other = names if names[0] != names[1] else ("first", "other")
-    table = _table("", first, other, "difference", "", "by rough figures", "pairing")
+    table = _table("", first[-NAME_SHOWN:], other[-NAME_SHOWN:], "difference", "", "by rough figures", "pairing")
     for d in differences:
         title, unit = _figure_name(d.figure)
         scale, shown = scale_of(max(abs(d.first), abs(d.other)), unit)
@@ -417,10 +422,9 @@ def _differences_table(names: tuple[str, str], differences: Iterable[Difference]
         value = (d.other - d.first) / scale
         difference = f"{value:.3g}" if half is None else plain_error(value, half / scale)
         worlds = readable_range(d.by_worlds.low / scale, d.by_worlds.high / scale, "") if d.by_worlds else "–"
-        pairing = f"{d.variance_ratio:,.1f} x" if d.variance_ratio is not None else "–"
-        style = "dim" if d.verdict == "no difference shown" else "bold"
+        pairing = f"{d.variance_ratio:,.{d.variance_ratio < 10:d}f} x" if d.variance_ratio is not None else "–"
         title = f"{title}, {shown}" if shown else title
-        verdict = Text(d.verdict.removesuffix(" difference shown"), style=style)
+        verdict = Text("–", style="dim") if d.verdict == "no difference shown" else Text(d.verdict, style="bold")
         table.add_row(title, f"{d.first / scale:.4g}", f"{d.other / scale:.4g}", difference, verdict, worlds, pairing)
     return table
 
@@ -429,9 +433,9 @@ def _figure_name(figure: str) -> tuple[str, str]:
     """What people call a figure, and its unit."""
     metric, _, part = figure.rpartition(".")
     if metric == "slo":
-        return f"{LATENCY_NAMES[part].partition(',')[0]} within objective", ""
+        return f"{SHORT_NAMES[part]} in objective", ""
     if metric:
-        return f"{LATENCY_NAMES[metric].partition(',')[0]}, {part.removesuffix('_s')}", "s"
+        return f"{SHORT_NAMES[metric]} {part.removesuffix('_s')}", "s"
     return FIGURE_NAMES[figure]
 
 

@@ -5,6 +5,7 @@ Slow and plain on purpose. It shares with hsim only the words of a question (Ste
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,16 +22,13 @@ class Request:
     output_tokens: int
     max_output_tokens: int
 
-    @property
-    def reserve_tokens(self) -> int:
-        return self.input_tokens + self.max_output_tokens
-
 
 @dataclass(frozen=True)
 class Limits:
     max_num_seqs: int
     max_num_batched_tokens: int
-    kv_tokens: int
+    kv_blocks: int
+    block_tokens: int
 
 
 @dataclass(frozen=True)
@@ -44,19 +42,25 @@ class Watts:
 
 @dataclass
 class Serving:
-    """A request being served: a countdown, and its joules."""
+    """A request being served: how many tokens it must prefill, has in the KV cache and has generated; and its joules."""
 
     request: Request
-    prompt_left: int
-    answer_left: int
-    started_s: float = 0.0
-    first_token_s: float = 0.0
-    served_s: float = 0.0
+    prefill_tokens: int
+    computed_tokens: int = 0
+    generated_tokens: int = 0
+    started_s: float = math.nan
+    first_token_s: float = math.nan
+    served_s: float = math.nan
+    preempted: int = 0
     joules: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])  # dynamic, idle, host dynamic, host idle
 
     @property
-    def context_tokens(self) -> int:
-        return self.request.input_tokens + self.request.output_tokens - self.answer_left
+    def decodes(self) -> bool:
+        return self.computed_tokens >= self.prefill_tokens
+
+    @property
+    def prompt_left(self) -> int:
+        return self.prefill_tokens - self.computed_tokens
 
 
 @dataclass
@@ -75,36 +79,38 @@ StepCost = Callable[[StepShape], tuple[float, float, float]]
 def serve(requests: Sequence[Request], cost: StepCost, limits: Limits, watts: Watts) -> Reference:
     """Serve requests on one replica. Who arrives at the end of a step joins at the end of the next one."""
     todo = deque(sorted(requests, key=lambda r: (r.arrival_s, r.id)))
-    waiting, batch, served = deque[Request](), list[Serving](), list[Serving]()
+    waiting, batch, served = deque[Serving](), list[Serving](), list[Serving]()
     reached, ends_s, now = Counter[str](), list[float](), 0.0
+
+    def queue(request: Request) -> None:
+        waiting.append(Serving(request, request.input_tokens))
+
     while todo or waiting or batch:
         if not batch and not waiting:
             now = todo[0].arrival_s
             while todo and todo[0].arrival_s == now:
-                waiting.append(todo.popleft())
-        decodes, chunks = _plan(batch, waiting, limits, now, reached)
-        shape = _shape(decodes, chunks)
+                queue(todo.popleft())
+        work = _plan(batch, waiting, limits, now, reached)
+        shape = _shape(work)
         seconds, joules, context_j = cost(shape)
         token_j = (joules - context_j * shape.context_tokens) / shape.new_tokens
-        for sequence in [*decodes, *(s for s, _ in chunks)]:
-            for i, watt in enumerate((watts.idle_w, watts.host_dynamic_w, watts.host_idle_w)):
-                sequence.joules[1 + i] += watt * seconds / shape.sequences
         now += seconds
         ends_s.append(now)
-        for sequence in decodes:
-            sequence.joules[0] += token_j + context_j * sequence.context_tokens
-            sequence.answer_left -= 1
-        for sequence, chunk in chunks:
-            sequence.joules[0] += token_j * chunk
-            sequence.prompt_left -= chunk
-            if not sequence.prompt_left:
-                sequence.first_token_s, sequence.answer_left = now, sequence.answer_left - 1
-        for sequence in [s for s in batch if not s.answer_left]:
+        for sequence, tokens in work:
+            for i, watt in enumerate((watts.idle_w, watts.host_dynamic_w, watts.host_idle_w)):
+                sequence.joules[1 + i] += watt * seconds / shape.sequences
+            sequence.joules[0] += token_j * tokens + context_j * (sequence.computed_tokens + 1) * sequence.decodes
+            sequence.computed_tokens += tokens
+            if sequence.decodes:  # it decoded, or its prompt has just been completed
+                sequence.generated_tokens += 1
+                if sequence.generated_tokens == 1:
+                    sequence.first_token_s = now
+        for sequence in [s for s in batch if s.generated_tokens == s.request.output_tokens]:
             sequence.served_s = now
             batch.remove(sequence)
             served.append(sequence)
         while todo and todo[0].arrival_s < now:
-            waiting.append(todo.popleft())
+            queue(todo.popleft())
         reached["arrival on a boundary of a busy replica"] += bool(batch and todo and todo[0].arrival_s == now)
         reached["went idle"] += not batch and not waiting
         reached["steps"] += 1
@@ -112,37 +118,60 @@ def serve(requests: Sequence[Request], cost: StepCost, limits: Limits, watts: Wa
 
 
 def _plan(
-    batch: list[Serving], waiting: deque[Request], limits: Limits, now: float, reached: Counter[str]
-) -> tuple[list[Serving], list[tuple[Serving, int]]]:
-    """Decodes first, then prompts under way, then those that wait, first come first served, while all limits allow."""
-    decodes = [s for s in batch if not s.prompt_left]
-    left, chunks = limits.max_num_batched_tokens - len(decodes), []
-    for sequence in batch:
-        if sequence.prompt_left and left:
-            chunk = min(sequence.prompt_left, left)
-            chunks.append((sequence, chunk))
-            left -= chunk
+    batch: list[Serving], waiting: deque[Serving], limits: Limits, now: float, reached: Counter[str]
+) -> list[tuple[Serving, int]]:
+    """The sequences of the next step, and the new tokens of each.
+
+    Decodes first, then prompts under way, then those that wait, first come first served, while all limits allow. While
+    those in the batch lack blocks, the newest of them gives its own back and goes to the head of the queue.
+    """
+    while True:
+        left = limits.max_num_batched_tokens - sum(s.decodes for s in batch)
+        work = []
+        for sequence in batch:
+            tokens = 1 if sequence.decodes else min(sequence.prompt_left, left)
+            left -= 0 if sequence.decodes else tokens
+            work.append((sequence, tokens))
+        used_blocks = sum(_blocks(s.computed_tokens + tokens, limits) for s, tokens in work)
+        if used_blocks <= limits.kv_blocks:
+            break
+        newest = batch.pop()
+        reached["preempted while decoding" if newest.decodes else "preempted in its prompt"] += 1
+        reached["preempted again"] += newest.preempted > 0
+        newest.preempted += 1
+        newest.prefill_tokens, newest.computed_tokens = newest.request.input_tokens + newest.generated_tokens, 0
+        waiting.appendleft(newest)
     while waiting and left and len(batch) < limits.max_num_seqs:
-        if waiting[0].reserve_tokens + sum(s.request.reserve_tokens for s in batch) > limits.kv_tokens:
+        tokens = min(waiting[0].prompt_left, left)
+        used_blocks += _blocks(tokens, limits)
+        if used_blocks > limits.kv_blocks:
             reached["KV full"] += 1
             break
-        request = waiting.popleft()
-        batch.append(sequence := Serving(request, request.input_tokens, request.output_tokens, now))
-        chunk = min(sequence.prompt_left, left)
-        chunks.append((sequence, chunk))
-        left -= chunk
-    reached["prompt in several chunks"] += any(chunk < s.prompt_left for s, chunk in chunks)
+        sequence = waiting.popleft()
+        if math.isnan(sequence.started_s):
+            sequence.started_s = now
+        batch.append(sequence)
+        work.append((sequence, tokens))
+        left -= tokens
+    work = [(s, tokens) for s, tokens in work if tokens]
+    chunks = [(s, tokens) for s, tokens in work if not s.decodes]
+    reached["prompt in several chunks"] += any(tokens < s.prompt_left for s, tokens in chunks)
     reached["token budget exhausted"] += not left and bool(waiting)
     reached["max_num_seqs reached"] += len(batch) == limits.max_num_seqs and bool(waiting)
-    reached["decodes beside chunks"] += bool(decodes and chunks)
-    return decodes, chunks
+    reached["decodes beside chunks"] += 0 < len(chunks) < len(work)
+    return work
 
 
-def _shape(decodes: list[Serving], chunks: list[tuple[Serving, int]]) -> StepShape:
-    context = sum(s.context_tokens for s in decodes)
-    ends = [(s.request.input_tokens - s.prompt_left + chunk, chunk) for s, chunk in chunks]
-    pairs = sum(sum(range(end - chunk + 1, end + 1)) for end, chunk in ends)  # each query sees all up to itself
-    return StepShape(len(decodes), context, len(chunks), sum(c for _, c in chunks), sum(e for e, _ in ends), pairs)
+def _blocks(tokens: int, limits: Limits) -> int:
+    return math.ceil(tokens / limits.block_tokens)
+
+
+def _shape(work: list[tuple[Serving, int]]) -> StepShape:
+    contexts = [s.computed_tokens + 1 for s, _ in work if s.decodes]
+    chunks = [(s.computed_tokens, tokens) for s, tokens in work if not s.decodes]
+    pairs = sum(before + i + 1 for before, tokens in chunks for i in range(tokens))  # each query sees all up to itself
+    new, seen = sum(tokens for _, tokens in chunks), sum(before + tokens for before, tokens in chunks)
+    return StepShape(len(contexts), sum(contexts), len(chunks), new, seen, pairs)
 
 
 def step_by_kernels(

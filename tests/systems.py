@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from copy import deepcopy
@@ -72,14 +73,13 @@ class Run:
         mine = np.all([self.visits[column] == value for column, value in equal.items()], axis=0)
         return {name: column[mine] for name, column in self.visits.items()}
 
+    def preemptions_of(self, device: int) -> Any:
+        mine = self.tables["preemptions"]["device"] == device
+        return {name: column[mine] for name, column in self.tables["preemptions"].items()}
+
     def steps_of(self, device: int) -> Any:
         mine = self.steps["device"] == device
         return {name: column[mine] for name, column in self.steps.items()}
-
-    def reserves(self, visits: Any) -> Any:
-        """Tokens of KV cache that each of these generate visits reserves, from the tasks themselves."""
-        limits = {task.id: task.max_output_tokens for task in self.prepared.drawn.tasks}
-        return visits["input_tokens"] + np.array([limits[int(i)] for i in visits["task"]])
 
 
 class Impatient(ModelledTime):
@@ -121,15 +121,16 @@ def _model() -> ModelArchitecture:
 
 
 def with_kv(data: dict[str, Any], room: float) -> dict[str, Any]:
-    """The scenario with KV cache for `room` times its largest visit: 1 serves the largest alone, 2 any two."""
+    """The scenario with KV cache for `room` times its largest visit, in whole blocks: 1 serves the largest alone."""
     scenario = validated(Document("test", data), Scenario)
     drawn = draw_tasks(scenario.workload, {**_shipped_tools(), **scenario.tools}, scenario.seed, Path())
     largest = max(r.input_tokens + t.max_output_tokens for t in drawn.tasks for r in t.rounds)
     changed = deepcopy(data)
     pool = changed["pools"][changed["stages"]["generate"]]
     pool["gpu_memory_utilization"] = UTILIZATION
+    size = pool.setdefault("block_tokens", 16)
     # Half a token more, so that rounding does not decide.
-    memory = memory_bytes_for(int(largest * room) + 0.5, pool.get("tensor_parallel", 1))
+    memory = memory_bytes_for(math.ceil(largest * room / size) * size + 0.5, pool.get("tensor_parallel", 1))
     changed.setdefault("assume", {}).setdefault("h100-sxm", {})["memory_bytes"] = memory
     return changed
 
@@ -184,14 +185,15 @@ def _lengths(draw: Any, lowest: int, highest: int) -> Any:
     return draw(st.sampled_from([median, {"kind": "lognormal", "median": median, "p95": 4 * median}]))
 
 
-def _task_class(draw: Any, tools: bool, understands: bool) -> dict[str, Any]:
+def _task_class(draw: Any, tools: bool, understands: bool, long_answers: bool) -> dict[str, Any]:
     kind: dict[str, Any] = {
         "share": draw(st.sampled_from([0.5, 1, 3])),
         "rounds": draw(st.sampled_from([1, 2, {"kind": "geometric", "mean": 2.5}])),
-        "input_tokens": _lengths(draw, 1, 500),
-        "output_tokens": _lengths(draw, 1, 25),
-        "max_output_tokens": draw(st.integers(8, 60)),
+        "input_tokens": _lengths(draw, 1, 60 if long_answers else 500),
+        "output_tokens": _lengths(draw, 10, 60) if long_answers else _lengths(draw, 1, 25),
+        "max_output_tokens": draw(st.integers(40, 80) if long_answers else st.integers(8, 60)),
         "first_round_tool": draw(st.booleans()),
+        "context": draw(st.sampled_from(["declared", "grows"])),
     }
     if tools:
         named = draw(
@@ -203,7 +205,10 @@ def _task_class(draw: Any, tools: bool, understands: bool) -> dict[str, Any]:
     return kind
 
 
-ROUTERS = ("round-robin", "least-outstanding", "least-outstanding-tokens")
+ROUTERS = (
+    "round-robin", "least-outstanding", "join-shortest-queue", "least-outstanding-tokens", "power-of-two",
+    "prefix-affinity", "least-energy",
+)  # fmt: skip
 
 
 @st.composite
@@ -218,11 +223,15 @@ def scenarios(draw: Any, crowded: bool = False, routers: Sequence[str] = ROUTERS
         replicas=draw(st.integers(2 if crowded else 1, 3 if ways < 4 else 2 * gpu_servers)),
         max_num_seqs=draw(st.sampled_from([2, 3, 5, 64] if crowded else [1, 2, 6, 64])),
         max_num_batched_tokens=draw(st.sampled_from([8, 64, 300, 2048])),
+        block_tokens=draw(st.sampled_from([1, 4, 16])),
+        prefix_caching=draw(st.booleans()),
         router=draw(st.sampled_from(routers)),
     )
     data["seed"] = draw(st.integers(0, 10_000))
     data["fleet"]["gpu-tier"]["count"] = gpu_servers
+    data["assume"] = {"xeon-8480c": {"contention_slowdown": draw(st.sampled_from([1, 1.3, 20]))}}
     if split:
+        data["assume"]["epyc-9654"] = {"contention_slowdown": draw(st.sampled_from([1, 1.3, 20]))}
         data["fleet"]["cpu-tier"]["count"] = draw(st.integers(1, 2))
         data["pools"]["agents"]["router"] = draw(st.sampled_from(["round-robin", "least-outstanding"]))
     if draw(st.booleans()):
@@ -233,10 +242,11 @@ def scenarios(draw: Any, crowded: bool = False, routers: Sequence[str] = ROUTERS
     workload = data["workload"]
     workload["tasks"] = draw(st.integers(12, 24) if crowded else st.integers(2, 24))
     workload["arrivals"]["rate_per_s"] = draw(st.sampled_from([100, 1000] if crowded else [5, 50, 500]))
-    workload["classes"] = {"a": _task_class(draw, tools=True, understands=not crowded)}
+    long_answers = crowded and draw(st.booleans())  # they outgrow the KV cache
+    workload["classes"] = {"a": _task_class(draw, True, not crowded, long_answers)}
     if draw(st.booleans()):
-        workload["classes"]["b"] = _task_class(draw, tools=draw(st.booleans()), understands=draw(st.booleans()))
-    return with_kv(data, draw(st.sampled_from([1, 1.3, 2.5, 50])))
+        workload["classes"]["b"] = _task_class(draw, draw(st.booleans()), draw(st.booleans()), long_answers)
+    return with_kv(data, draw(st.sampled_from([1, 1.3, 2] if long_answers else [1, 1.3, 2.5, 50])))
 
 
 def engine_devices(run: Run) -> list[Any]:

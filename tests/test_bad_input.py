@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import pytest
 from hsim.description.scenario import load
 from hsim.description.system import resolve
 from hsim.drivers.prepared import Prepared, prepare
+from hsim.drivers.simulated import run
 from hsim.errors import DescriptionError
+from hsim.metrics.result import Result
+from hsim.metrics.summarise import summarise
 
 BASE = """\
 # A scenario with nothing wrong.
@@ -60,6 +64,7 @@ site:
 """
 
 Edit = tuple[str, str]
+SHIPPED = Path(__file__).parent.parent / "hardware_profiles"
 
 
 def prepared(folder: Path, edits: Sequence[Edit] = (), settings: Sequence[str] = ()) -> Prepared:
@@ -80,6 +85,17 @@ def refused(folder: Path, edits: Sequence[Edit] = (), settings: Sequence[str] = 
     assert "\n" not in message
     assert len(message) < 400
     return message
+
+
+def unknown(folder: Path, name: str, figure: str) -> None:
+    """A shipped profile beside the user with one figure null, whatever its value was."""
+    text = (SHIPPED / f"{name}.yaml").read_text()
+    (was,) = re.findall(rf"^ *{figure}: (\{{value: .*?), tier:", text, re.MULTILINE)
+    profile(folder, name, name, (f"{figure}: {was}", f"{figure}: {{value: null"))
+
+
+def result_of(ready: Prepared) -> Result:
+    return summarise(run(ready), ready.system, ready.accounts, ready.drawn)
 
 
 def line_of(folder: Path, text: str) -> int:
@@ -265,12 +281,22 @@ CASES: dict[str, tuple[Edit, str, str]] = {
     "an unknown router of cores": (
         ("cores: 4", "router: random"),
         "router:",
-        "pools.agents.router: there is no router 'random'; known: round-robin, least-outstanding, least-outstanding-tokens",
+        "pools.agents.router: there is no router 'random'; known: round-robin, least-outstanding, join-shortest-queue, least-outstanding-tokens, power-of-two, prefix-affinity, least-energy",
     ),
     "an unknown precision": (
         ("max_num_seqs: 64", "precision: fp4"),
         "precision:",
-        "pools.decode.precision: is 'fp4'; input should be 'bf16' or 'fp8'",
+        "pools.decode.precision: is 'fp4'; input should be 'bf16', 'fp16', 'fp32', 'fp8', 'fp8_block' or 'mxfp4'",
+    ),
+    "a precision that the chip has no figures for": (
+        ("max_num_seqs: 64", "precision: fp16"),
+        "precision:",
+        "pools.decode.precision: h100-sxm has no figures for fp16; it has bf16, fp8",
+    ),
+    "a precision that is for experts alone": (
+        ("max_num_seqs: 64", "precision: mxfp4"),
+        "precision:",
+        "pools.decode.precision: llama-3.1-8b has no experts, and mxfp4 is for those alone; use another precision",
     ),
     "a split that heads do not allow": (
         ("tensor_parallel: 1", "tensor_parallel: 3"),
@@ -285,7 +311,7 @@ CASES: dict[str, tuple[Edit, str, str]] = {
     "more replicas than fit": (
         ("replicas: 1", "replicas: 9"),
         "replicas:",
-        "pools.decode.replicas: 9 replicas of 1 accelerators do not fit on tier 'gpu-tier'; at most 8",
+        "pools.decode.replicas: 9 replicas of 1 accelerators do not fit on tier 'gpu-tier'; 8 fit",
     ),
     "too many cores": (
         ("cores: 4", "cores: 193"),
@@ -393,21 +419,75 @@ def test_a_prompt_larger_than_the_kv_cache_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_an_unknown_figure_is_named_and_an_assumption_accepted(tmp_path: Path) -> None:
+def test_an_unknown_price_makes_money_unavailable_and_an_assumption_is_accepted(tmp_path: Path) -> None:
+    """Prices and watts are null in some profiles: what follows from them is unavailable, and the result says why."""
     own = ("  pue: 1.2", "  pue: 1.2\n  cost: {basis: own}")
-    message = refused(tmp_path, [own])
-    place, _, rest = message.partition(": ")
+    result = result_of(prepared(tmp_path, [own]))
+    assert result.money is None
+    assert result.energy is not None
+    assert result.energy.total_j > 0
+    assert set(result.unavailable) == {"money"}
+    place, _, rest = result.unavailable["money"].partition(": ")
     file, _, line = place.rpartition(":")
     assert "capex_usd" in Path(file).read_text().splitlines()[int(line) - 1]
     assert rest.startswith(
         "capex_usd: is unknown (the CPUs alone list at 11,805 USD each; no price of a whole server was found)"
     )
-    assert rest.endswith("put your own in the scenario: assume: {epyc-9654-2s: {capex_usd: <value>}}")
+    assert rest.endswith("give your own: --set assume.epyc-9654-2s.capex_usd=<value>")
 
-    assumed = "assume:\n  epyc-9654-2s: {capex_usd: 30e3}\n  hgx-h100-8: {capex_usd: 300e3}"
-    ready = prepared(tmp_path, [(own[0], f"{own[1]}\n{assumed}")])
+    settings = ["assume.epyc-9654-2s.capex_usd=30e3", "assume.hgx-h100-8.capex_usd=300e3"]
+    ready = prepared(tmp_path, [own], settings)
     use = ready.system.figures.used["hgx-h100-8.capex_usd"]
     assert (use.value, use.tier, use.source) == (300e3, "assumed", "the scenario's `assume`")
+    result = result_of(ready)
+    assert result.money is not None
+    assert not result.unavailable
+
+
+@pytest.mark.parametrize(
+    ("source", "at"),
+    [
+        ("h100-sxm", "power.floor_w"),
+        ("h100-sxm", "power.loaded_idle_w"),
+        ("h100-sxm", "power.joules_per_byte"),
+        ("hgx-h100-8", "psu_efficiency"),
+        ("epyc-9654", "max_w"),
+        ("ethernet-100g", "joules_per_byte"),
+    ],
+)
+def test_unknown_watts_make_energy_unavailable_and_change_no_second(
+    source: str, at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    known = result_of(prepared(tmp_path))
+    unknown(tmp_path, source, at.rpartition(".")[2])
+    result = result_of(prepared(tmp_path))
+    assert result.energy is None
+    assert result.gco2_per_task is None
+    assert set(result.unavailable) == {"energy", "co2"}
+    assert f"{at}: is unknown (" in result.unavailable["energy"]
+    assert result.unavailable["energy"].endswith(f"give your own: --set assume.{source}.{at}=<value>")
+    assert result.latency == known.latency
+    assert result.money == known.money  # rent: electricity is in it
+    assumed = result_of(prepared(tmp_path, settings=[f"assume.{source}.{at}=0.9"]))
+    assert assumed.energy is not None
+    assert not assumed.unavailable
+
+
+def test_an_unknown_figure_without_which_nothing_runs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    unknown(tmp_path, "h100-sxm", "memory_bytes")
+    lines = Path("hardware_profiles/h100-sxm.yaml").read_text().splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if text.startswith("memory_bytes:"))
+    source = re.search(r'^memory_bytes: .*source: "(.*)"', "\n".join(lines), re.MULTILINE)
+    assert source
+    assert refused(tmp_path) == (
+        f"hardware_profiles/h100-sxm.yaml:{line}: memory_bytes: is unknown ({source[1]}); "
+        "give your own: --set assume.h100-sxm.memory_bytes=<value>"
+    )
+    assert prepared(tmp_path, settings=["assume.h100-sxm.memory_bytes=80e9"]).drawn.tasks
 
 
 SETTINGS = {
@@ -476,8 +556,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 
 def profile(folder: Path, name: str, source: str, *edits: Edit) -> None:
     """A profile beside the user, made from a shipped one."""
-    shipped = Path(__file__).parent.parent / "hardware_profiles" / f"{source}.yaml"
-    text = shipped.read_text()
+    text = (SHIPPED / f"{source}.yaml").read_text()
     for old, new in ((f"name: {source}", f"name: {name}"), *edits):
         assert old in text
         text = text.replace(old, new, 1)
@@ -560,7 +639,8 @@ def test_accelerators_are_not_given_to_two_pools(tmp_path: Path) -> None:
     message = refused(tmp_path, edits)
     line = line_of(tmp_path, "replicas: 7")
     assert message.startswith(
-        f"bad.yaml:{line}: pools.other.replicas: pools up to this one ask for 15 of the 8 accelerators of tier 'gpu-tier'"
+        f"bad.yaml:{line}: pools.other.replicas: 7 replicas of 1 accelerators do not fit on tier 'gpu-tier'; "
+        "0 fit beside the pools before it; say how many replicas each pool has"
     )
     assert prepared(tmp_path, [("replicas: 1", "replicas: 4"), ("stages:", other.format(4, 1))]).system.engine_pools()
 
@@ -606,6 +686,10 @@ def test_a_trace_is_refused(name: str, tmp_path: Path) -> None:
 
 # ---- models
 
+DIMENSIONS = (
+    '"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 9'
+)
+
 
 @pytest.mark.parametrize(
     ("text", "expected"),
@@ -613,10 +697,15 @@ def test_a_trace_is_refused(name: str, tmp_path: Path) -> None:
         (None, "config.json: there is no such file"),
         ("{", "config.json: is not a readable JSON file"),
         ("[1]", "config.json: is not a Hugging Face model configuration"),
-        ('{"model_type": "gpt2"}', "config.json: model_type is 'gpt2'; hsim models dense full-attention decoders so far"),
-        ('{"model_type": "mixtral", "num_local_experts": 8}', "config.json: model_type is 'mixtral'"),
-        ('{"model_type": "qwen2", "num_experts": 60}', "config.json: has experts or a sliding window"),
-        ('{"model_type": "mistral", "sliding_window": 4096}', "config.json: has experts or a sliding window"),
+        ('{"model_type": "gpt2"}', "config.json: model_type is 'gpt2'; hsim models deepseek_v2, "),
+        ("{}", "config.json: model_type is 'None'; hsim models deepseek_v2, "),
+        (f'{{"model_type": "mixtral", {DIMENSIONS}}}', "config.json: has no 'num_local_experts', which mixtral needs; use the model's own config.json"),
+        (f'{{"model_type": "gemma2", {DIMENSIONS}}}', "config.json: has no 'sliding_window', which gemma2 needs"),
+        (f'{{"model_type": "deepseek_v3", {DIMENSIONS}}}', "config.json: has no 'kv_lora_rank', which deepseek_v3 needs"),
+        (
+            f'{{"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 3, {DIMENSIONS}}}',
+            "per_token 3 is more than count 2; per_token <= count must hold",
+        ),
         ('{"model_type": "llama", "hidden_size": 64}', "config.json: has no whole number for num_hidden_layers, intermediate_size"),
         (
             '{"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 64, '

@@ -380,7 +380,7 @@ def test_a_worker_that_dies_fails_its_unit_and_many_deaths_end_the_calibration(m
 
 
 @pytest.mark.torch
-def test_twenty_seconds_on_this_machine_give_profiles_that_simulate(tmp_path: Path) -> None:
+def test_a_minute_on_this_machine_gives_profiles_that_simulate(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     told: list[str] = []
 
@@ -388,7 +388,7 @@ def test_twenty_seconds_on_this_machine_give_profiles_that_simulate(tmp_path: Pa
         assert 0 <= done_fraction <= 1
         told.append(phase)
 
-    report = calibrate(CalibrationOptions(budget_s=20.0, out=tmp_path), tell)
+    report = calibrate(CalibrationOptions(budget_s=60.0, out=tmp_path), tell)
     assert list(dict.fromkeys(told)) == ["devices", "measuring", "fitting", "writing", "simulating"]
     assert report.measured > 10
     assert report.simulated is not None and report.simulated.tasks == 200

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
@@ -20,20 +20,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import step_by_kernels
+from simpy.events import Event
 from systems import ROUTERS, Run, agents, engine_devices, generate_only, prepared_of, run, scenarios, system_of
 from test_exact import UNIT_S, GridCosts
 
 from hsim.costs.cpu import OperationCost
-from hsim.description.scenario import EnginePool
-from hsim.drivers.prepared import LinkCosts, Prepared, prepare
+from hsim.drivers.prepared import Prepared, prepare
 from hsim.drivers.simulated import build
 from hsim.engine.environment import TASK_ARRIVES, EngineEnvironment
-from hsim.engine.executor import ModelledTime
-from hsim.engine.life import live
+from hsim.engine.executor import Done, ModelledTime
+from hsim.engine.kv import KvCache
+from hsim.engine.life import live, run_tasks
+from hsim.engine.link import LinkSpec
+from hsim.engine.replica import Replica
+from hsim.engine.visits import Prompt
 from hsim.log import Log, Stage
 from hsim.metrics.ledger import Window, keep_books
 from hsim.metrics.power import facility_joules
+from hsim.policies.views import DeviceView, PoolView, VisitView
 
+NOBODY = VisitView(0, 0, 1, 1)
 TIMES = ("ready_s", "queued_s", "started_s", "first_token_s", "served_s", "ended_s")
 JOULES = ("dynamic_j", "idle_j", "host_dynamic_j", "host_idle_j")
 
@@ -94,33 +100,154 @@ def test_no_task_visit_or_token_is_lost_or_invented() -> None:
                 carried = this.output_tokens
                 reached["another round"] += number > 0
         assert not visits
-        for replica in range(len(done.log.accelerators)):  # and the steps did that work, no more and no less
-            steps, here = done.steps_of(replica), done.visits_of(stage=Stage.GENERATE, device=replica)
-            assert (steps["steps"] * steps["chunk_tokens"]).sum() == here["input_tokens"].sum()
-            assert (steps["steps"] * steps["decodes"]).sum() == (here["output_tokens"] - 1).sum()
+        for replica in engine_devices(done):  # and the steps did that work, and what was preempted once more
+            steps, here = done.steps_of(replica.index), done.visits_of(stage=Stage.GENERATE, device=replica.index)
+            lost = done.preemptions_of(replica.index)
+            prefilled, decoded = ((steps["steps"] * steps[c]).sum() for c in ("chunk_tokens", "decodes"))
+            again = set(lost["task"])
+            generated = sum(t - 1 for i, t in zip(here["task"], here["output_tokens"], strict=True) if i in again)
+            needed, ends = (
+                here["input_tokens"].sum() + lost["computed_tokens"].sum(),
+                len(here["task"]) + len(lost["task"]),
+            )
+            if not replica.kv.prefix_caching:
+                assert needed <= prefilled <= needed + generated
+            assert prefilled <= needed + generated
+            assert here["output_tokens"].sum() - ends <= decoded <= here["output_tokens"].sum() - len(here["task"])
+            reached["preempted"] += len(again)
+            reached["found in the cache"] += prefilled < needed
 
-    check(law, {"understood", "tool called", "another round"})
+    check(law, {"understood", "tool called", "another round", "preempted", "found in the cache"})
 
 
-def test_kv_cache_is_never_overdrawn_and_all_given_back() -> None:
+class WatchedKv(KvCache):
+    """A KV cache that says when its books are wrong. `owners` are the prompts that hold blocks of it."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.most_used = 0
+
+    def check(self) -> None:
+        assert 0 <= self.free_blocks <= self.capacity_blocks
+        assert 0 <= self._cached_blocks == sum(self._cached.values()) <= self.free_blocks, "what is cached is free"
+        assert all(self._cached.values())
+        assert all(users > 0 and blocks > 0 for users, blocks in self._shared.values())
+        assert not self._shared.keys() & self._cached.keys()
+        self.most_used = max(self.most_used, self.capacity_blocks - self.free_blocks)
+
+    def take(self, blocks: int) -> None:
+        assert blocks >= 0
+        super().take(blocks)
+        self.check()
+
+    def admit(self, prompt: Prompt) -> None:
+        super().admit(prompt)
+        self.check()
+
+    def publish(self, prompt: Prompt) -> None:
+        super().publish(prompt)
+        self.check()
+
+    def release(self, prompt: Prompt, tokens: int) -> None:
+        super().release(prompt, tokens)
+        self.check()
+
+
+def test_kv_cache_is_never_overdrawn_and_all_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hsim.engine.replica.KvCache", WatchedKv)
+
     def law(done: Run, reached: Counter[str]) -> None:
         for replica in engine_devices(done):
-            capacity = replica.spec.kv_capacity_tokens
-            assert replica.free_kv_tokens == capacity
-            assert replica.view() == (0, 0)
-            here = done.visits_of(stage=Stage.GENERATE, device=replica.index)
-            reserves = done.reserves(here)
-            times, changes = np.append(here["served_s"], here["started_s"]), np.append(-reserves, reserves)
-            order = np.lexsort((changes, times))
-            held = np.cumsum(changes[order])
-            assert not len(held) or 0 <= held.min() <= held.max() <= capacity
-            # The head of the queue needs what is left and more: it waits for memory.
-            for queued_s, started_s, reserve in zip(here["queued_s"], here["started_s"], reserves, strict=True):
-                at = np.searchsorted(times[order], np.nextafter(started_s, -np.inf), side="right") - 1
-                reached["KV full"] += bool(started_s > queued_s and at >= 0 and held[at] + reserve > capacity)
-            reached["several at once"] += bool(len(held) and held.max() > reserves.max())
+            kv = replica.kv
+            assert kv.free_blocks == kv.capacity_blocks == replica.spec.kv_blocks
+            assert not kv._shared
+            assert not replica.running
+            assert replica.view(NOBODY) == DeviceView(0, 0, 0, 0, replica.spec.pool.max_num_seqs)
+            reached["KV full"] += kv.most_used == kv.capacity_blocks
+            reached["KV never full"] += kv.most_used < kv.capacity_blocks
+            reached["preempted"] += replica.preempted > 0
+            reached["evicted"] += kv.evicted_blocks > 0
+            reached["cached"] += kv._cached_blocks > 0
 
-    check(law, {"KV full", "several at once"})
+    check(law, {"KV full", "KV never full", "preempted", "evicted", "cached"})
+
+
+def kv_books_balance(kv: WatchedKv, prompts: Sequence[Prompt]) -> None:
+    """Every block is free, or shared, or somebody's own."""
+    kv.check()
+    held = {key: blocks for key, (_, blocks) in kv._shared.items()}
+    for key in held:
+        assert kv._shared[key][0] == sum(key in prompt.shared_keys for prompt in prompts)
+    assert kv.free_blocks + sum(held.values()) + sum(p.own_blocks for p in prompts) == kv.capacity_blocks
+    for prompt in prompts:
+        assert prompt.held_blocks == prompt.own_blocks + sum(held[key] for key in prompt.shared_keys)
+
+
+def test_kv_blocks_of_prompts_with_common_prefixes_are_free_shared_or_own() -> None:
+    """Prompts come, are computed, and leave in any order, many with the same beginning: block by block."""
+    reached = Counter[str]()
+
+    @settings(max_examples=200)
+    @given(st.data())
+    def law(data: st.DataObject) -> None:
+        size = data.draw(st.sampled_from([1, 4]))
+        kv = WatchedKv(data.draw(st.integers(10, 40)), size, True)
+        inside: list[Prompt] = []
+        env = EngineEnvironment()
+        for number in range(data.draw(st.integers(1, 25))):
+            if inside and data.draw(st.booleans()):
+                prompt = inside.pop(data.draw(st.integers(0, len(inside) - 1)))
+                kv.release(prompt, prompt.prefill_tokens)
+                assert (prompt.own_blocks, prompt.held_blocks, prompt.shared_keys) == (0, 0, [])
+                kv_books_balance(kv, inside)
+                continue
+            pieces = data.draw(st.lists(st.integers(1, 12), min_size=0, max_size=3))
+            prefix = tuple((tuple(pieces[: i + 1]), n) for i, n in enumerate(pieces))
+            context = data.draw(st.sampled_from([None, "one", "another"]))
+            if context and not any(prompt.context_key == context for prompt in inside):  # one round of a task at a time
+                pieces = pieces[:1]
+                prefix = tuple((context, n) for n in pieces)
+            else:
+                context = None
+            prompt = Prompt(number, 0, Stage.GENERATE, sum(pieces) + data.draw(st.integers(1, 6)), Event(env))
+            prompt.prefix, prompt.context_key = prefix, context
+            before = kv.cached_tokens(prefix)
+            assert 0 <= before <= sum(pieces)
+            kv.match(prompt)
+            found = prompt.prefill_tokens - prompt.prompt_left
+            assert found == min(before, prompt.prefill_tokens - 1) // size * size, (
+                "whole blocks, but for the last token"
+            )
+            needed = kv.blocks(prompt.prefill_tokens) - prompt.held_blocks
+            if needed > kv.free_blocks:
+                reached["no room"] += 1
+                continue
+            prompt.held_blocks = 0
+            if found:
+                kv.admit(prompt)
+                reached["found"] += 1
+                assert kv.cached_tokens(prefix) >= found
+            assert prompt.held_blocks >= found // size
+            inside.append(prompt)
+            kv_books_balance(kv, inside)
+            evicted = kv.evicted_blocks
+            kv.grow(prompt, prompt.prefill_tokens)
+            reached["evicted"] += kv.evicted_blocks > evicted
+            kv_books_balance(kv, inside)
+            assert prompt.held_blocks >= kv.blocks(prompt.prefill_tokens)
+            kv.publish(prompt)
+            kv_books_balance(kv, inside)
+            reached["shared by two"] += any(users > 1 for users, _ in kv._shared.values())
+            if all(n % size == 0 for n in pieces):
+                reached["found whole"] += bool(pieces)
+        for prompt in inside:
+            kv.release(prompt, prompt.prefill_tokens)
+        assert kv.free_blocks == kv.capacity_blocks
+        kv_books_balance(kv, [])
+
+    law()
+    needed = {"no room", "found", "evicted", "shared by two", "found whole"}
+    assert needed <= set(+reached), reached
 
 
 def test_every_joule_is_booked_once() -> None:
@@ -196,13 +323,15 @@ def test_littles_law_is_an_identity() -> None:
         anatomy = [s.transfer_s + s.wait_s + s.service_s + s.outside_s for s in result.stages]
         assert sum(anatomy) * result.tasks == pytest.approx(sojourns_s, rel=1e-9)
         assert result.latency["e2e"].mean_s * result.tasks == pytest.approx(sojourns_s, rel=1e-9)
-        # Decoding sequences, from the steps: each decodes from its first token on.
+        # Decoding sequences, from the steps: each decodes from its first token on, unless it was preempted.
         for replica in range(len(done.log.accelerators)):
             steps, here = done.steps_of(replica), done.visits_of(stage=Stage.GENERATE, device=replica)
             decoding_s = float((steps["decodes"] * (steps["end_s"] - steps["start_s"])).sum())
             paused_s = float((here["served_s"] - here["first_token_s"]).sum()) - decoding_s
-            assert paused_s == pytest.approx(0, abs=1e-9 * max(1.0, decoding_s))
-            reached["decodes"] += decoding_s > 0
+            assert paused_s >= -1e-9 * max(1.0, decoding_s)
+            if not len(done.preemptions_of(replica)["task"]):
+                assert paused_s == pytest.approx(0, abs=1e-9 * max(1.0, decoding_s))
+                reached["decodes"] += decoding_s > 0
         # Busy cores, from the hosts: the jobs in service, and what engines keep while they step.
         step_s = tables["steps"]["end_s"] - tables["steps"]["start_s"]
         for host, device in enumerate(done.log.hosts):
@@ -223,7 +352,7 @@ def test_littles_law_is_an_identity() -> None:
 
 def test_times_are_in_causal_order() -> None:
     def law(done: Run, reached: Counter[str]) -> None:
-        visits, linked = done.visits, done.prepared.links
+        visits, linked = done.visits, done.prepared.networks
         generated = visits["stage"] == Stage.GENERATE
         for earlier, later in pairwise(("ready_s", "queued_s", "started_s", "served_s", "ended_s")):
             assert (visits[earlier] <= visits[later]).all()
@@ -261,7 +390,7 @@ def _pool_of(done: Run, stage: tuple[int, Stage]) -> str:
 
 
 def _linked(done: Run, a: tuple[int, Stage], b: tuple[int, Stage]) -> bool:
-    return frozenset((_pool_of(done, a), _pool_of(done, b))) in done.prepared.links
+    return frozenset((_pool_of(done, a), _pool_of(done, b))) in done.prepared.system.paths
 
 
 def test_first_come_first_served_at_every_device() -> None:
@@ -312,97 +441,158 @@ def test_cores_are_never_oversubscribed_nor_idle_while_a_job_waits() -> None:
     check(law, {"jobs waited", "all cores busy"})
 
 
-def test_batches_keep_their_limits_and_no_replica_holds_back_work() -> None:
-    """Step by step: within its limits a step takes all it can; whoever waits through it does so for a limit."""
+class Watching(ModelledTime):
+    """Modelled time that looks at every step of a replica as it begins, by walking over the whole of it."""
 
-    def law(done: Run, reached: Counter[str]) -> None:
+    def __init__(self, env: EngineEnvironment, reached: Counter[str]) -> None:
+        super().__init__(env, stepwise=True)
+        self.reached = reached
+
+    def steps(self, replica: Replica, end_s: float, done: Done) -> None:
+        pool, run, waiting = replica.spec.pool, replica._run, replica.waiting
+        assert run is not None
+        size, reached = pool.block_tokens, self.reached
+        contexts, chunks = [], []
+        for prompt in replica.running:
+            assert prompt.decoding != (prompt in replica.prefilling)
+            if prompt.decoding:
+                contexts.append(prompt.prefill_tokens + replica._step - prompt.first_step + 1)
+        for prompt, chunk in zip(replica.prefilling, run.chunks, strict=True):
+            chunks.append((prompt.prefill_tokens - prompt.prompt_left + chunk * run.taken, chunk))
+        assert run.shape.decodes == len(contexts), "every sequence that decodes takes part in every step"
+        assert run.shape.context_tokens + run.taken * len(contexts) == sum(contexts)
+        assert run.shape.chunk_tokens == sum(chunk for _, chunk in chunks)
+        tokens = len(contexts) + run.shape.chunk_tokens
+        assert len(replica.running) <= pool.max_num_seqs
+        assert 0 < tokens <= pool.max_num_batched_tokens
+        reached["decodes beside chunks"] += bool(contexts and run.shape.chunks)
+        reached["chunked prefill"] += any(before for before, chunk in chunks if chunk)
+        if not replica.kv.prefix_caching:  # else some blocks are shared
+            used = sum(-(-context // size) for context in contexts) + sum(-(-(b + c) // size) for b, c in chunks)
+            assert used <= replica.spec.kv_blocks
+            if waiting and len(replica.running) < pool.max_num_seqs and tokens < pool.max_num_batched_tokens:
+                first = min(waiting[0].prompt_left, pool.max_num_batched_tokens - tokens)
+                assert used + -(-first // size) > replica.spec.kv_blocks, "a replica left admissible work waiting"
+                reached["KV full"] += 1
+        reached["max_num_seqs reached"] += bool(waiting) and len(replica.running) == pool.max_num_seqs
+        reached["token budget exhausted"] += bool(waiting) and tokens == pool.max_num_batched_tokens
+        reached["preempted"] += replica.preempted
+        super().steps(replica, end_s, done)
+
+
+def test_batches_keep_their_limits_and_no_replica_holds_back_work() -> None:
+    """Within its limits a step takes all it can; whoever waits through it does so for a limit."""
+    reached = Counter[str]()
+
+    @settings(max_examples=40)
+    @given(st.one_of(scenarios(), scenarios(crowded=True)))
+    def law(data: dict[str, Any]) -> None:
+        prepared = prepared_of(data)
+        env, log = EngineEnvironment(), Log()
+        pipeline = build(env, log, prepared, Watching(env, reached))
+        run_tasks(env, log, pipeline, prepared.drawn.tasks)
+        done = Run(prepared, log, pipeline, log.arrays())
         for replica in engine_devices(done):
-            pool: EnginePool = replica.spec.pool
-            seqs, tokens, capacity = pool.max_num_seqs, pool.max_num_batched_tokens, replica.spec.kv_capacity_tokens
-            assert seqs is not None
-            assert tokens is not None
             steps, here = done.steps_of(replica.index), done.visits_of(stage=Stage.GENERATE, device=replica.index)
-            reserves = done.reserves(here)
             assert (steps["end_s"][:-1] <= steps["start_s"][1:]).all(), "one step at a time"
-            for start_s, end_s, decodes, chunk in zip(
-                *(steps[c] for c in ("start_s", "end_s", "decodes", "chunk_tokens")), strict=True
-            ):
-                inside = (here["started_s"] <= start_s) & (here["served_s"] > start_s)
-                decoding = inside & (here["first_token_s"] <= start_s)
-                assert decodes == decoding.sum(), "every sequence that decodes takes part in every step"
-                assert inside.sum() <= seqs
-                assert decodes + chunk <= tokens
-                waits = (here["queued_s"] < start_s) & (here["started_s"] > start_s)
-                if (inside & ~decoding).any():
-                    reached["chunked prefill"] += bool((here["first_token_s"] > end_s)[inside].any())
-                    reached["decodes beside chunks"] += bool(decodes and chunk)
-                if waits.any():
-                    head = int(np.flatnonzero(waits)[np.lexsort((here["task"][waits], here["queued_s"][waits]))[0]])
-                    reasons = {
-                        "max_num_seqs reached": inside.sum() == seqs,
-                        "token budget exhausted": decodes + chunk == tokens,
-                        "KV full": reserves[inside].sum() + reserves[head] > capacity,
-                    }
-                    assert any(reasons.values()), "a replica left admissible work waiting"
-                    reached.update(name for name, holds in reasons.items() if holds)
-            for end_s, next_s in [*zip(steps["end_s"][:-1], steps["start_s"][1:], strict=True)]:
+            for end_s, next_s in zip(steps["end_s"][:-1], steps["start_s"][1:], strict=True):
                 if next_s > end_s:
                     reached["went idle"] += 1
                     assert not ((here["queued_s"] < next_s) & (here["served_s"] > end_s)).any(), (
                         "idle while work waited"
                     )
 
-    check(
-        law,
-        {
-            "chunked prefill",
-            "decodes beside chunks",
-            "max_num_seqs reached",
-            "token budget exhausted",
-            "KV full",
-            "went idle",
-        },
-        examples=25,
-        stepwise=True,
-    )
+    law()
+    needed = {
+        "chunked prefill", "decodes beside chunks", "max_num_seqs reached", "token budget exhausted", "KV full",
+        "preempted", "went idle",
+    }  # fmt: skip
+    assert needed <= set(+reached), f"never reached: {needed - set(+reached)}"
+
+
+def seen_by_walking(replica: Replica) -> DeviceView:
+    """What a router should see of a replica in a step-by-step run: every prompt asked for what it has left."""
+    tokens = sum(p.input_tokens + p.max_output_tokens for p in replica.waiting)  # and again if it was preempted
+    for prompt in replica.running:
+        tokens += prompt.max_output_tokens - prompt.generated_tokens
+        if prompt.decoding:
+            tokens -= replica._step - prompt.first_step
+        else:
+            tokens += prompt.prompt_left
+    if run := replica._run:
+        tokens -= run.taken * sum(run.chunks)
+    waiting, running = len(replica.waiting), len(replica.running)
+    return DeviceView(waiting + running, tokens, waiting, running, replica.spec.pool.max_num_seqs)
+
+
+def best(router: str, loads: list[DeviceView], position: int) -> set[int]:
+    """The devices that a router may choose, by the rule that its docstring states."""
+    everybody = range(len(loads))
+
+    def least(key: Callable[[DeviceView], Any]) -> set[int]:
+        return {min(everybody, key=lambda i: key(loads[i]))}
+
+    match router:
+        case "round-robin":
+            return {position % len(loads)}
+        case "least-outstanding":
+            return least(lambda v: v.outstanding)
+        case "join-shortest-queue":
+            return least(lambda v: (v.waiting, v.running))
+        case "least-outstanding-tokens":
+            return least(lambda v: v.outstanding_tokens)
+        case "prefix-affinity":
+            return least(lambda v: v.outstanding_tokens - v.cached_tokens)
+        case "power-of-two":  # of any two the one with fewer: so never the one that has more than all others
+            most = sorted((v.outstanding for v in loads), reverse=True)
+            return {i for i in everybody if len(loads) == 1 or most[0] == most[1] or loads[i].outstanding < most[0]}
+    assert router == "least-energy"
+    room = [i for i in everybody if not loads[i].waiting and loads[i].running < loads[i].max_running]
+    return {max(room, key=lambda i: loads[i].running)} if room else least(lambda v: v.outstanding)
 
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_routers_choose_by_the_state_at_the_last_boundary(router: str) -> None:
-    """From the step-by-step log, the state that each choice saw, and the choice that its rule makes."""
+    """At each choice, the state by walking over every replica, and the choice that the rule makes of it."""
     reached = Counter[str]()
 
     @settings(max_examples=15)
     @given(scenarios(crowded=True, routers=[router]))
     def law(data: dict[str, Any]) -> None:
-        done = run(prepared_of(data), stepwise=True)
-        replicas = engine_devices(done)
-        here = done.visits_of(stage=Stage.GENERATE)
-        reserves, limits = done.reserves(here), {task.id: task.max_output_tokens for task in done.prepared.drawn.tasks}
-        limit = np.array([limits[int(i)] for i in here["task"]])
-        order = np.lexsort((here["task"], here["queued_s"]))
-        for position, visit in enumerate(order):
-            now, before = here["queued_s"][visit], order[:position]
-            loads = []
-            for replica in replicas:
-                sent = before[here["device"][before] == replica.index]
-                left = sent[here["served_s"][sent] > now]
-                if router == "least-outstanding":
-                    loads.append(len(left))
-                    continue
-                steps = done.steps_of(replica.index)
-                processed = ((steps["decodes"] + steps["chunk_tokens"]) * steps["steps"])[steps["end_s"] <= now].sum()
-                finished = sent[here["served_s"][sent] <= now]
-                returned = (limit[finished] - here["output_tokens"][finished]).sum()
-                loads.append(reserves[sent].sum() - processed - (here["first_token_s"][sent] <= now).sum() - returned)
-            chosen = position % len(replicas) if router == "round-robin" else loads.index(min(loads))
-            assert here["device"][visit] == replicas[chosen].index
-            reached["all busy"] += len(replicas) > 1 and bool(loads) and min(loads) > 0
+        data["pools"]["decode"]["prefix_caching"] = router == "prefix-affinity"
+        prepared = prepared_of(data)
+        env, log = EngineEnvironment(), Log()
+        pipeline = build(env, log, prepared, ModelledTime(env, stepwise=True))
+        pool = pipeline.pools[Stage.GENERATE]
+        choose, position = pool._router, Counter[str]()
+
+        def watched(visit: VisitView, view: PoolView) -> int:
+            walked = [seen_by_walking(replica) for replica in pool.devices]
+            if router != "prefix-affinity":  # a prompt that found a part of itself has less to do than it declares
+                assert list(view.devices) == walked
+            for device, replica in zip(view.devices, pool.devices, strict=True):
+                assert device.cached_tokens == replica.kv.cached_tokens(visit.prefix)
+                assert device[2:5] == seen_by_walking(replica)[2:5]
+            chosen = choose(visit, view)
+            assert chosen in best(router, list(view.devices), position["routed"])
+            position["routed"] += 1
+            reached["all busy"] += min(device.outstanding for device in walked) > 0
             reached["not the first"] += chosen > 0
+            reached["context of its own"] += view.devices[chosen].cached_tokens > 0
+            reached["some preempted"] += any(replica.preempted for replica in pool.devices)
+            return chosen
+
+        pool._router = watched
+        run_tasks(env, log, pipeline, prepared.drawn.tasks)
+        assert position["routed"] == len(
+            Run(prepared, log, pipeline, log.arrays()).visits_of(stage=Stage.GENERATE)["task"]
+        )
 
     law()
     assert reached["not the first"]
-    assert reached["all busy"] or router == "round-robin"
+    assert reached["all busy"]
+    assert reached["some preempted"]
+    assert reached["context of its own"] or router != "prefix-affinity"
 
 
 # ---- what results say
@@ -531,9 +721,10 @@ def on_a_grid(prepared: Prepared, costs: GridCosts) -> Prepared:
         prepared,
         drawn=replace(prepared.drawn, tasks=tasks),
         replicas={name: replace(spec, costs=costs) for name, spec in prepared.replicas.items()},
-        understand={name: OperationCost(TICK_S) for name in prepared.understand},
-        tool_s=dict.fromkeys(prepared.tool_s, 2 * TICK_S),
-        links={ends: LinkCosts(TICK_S, 2.0**40, 0.0) for ends in prepared.links},
+        understand={name: OperationCost(name, TICK_S) for name in prepared.understand},
+        tools={name: OperationCost(name, 2 * TICK_S) for name in prepared.tools},
+        slowdown=dict.fromkeys(prepared.slowdown, 1.0),
+        networks={name: LinkSpec(TICK_S, 2.0**40, 0.0) for name in prepared.networks},
     )
 
 
@@ -677,7 +868,7 @@ def test_prices_and_the_site_change_no_second_and_no_direct_joule() -> None:
     np.testing.assert_array_equal(base.visits["ended_s"], other.visits["ended_s"])
     a, b = base.result(), other.result()
     assert b.energy.total_j == pytest.approx(2 * a.energy.total_j)  # pue 1.25 by default
-    assert b.money.gco2_per_task == pytest.approx(4 * a.money.gco2_per_task)
+    assert b.gco2_per_task == pytest.approx(4 * a.gco2_per_task)
     years_s = 4 * 365.25 * 24 * 3600
     assert b.money.servers_usd == pytest.approx(340_000 / years_s * b.window_s)
     assert b.money.electricity_usd == pytest.approx(b.energy.total_j / 3.6e6 * 1.2)
@@ -712,9 +903,11 @@ def test_no_step_beats_the_chip_and_power_stays_between_floor_and_cap() -> None:
             seconds = rows["seconds"] + k * rows["seconds_growth"]
             watts = idle_w + (rows["joules"] + k * rows["joules_growth"]) / seconds
             context = rows["context_tokens"] + k * rows["decodes"]
+            # The last query of a chunk sees all before it; how many pairs the others see, the log does not say.
+            context = context + rows["chunk_context_tokens"] + k * rows["chunk_tokens"]
             new_tokens = rows["decodes"] + rows["chunk_tokens"]
             flops = 2 * model.layer_parameters * new_tokens
-            flops += 4 * model.layers * model.attention_heads * model.head_dim * (rows["pairs"] + context)
+            flops += 4 * model.layers * model.attention_heads * model.head_dim * context
             assert (flops <= peak * seconds).all()
             assert (2 * weights + 2 * model.kv_elements_per_token * context <= bandwidth * seconds).all()
             assert (watts >= floor_w * (1 - 1e-12)).all()
@@ -732,9 +925,11 @@ def test_power_reaches_the_cap_and_no_further() -> None:
     data = generate_only(max_num_batched_tokens=8192)
     data["workload"]["classes"]["chat"] |= {"input_tokens": 6000, "output_tokens": 2}
     done = run(prepared_of(data))
-    watts = 121.7 + done.steps["joules"] / done.steps["seconds"]
-    assert watts.max() == pytest.approx(686, rel=1e-12)
-    assert ((done.steps["chunk_tokens"] > 4000) & (watts > 685.9)).any()
+    chip, figures = done.prepared.system.tier_of("decode").chip, done.prepared.system.figures
+    cap_w, idle_w = (figures.value(chip, f"power.{name}") for name in ("cap_w", "loaded_idle_w"))
+    watts = idle_w + done.steps["joules"] / done.steps["seconds"]
+    assert watts.max() == pytest.approx(cap_w, rel=1e-12)
+    assert ((done.steps["chunk_tokens"] > 4000) & (watts > cap_w - 0.1)).any()
 
 
 def test_a_replica_at_full_load_makes_the_tokens_that_its_steps_allow() -> None:
@@ -782,4 +977,4 @@ def _outstanding_at(prepared: Prepared, time_s: float, stepwise: bool) -> int:
     task = prepared.drawn.tasks[0]
     env.call_at(task.arrival_s, TASK_ARRIVES, lambda _: env.process(live(env, log, pipeline, task)))
     env.run(until=time_s)
-    return int(pipeline.pools[Stage.GENERATE].devices[0].view().outstanding_tokens)
+    return int(pipeline.pools[Stage.GENERATE].devices[0].view(NOBODY).outstanding_tokens)

@@ -24,24 +24,26 @@ def slow(data: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_bottleneck_is_where_most_of_a_tasks_time_goes() -> None:
     served = result_of(slow(generate_only()))
-    assert "it is served by generate on decode for" in served.bottleneck
-    assert "(100%)" in served.bottleneck
+    assert served.bottleneck.startswith("100% of a task's ")
+    assert "goes in generate on pool decode (" in served.bottleneck
 
     data = slow(agents())
     data["tools"]["slow-api"]["outside_wait_s"] = 60
-    assert "waits outside, in tool on agents" in result_of(data).bottleneck
+    assert "goes waiting for something outside in tool on pool agents (" in result_of(data).bottleneck
 
     data = agents(cores=1, replicas=8)
     data["workload"]["classes"]["agent"] |= {"tools": {"python-exec": 1}, "rounds": 1}
     data["workload"]["tasks"] = 100
     queued = result_of(data)
-    assert "waits for tool on agents" in queued.bottleneck
-    assert "agents is busy 100%" in queued.bottleneck
-    assert any(w.startswith("agents is busy 9") and "queue may grow without end" in w for w in queued.warnings)
+    assert "goes waiting for tool on pool agents (" in queued.bottleneck
+    (use,) = (use for use in queued.pools if use.pool == "agents")
+    assert use.busy_fraction > 0.95
+    assert f"({use.busy_fraction:.0%} busy)" in queued.bottleneck
+    assert any(w.startswith("pool agents is full") and "queue may grow without end" in w for w in queued.warnings)
 
     data = slow(agents())
     data["payload"] = {"bytes_per_token": 1e10}
-    assert "is moved to" in result_of(data).bottleneck
+    assert "goes moving to " in result_of(data).bottleneck
 
 
 def test_warnings_come_when_they_are_due_and_only_then() -> None:
@@ -50,12 +52,12 @@ def test_warnings_come_when_they_are_due_and_only_then() -> None:
     assert result_of(calm).warnings == ()
     burst = generate_only()
     burst["workload"]["arrivals"]["rate_per_s"] = 1e4
-    assert any("after the last arrival the fleet needs" in w and "short burst" in w for w in result_of(burst).warnings)
+    assert any("after the last arrival, and arrivals took" in w for w in result_of(burst).warnings)
     calm["workload"]["classes"]["chat"]["max_output_tokens"] = 5
     (cut,) = result_of(calm).warnings
     drawn = prepared_of(calm).drawn
     assert drawn.truncated > 0
-    assert cut == f"{drawn.truncated} answers were longer than max_output_tokens and were cut there"
+    assert cut == f"{drawn.truncated} of the drawn answers were longer than max_output_tokens and were cut there"
 
 
 def test_every_rough_figure_and_every_default_that_mattered_is_told() -> None:

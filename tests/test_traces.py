@@ -158,6 +158,8 @@ def test_another_block_size_shows_in_the_number_of_hashes(tmp_path: Path) -> Non
         json.dumps({"timestamp": 0, "input_length": n, "output_length": 1, "hash_ids": h}) + "\n" for n, h in lines
     )
     assert read(tmp_path, text).block_tokens == 64
+    full = '{"timestamp": 0, "input_length": 128, "output_length": 1, "hash_ids": [1, 2]}'
+    assert read(tmp_path, full).block_tokens == 64, "one block of 128 would hold it all"
 
 
 def test_sessions_keep_their_rounds_and_waits(tmp_path: Path) -> None:
@@ -195,6 +197,7 @@ def test_a_vllm_benchmark_is_a_trace(tmp_path: Path) -> None:
     trace = read(tmp_path, bench())
     assert columns(trace) == ("vLLM benchmark", [0.0, 0.0, 1.0], [100, 200, 400], [10, 20, 40])
     assert trace.skipped == 1
+    assert columns(read(tmp_path, bench(output_lens=[10, 20, 5, 40]))) == columns(trace), "cut off midway: failed too"
     assert columns(read(tmp_path, bench(queue_times=None)))[1:3] == ([0.0, 0.5, 2.25], [200, 100, 400])
     assert columns(read(tmp_path, bench(start_times=None, queue_times=None, errors=None)))[1] is None
     pretty = json.dumps(json.loads(bench()), indent=2)

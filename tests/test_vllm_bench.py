@@ -173,6 +173,17 @@ def test_failed_requests_have_an_error_and_no_tokens(tmp_path: Path) -> None:
         assert not error or (tokens, gaps) == (0, [])
 
 
+def test_a_request_given_up_between_prefill_and_decode_has_failed(tmp_path: Path) -> None:
+    """KV caches that take a second to move: clients are gone before they arrive, though the prefill was served."""
+    pools = "pools={p: {runs_on: gpu-tier.gpu, replicas: 1}, decode: {runs_on: gpu-tier.gpu, replicas: 1}}"
+    slow = ["links={p-decode: nvlink4}", "assume.nvlink4.latency_s=1", "workload.classes.chat.timeout_s=0.9"]
+    log, bench, result = simulated(tmp_path, pools, "stages={prefill: p, generate: decode}", *slow)
+    served = log.arrays()["visits"]
+    assert (served["outcome"] == 0).all(), "no visit failed"
+    assert bench["failed"] == result.timed_out > 0
+    assert bench["completed"] == result.tasks == sum(n == 1 for n in bench["output_lens"])
+
+
 def test_the_json_is_a_trace_of_the_same_requests(tmp_path: Path) -> None:
     _, bench, _ = simulated(tmp_path)
     (tmp_path / "bench.json").write_text(json.dumps(bench))
@@ -195,6 +206,14 @@ def test_heading_names_the_load(tmp_path: Path) -> None:
         "tasks per second are not requests per second"
     )
     assert simulated(tmp_path, "slo={}")[1]["request_goodput"] is None
+
+
+def test_four_users_have_four_requests_under_way(tmp_path: Path) -> None:
+    """A user who does not think asks again in the instant of the answer, and is counted once."""
+    _, bench, _ = simulated(tmp_path, "workload.arrivals={kind: closed, users: 4}", "workload.tasks=40")
+    ends = {s + e for s, e in zip(bench["start_times"], bench["latencies"], strict=True)}
+    assert ends & set(bench["start_times"]), "somebody does"
+    assert bench["max_concurrent_requests"] == 4
 
 
 def test_the_most_requests_at_once_and_the_busiest_second(tmp_path: Path) -> None:

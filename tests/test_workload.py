@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from systems import agents, generate_only, prepared_of
 
-from hsim.description.model import from_hugging_face
+from hsim.description.catalogue import load_model
+from hsim.description.huggingface import from_hugging_face
 from hsim.description.scenario import load
 from hsim.description.system import resolve
 from hsim.drivers.prepared import Prepared, prepare
@@ -227,10 +228,36 @@ def test_a_hugging_face_config_is_the_model_of_the_catalogue(tmp_path: Path) -> 
     mine = from_hugging_face(tmp_path / "config.json")
     data = generate_only(tensor_parallel=4) | {"model": str(tmp_path / "config.json")}
     shipped = prepared_of(data | {"model": "llama-3.1-70b"}).system.model
-    assert mine.model_dump(exclude={"name", "source"}) == shipped.model_dump(exclude={"name", "source"})
+    where_from = {"name", "source", "hugging_face"}
+    assert mine.model_dump(exclude=where_from) == shipped.model_dump(exclude=where_from)
     assert prepared_of(data).system.model == mine
     assert shipped.parameters == 70_553_706_496  # as published for Llama-3.1-70B
     assert shipped.kv_elements_per_token * 2 == 327_680  # bytes in bf16: 2 * 80 layers * 8 heads * 128 * 2
+
+
+FAMILIES = {
+    "mixtral-8x7b": {
+        "model_type": "mixtral", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "max_position_embeddings": 32768,
+        "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None, "tie_word_embeddings": False,
+    },
+    "gemma-2-2b": {
+        "model_type": "gemma2", "num_hidden_layers": 26, "hidden_size": 2304, "intermediate_size": 9216,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000,
+        "max_position_embeddings": 8192, "sliding_window": 4096,
+    },
+}  # fmt: skip
+PARAMETERS = {"mixtral-8x7b": 46.7e9, "gemma-2-2b": 2.61e9}  # as published
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_experts_and_windows_are_read_as_the_catalogue_has_them(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(FAMILIES[name]))
+    mine = from_hugging_face(tmp_path / "config.json")
+    shipped = load_model(name, "test", Path())
+    where_from = {"name", "source", "hugging_face"}
+    assert mine.model_dump(exclude=where_from) == shipped.model_dump(exclude=where_from)
+    assert mine.parameters == pytest.approx(PARAMETERS[name], rel=0.01)
 
 
 def test_a_config_may_leave_out_what_follows_from_the_rest(tmp_path: Path) -> None:

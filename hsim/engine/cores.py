@@ -93,8 +93,8 @@ class Host:
 class Cores:
     """So many cores of a host that serve one pool's jobs, first come first served.
 
-    Jobs of one operation may be served in batches: a batch begins when it is full, or when its first job has waited
-    `batch_window_s` at a free core; the operation's base cost is paid once in it.
+    Jobs of one operation may be served in batches: a batch begins at a free core when it is full, or when its first
+    job has waited `batch_window_s`; the operation's base cost is paid once in it.
     """
 
     def __init__(
@@ -105,6 +105,7 @@ class Cores:
         self.index = host.index
         self.waiting: deque[Job] = deque()
         self.running = 0
+        self._looks_s = math.nan
 
     def view(self, visit: VisitView) -> DeviceView:
         """What a router may see."""
@@ -116,8 +117,6 @@ class Cores:
         job.device = self.index
         self.waiting.append(job)
         self._dispatch()
-        if self.max_batch > 1 and self.running < self.cores and job in self.waiting:
-            self.env.call_at(self.env.now + self.batch_window_s, WORK_ENDS, self._dispatch)
 
     def give_up(self, job: Job) -> None:
         """The client is gone: a waiting job leaves; one that runs is worked to its end."""
@@ -131,10 +130,18 @@ class Cores:
         while self.waiting and self.running < self.cores:
             batch = self._next_batch()
             if not batch:
+                self._look_again()
                 return
             self.running += 1
             self.host.change(+1)
             self._start(batch)
+
+    def _look_again(self) -> None:
+        """Dispatch when the first job has waited its window."""
+        due_s = self.waiting[0].queued_s + self.batch_window_s
+        if due_s != self._looks_s:
+            self._looks_s = due_s
+            self.env.call_at(due_s, WORK_ENDS, self._dispatch)
 
     def _next_batch(self) -> list[Job]:
         """Take the jobs that start together now: those like the first, if they are enough or it has waited its window."""
@@ -171,3 +178,4 @@ class Cores:
         else:
             self.running -= 1
             self.host.change(-1)
+            self._dispatch()  # those that wait for their window must be looked at when it is over

@@ -252,7 +252,9 @@ class Replica:
         return affordable
 
     def _go_idle(self) -> None:
-        assert not self.waiting, f"replica {self.index} has {len(self.waiting)} waiting and nothing to do"
+        # Only blocks that are kept until they have arrived elsewhere make anybody wait now; let_go starts it again.
+        kept = self.kv.free_blocks < self.kv.capacity_blocks
+        assert kept or not self.waiting, f"replica {self.index} has {len(self.waiting)} waiting and nothing to do"
         self._run = None
         self._shares, self._step = self._no_shares(), 0  # nobody holds a mark: start afresh, lest rounding grow
         self._due_step = 0

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hsim.description.scenario import Slos, Stages
+from hsim.errors import HsimError
 from hsim.log import Log, Outcome, PoolRecord, Stage
 from hsim.metrics.accounts import Accounts
 from hsim.metrics.ledger import Ledger, Window, keep_books, shares_gap_j
@@ -93,12 +94,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class Lens:
-    """What to look at, by which books and objectives. Without a cohort: all of a terminating run."""
+    """What to look at, by which books and objectives.
+
+    A cohort of an open system; or, of a closed loop of so many `users`, what happened while all of them were served;
+    or, without either, all of a terminating run.
+    """
 
     accounts: Accounts
     stages: Stages
     slo: Slos
     cohort: Cohort | None = None
+    users: int | None = None
 
 
 def measure(log: Log, lens: Lens) -> Measured:
@@ -109,7 +115,7 @@ def measure(log: Log, lens: Lens) -> Measured:
     tables = log.arrays()
     order = np.lexsort((tables["tasks"]["task"], tables["tasks"]["arrival_s"]))
     tasks = {name: cells[order] for name, cells in tables["tasks"].items()}
-    window, cohort = _window(tasks, lens.cohort)
+    window, cohort = _window(tasks, lens)
     followed = {name: cells[cohort.skipped : cohort.end] for name, cells in tasks.items()}
     visits = rows_of(tables["visits"], np.isin(tables["visits"]["task"], followed["task"]))
     samples = samples_of(followed, visits)
@@ -142,14 +148,27 @@ def measure(log: Log, lens: Lens) -> Measured:
     )
 
 
-def _window(tasks: Any, cohort: Cohort | None) -> tuple[Window, Cohort]:
-    """The window of a cohort, from its first arrival to the first after it; of a terminating run, everything."""
-    arrival_s = tasks["arrival_s"]
-    if cohort is None:
-        window = Window(float(arrival_s.min()), float(arrival_s.max()), float(tasks["ended_s"].max()))
-        return window, Cohort(0, len(arrival_s))
-    end_s = float(arrival_s[min(cohort.end, len(arrival_s) - 1)])
-    return Window(float(arrival_s[cohort.skipped]), end_s, end_s), cohort
+def _window(tasks: Any, lens: Lens) -> tuple[Window, Cohort]:
+    """The window that a lens shows of tasks in order of arrival, and the tasks that arrived in it.
+
+    A cohort's goes from its first arrival to the first after it; a closed loop's from when its last user has come to
+    when its first user's last task has ended.
+    """
+    arrival_s, ended_s = tasks["arrival_s"], tasks["ended_s"]
+    if lens.users:
+        rounds = tasks["task"] // lens.users  # user i's tasks are i, i + users, ...
+        start_s = float(arrival_s[rounds == 0].max())
+        last = tasks["task"] >= len(arrival_s) - lens.users
+        end_s = float(ended_s[last].min())
+        first, beyond = np.searchsorted(arrival_s, [start_s, end_s]).tolist()
+        if len(arrival_s) < 2 * lens.users or end_s <= start_s:
+            remedy = f"set workload.tasks to several times the {lens.users} users"
+            raise HsimError(f"the first user has no task left before the last has come; {remedy}")
+        return Window(start_s, end_s, end_s), Cohort(first, beyond - first)
+    if lens.cohort is None:
+        return Window(float(arrival_s.min()), float(arrival_s.max()), float(ended_s.max())), Cohort(0, len(arrival_s))
+    end_s = float(arrival_s[min(lens.cohort.end, len(arrival_s) - 1)])
+    return Window(float(arrival_s[lens.cohort.skipped]), end_s, end_s), lens.cohort
 
 
 def _books(log: Log, tables: dict[str, Any], accounts: Accounts, window: Window) -> tuple[Ledger, float]:

@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from hsim.errors import HsimError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def _frame(rows: list[dict[str, Any]], index: str) -> DataFrame:
+    """Rows as a pandas frame. Raises HsimError where pandas is not installed."""
+    try:
+        from pandas import DataFrame
+    except ModuleNotFoundError:
+        raise HsimError("pandas is not installed; data frames need it: pip install pandas") from None
+    return DataFrame(rows).set_index(index) if rows else DataFrame(rows)
 
 
 @dataclass(frozen=True)
@@ -293,6 +307,37 @@ class Study:
     evidence: dict[str, int]
     assumptions: tuple[Assumption, ...]
 
+    def figures(self) -> dict[str, Interval]:
+        """Every headline figure by name, such as tst_j or e2e.p99_s: what comparisons and data frames call it."""
+        found = {
+            "tasks_per_s": self.tasks_per_s,
+            "output_tokens_per_s": self.output_tokens_per_s,
+            "goodput_tasks_per_s": self.goodput_tasks_per_s,
+        }
+        if self.energy:
+            found["tst_j"] = self.energy.tst_j["full"]["facility"]
+            found["tpw_tokens_per_j"] = self.energy.tpw_tokens_per_j["full"]["facility"]
+            found["mean_w"] = self.energy.mean_w
+        if self.money:
+            found["usd_per_task"] = self.money.usd_per_task
+            found["usd_per_1k_output_tokens"] = self.money.usd_per_1k_output_tokens
+        if self.gco2_per_task:
+            found["gco2_per_task"] = self.gco2_per_task
+        for metric, latency in self.latency.items():
+            for name in ("mean_s", "p50_s", "p90_s", "p95_s", "p99_s"):
+                found[f"{metric}.{name}"] = getattr(latency, name)
+        return found | {f"slo.{slo.metric}": slo.attained for slo in self.slo}
+
+    def to_frame(self) -> DataFrame:
+        """A pandas frame of all figures: value, 95 % interval, and where rough figures put it in nine of ten worlds."""
+        ranges = self.calibration.ranges if self.calibration else {}
+        rows = []
+        for name, interval in self.figures().items():
+            worlds = ranges.get(name)
+            rough = {"rough_low": worlds.low if worlds else None, "rough_high": worlds.high if worlds else None}
+            rows.append({"figure": name, **asdict(interval), **rough})
+        return _frame(rows, "figure")
+
     @property
     def complete(self) -> bool:
         """Whether all replications that were asked for were finished."""
@@ -346,6 +391,16 @@ class Comparison:
     differences: tuple[tuple[Difference, ...], ...]
     confidence: float
     fleets: tuple[tuple[TriedFleet, ...], ...] = ()
+
+    def to_frame(self) -> DataFrame:
+        """A pandas frame of all differences: scenario, figure, both values, the difference with its interval."""
+        rows = []
+        for study, differences in zip(self.studies[1:], self.differences, strict=True):
+            for d in differences:
+                values = {"first": d.first, "other": d.other, "difference": d.interval.value}
+                ends = {"low": d.interval.low, "high": d.interval.high, "verdict": d.verdict}
+                rows.append({"scenario": study.scenario, "figure": d.figure, **values, **ends})
+        return _frame(rows, "figure")
 
     def as_dict(self) -> dict[str, Any]:
         """The comparison as JSON-ready data."""

@@ -65,39 +65,46 @@ def ratio(above: Sequence[float] | Floats, below: Sequence[float] | Floats) -> E
 def memory(samples: Sequence[Floats]) -> float:
     """How many points in a row tell no more than one independent one: 1 where they are independent.
 
-    The variance of replications' means over what it would be if points were independent (the design effect), at the
-    upper end of its one-sided 80 % interval: taken too small it would call estimable what is not. 1 from a single
-    replication, which cannot tell.
+    The variance of replications' means over what it would be if points were independent, known as the design effect;
+    1 from a single replication, which cannot tell.
     """
     counts = np.array([len(sample) for sample in samples])
     if len(samples) < 2 or counts.min() < 2:
         return 1.0
     within = float(np.concatenate(samples).var())
     between = float(np.array([sample.mean() for sample in samples]).var(ddof=1))
+    return max(1.0, float(counts.mean()) * between / within) if within else 1.0
+
+
+def cautious_memory(samples: Sequence[Floats]) -> float:
+    """The upper end of a one-sided 80 % interval of memory: taken too short it would promise what does not hold."""
     freedom = len(samples) - 1
-    # Chi-square by Wilson and Hilferty, PNAS 17 (1931) 684.
+    if freedom < 1:
+        return 1.0
+    # The lower quantile of chi-square by Wilson and Hilferty, PNAS 17 (1931) 684.
     spread = math.sqrt(2 / (9 * freedom))
-    lower = freedom * max(1e-3, 1 - spread**2 + NormalDist().inv_cdf(MEMORY_RISK) * spread) ** 3
-    return max(1.0, float(counts.mean()) * between * freedom / lower / within) if within else 1.0
+    lower = freedom * max(0.1, 1 - spread**2 + NormalDist().inv_cdf(MEMORY_RISK) * spread) ** 3
+    return max(1.0, memory(samples) * freedom / lower)
 
 
 def quantile(samples: Sequence[Floats], p: float) -> Estimate | None:
     """A quantile of all samples together.
 
-    None, which is not estimable, with fewer than ten independent points beyond it. Pulls are by sectioning (Asmussen
+    None, which is not estimable, with fewer than ten independent points beyond it: points beyond come in clumps. Pulls are by sectioning (Asmussen
     and Glynn, Stochastic Simulation, III.5a); the interval is Woodruff's (JASA 47 (1952) 635): the quantiles at the
     ends of the interval of the fraction below.
     """
     pooled = np.sort(np.concatenate(samples))
-    independent = len(pooled) / memory(samples)
-    if independent * min(p, 1 - p) < MIN_TAIL_POINTS or any(len(sample) == 0 for sample in samples):
+    if not all(len(sample) for sample in samples):
         return None
     value = float(np.quantile(pooled, p))
+    below = [(sample <= value).astype(np.float64) for sample in samples]
+    if len(pooled) / cautious_memory(below) * min(p, 1 - p) < MIN_TAIL_POINTS:
+        return None
     pulls = np.array([np.quantile(sample, p) for sample in samples]) - value
     if len(samples) < 2:
         return Estimate(value, pulls)
-    below = [int((sample <= value).sum()) for sample in samples]
-    effective = effective_points(below, [len(sample) for sample in samples])
+    effective = effective_points([int(b.sum()) for b in below], [len(sample) for sample in samples])
     low, high = binomial_interval(p * effective, effective)
     return Estimate(value, pulls, (float(np.quantile(pooled, low)), float(np.quantile(pooled, high))))
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hsim.description.system import System
+from hsim.errors import HsimError
 from hsim.metrics import statistics
 from hsim.metrics.accounts import Accounts
 from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES, Attribution, Boundary
@@ -110,7 +111,7 @@ def warm_up_of(paths: Sequence[Measured]) -> WarmUp:
             if abs(difference.value) > difference.half_width():
                 asked = max(asked, cut)
     floor_tasks = math.ceil(FLOOR_FRACTION * cohort.tasks)
-    memory = statistics.memory([_sojourns(path)[cohort.skipped : cohort.end] for path in paths])
+    memory = statistics.cautious_memory([_sojourns(path)[cohort.skipped : cohort.end] for path in paths])
     asked = max(asked, math.ceil(MEMORIES * memory))
     return WarmUp(cohort.skipped, asked, longest, passage_tasks, floor_tasks, memory)
 
@@ -246,7 +247,9 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
     """Every figure of a scenario's replications with its interval, or the verdict that there is no steady state."""
     system, paths = material.system, material.paths
     scenario, unavailable = system.scenario, unavailable_of(system)
-    stability = stability_of(material.replications) if material.kind == "steady" and len(paths) > 1 else None
+    if not sum(path.completed for path in paths):
+        raise HsimError(f"{system.document.file}: no task was completed in the windows; each was shed or timed out")
+    stability = stability_of(material.replications) if warm_up is not None and len(paths) > 1 else None
     unstable = stability is not None and stability.verdict == "unstable"
     if unstable:
         unavailable = dict.fromkeys(("latency", "energy", "money", "co2"), "there is no steady state")

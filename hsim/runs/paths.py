@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hsim.description.scenario import load
+from hsim.description.scenario import ClosedArrivals, load
 from hsim.description.system import Figures, System, resolve
 from hsim.drivers.offered import offered_load
 from hsim.drivers.prepared import Prepared, prepare
@@ -85,7 +85,10 @@ def replicate(job: Job) -> Replication:
     """Run one replication. Depends on the job alone."""
     prepared, log = _path(job)
     system = prepared.system
-    path = measure(log, Lens(prepared.accounts, system.scenario.stages, system.scenario.slo, job.cohort))
+    workload = system.scenario.workload
+    arrivals = workload.arrivals
+    users = arrivals.users if isinstance(arrivals, ClosedArrivals) and workload.measure == "steady" else None
+    path = measure(log, Lens(prepared.accounts, system.scenario.stages, system.scenario.slo, job.cohort, users))
     offered = {}
     if job.cohort is not None:
         followed = prepared.drawn.tasks[job.cohort.skipped : job.cohort.end]
@@ -106,8 +109,8 @@ def _path(job: Job) -> tuple[Prepared, Log]:
         prepared = prepare(_drawing(job.system, None))
         return prepared, run(prepared, job.stepwise)
     followed = job.cohort.end
-    for beyond in DRAWN_BEYOND:
-        prepared = prepare(_drawing(job.system, max(int(beyond * followed), DRAWN_AT_LEAST)))
+    for count in sorted({max(int(beyond * followed), DRAWN_AT_LEAST) for beyond in DRAWN_BEYOND}):
+        prepared = prepare(_drawing(job.system, count))
         log = run(prepared, job.stepwise, followed)
         if len(log.tasks) < len(prepared.drawn.tasks):
             break  # not all were needed

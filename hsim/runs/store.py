@@ -41,7 +41,11 @@ def write_atomically(file: Path, content: str | bytes) -> None:
                 Path(draft.name).unlink(missing_ok=True)
                 raise
     except OSError as error:
-        raise ResultError(f"{file}: cannot be written ({error.strerror or error}); choose another --out") from None
+        raise _not_written(file, error) from None
+
+
+def _not_written(file: Path, error: OSError) -> ResultError:
+    return ResultError(f"{file}: cannot be written ({error.strerror or error}); choose another --out")
 
 
 class Record(Protocol):
@@ -95,6 +99,10 @@ class Store:
         self.key = run_key(system, tasks)
         self.folder = out / "runs" / f"{Path(system.document.file).stem}-{self.key}"
         self._scenario = system.scenario.model_dump(mode="json")
+        try:  # now, and not when the first replication has been finished
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _not_written(self.folder, error) from None
 
     def mark(self, finished: Sequence[int], wanted: int) -> None:
         """Say which replications were finished, and whether those are all."""

@@ -36,7 +36,8 @@ from hsim.metrics.study import (
 from hsim.runs.paths import Job, replicate, seeded
 from hsim.runs.store import Store, as_json, write_atomically
 
-STATIONARY = ("poisson", "uniform", "gamma", "weibull", "on-off")  # kinds of arrivals whose mean rate does not change
+RANDOM = ("poisson", "gamma", "weibull", "on-off", "hourly")  # kinds of arrivals that leave something to chance
+STATIONARY = ("poisson", "gamma", "weibull", "on-off", "uniform")  # kinds whose mean rate does not change
 REPLICATIONS = 10
 BOOK_WORLDS = 40
 ROUNDS = 4  # in which the warm-up may grow
@@ -82,17 +83,22 @@ def is_steady(workload: Workload) -> bool:
 
 
 def is_one_path(system: System) -> bool:
-    """Whether every replication would be the same: a terminating run that leaves nothing to chance."""
-    if is_steady(system.scenario.workload):
-        return False
-    return prepare(seeded(system, 0)).drawn.tasks == prepare(seeded(system, 1)).drawn.tasks
+    """Whether a run from an empty system to an empty one leaves nothing to chance: one path is all that there is."""
+    return not is_steady(system.scenario.workload) and not _leaves_something_to_chance(system)
+
+
+def _leaves_something_to_chance(system: System) -> bool:
+    return prepare(seeded(system, 0)).drawn.tasks != prepare(seeded(system, 1)).drawn.tasks
 
 
 def gather(system: System, options: Options, each: Each, at_least: int = 0) -> tuple[Material, WarmUp | None]:
     """All replications of a study, after a warm-up of `at_least` so many tasks; fewer after Ctrl-C."""
     gathering = _Gathering(prepare(system), options, each)
-    if not is_steady(system.scenario.workload):
-        return gathering.terminating(), None
+    workload = system.scenario.workload
+    if not is_steady(workload):
+        return gathering.whole("terminating"), None
+    if workload.arrivals.kind == "closed":
+        return gathering.whole("steady"), None
     return gathering.steady(at_least)
 
 
@@ -103,6 +109,8 @@ class _Gathering:
         self.prepared, self.system, self.options, self.each = prepared, prepared.system, options, each
         self.store = Store(options.out, self.system, prepared.drawn.tasks) if options.out else None
         self.interrupted = False
+        chance = self.system.scenario.workload.arrivals.kind in RANDOM or _leaves_something_to_chance(self.system)
+        self.wanted = options.replications if chance else 1
         rough, books = rough_figures(self.system), of_the_books(self.system)
         self._rough = rough
         self._held = tuple(name for name in rough if name not in books)
@@ -112,19 +120,17 @@ class _Gathering:
     def _accounts_in(self, worlds: Sequence[World]) -> tuple[Accounts, ...]:
         return tuple(accounts_of(system_in(self.system, world)) for world in worlds)
 
-    def terminating(self) -> Material:
-        """Runs from an empty system to an empty one: one, where nothing is left to chance."""
-        wanted = 1 if is_one_path(self.system) else self.options.replications
-        return self._material("terminating", self._replications(None, wanted), wanted)
+    def whole(self, kind: Literal["steady", "terminating"]) -> Material:
+        """Runs of all tasks, from an empty system to an empty one."""
+        return self._material(kind, self._replications(None), None)
 
     def steady(self, at_least: int) -> tuple[Material, WarmUp]:
         """Cohorts of a steady state. The warm-up grows until its own series, and a passage's time, ask for no more."""
         tasks = self.system.scenario.workload.tasks
         assert tasks is not None  # the schema refuses open arrivals without
-        wanted = self.options.replications
         cohort = cohort_after(max(at_least, ceil(FLOOR_FRACTION * tasks)), tasks)
         for rounds_left in reversed(range(ROUNDS)):
-            replications = self._replications(cohort, wanted)
+            replications = self._replications(cohort)
             warm_up = warm_up_of([replication.path for replication in replications])
             # Before the pipes are full every system grows; after that, one that still does has no end of its warm-up.
             asked = warm_up.passage_tasks
@@ -133,17 +139,17 @@ class _Gathering:
             if asked <= cohort.skipped or not rounds_left or self.interrupted:
                 break
             cohort = cohort_after(ceil(HEADROOM * asked), tasks)
-        return self._material("steady", replications, wanted), warm_up
+        return self._material("steady", replications, cohort), warm_up
 
-    def _replications(self, cohort: Cohort | None, wanted: int) -> list[Replication]:
+    def _replications(self, cohort: Cohort | None) -> list[Replication]:
         books, stepwise = self._book_accounts, self.options.stepwise
         jobs = {
             f"{number:04d}-{_called(cohort)}": Job(seeded(self.system, number), number, cohort, books, stepwise)
-            for number in range(wanted)
+            for number in range(self.wanted)
         }
         finished = self._finish(jobs)
         if self.store:
-            self.store.mark([jobs[name].number for name in finished], wanted)
+            self.store.mark([jobs[name].number for name in finished], self.wanted)
         return list(finished.values())
 
     def _finish(self, jobs: dict[str, Job]) -> dict[str, Replication]:
@@ -162,20 +168,19 @@ class _Gathering:
         return {name: found[name] for name in jobs if name in found}
 
     def _material(
-        self, kind: Literal["steady", "terminating"], replications: Sequence[Replication], wanted: int
+        self, kind: Literal["steady", "terminating"], replications: Sequence[Replication], cohort: Cohort | None
     ) -> Material:
         worlds = Worlds(self._book_accounts, tuple(self._book_figures), self._held)
         if self.options.worlds and self._rough and not self.interrupted:
-            worlds = self._simulated_worlds(replications) or worlds
-        return Material(self.system, self.prepared.accounts, kind, tuple(replications), wanted, worlds)
+            worlds = self._simulated_worlds(replications, cohort) or worlds
+        return Material(self.system, self.prepared.accounts, kind, tuple(replications), self.wanted, worlds)
 
-    def _simulated_worlds(self, replications: Sequence[Replication]) -> Worlds | None:
+    def _simulated_worlds(self, replications: Sequence[Replication], cohort: Cohort | None) -> Worlds | None:
         """A path in each world, with the random numbers of a replication in turn; None after Ctrl-C."""
         jobs = {}
         drawn = draw_worlds(self._rough, self.options.worlds, self.system.scenario.seed)
         for k, world in enumerate(drawn):
             base = replications[k % len(replications)]
-            cohort = base.path.cohort if is_steady(self.system.scenario.workload) else None
             system = system_in(seeded(self.system, base.number), world)
             name = f"world-{k:03d}-of-{len(drawn)}-{base.number:04d}-{_called(cohort)}"
             jobs[name] = Job(system, base.number, cohort, (), self.options.stepwise)
@@ -201,15 +206,8 @@ def workers(options: Options) -> Iterator[Each]:
     if processes == 1:
         yield _one_by_one
         return
-    before = set(multiprocessing.active_children())
     with _single_threaded(), _pool(processes) as pool:
-        try:
-            yield partial(_in_parallel, pool)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in set(multiprocessing.active_children()) - before:
-                child.terminate()
-            raise
+        yield partial(_in_parallel, pool)
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:
@@ -241,11 +239,22 @@ def _one_by_one(jobs: Sequence[Job]) -> Iterator[tuple[int, Replication]]:
 
 def _in_parallel(pool: ProcessPoolExecutor, jobs: Sequence[Job]) -> Iterator[tuple[int, Replication]]:
     places = {pool.submit(replicate, job): place for place, job in enumerate(jobs)}
+    left = len(places)
     try:
         for future in as_completed(places):
+            left -= 1
             yield places[future], future.result()
     except BrokenProcessPool:
         raise HsimError("a process ended before its replication did; is memory short? use fewer --processes") from None
     finally:
-        for future in places:
-            future.cancel()
+        if left:  # Ctrl-C, or an error on either side: nobody waits for the rest
+            _end_processes(pool)
+
+
+def _end_processes(pool: ProcessPoolExecutor) -> None:
+    """End a pool's processes at once: it then finds itself broken, and gives up what is left.
+
+    Were that cancelled, Python 3.11's pool would stumble over it as it gives up, and the interpreter never end.
+    """
+    for process in list((pool._processes or {}).values()):
+        process.terminate()

@@ -171,11 +171,10 @@ class _ClassDraw:
         context = self._context(number, ids, rounds)
         if self.kind.context == "grows":
             inputs = inputs + context
-        columns = [column.tolist() for column in (inputs, outputs, context)]
-        for its_rounds, *its_round in zip(
-            rounds, self._calls(number, ids), *columns, self._prefixes(number, ids), strict=True
-        ):
-            its_rounds.append(Round(*its_round))
+        columns = (column.tolist() for column in (inputs, outputs, context))
+        drawn = zip(rounds, self._calls(number, ids), *columns, self._prefixes(number, ids), strict=True)
+        for its_rounds, call, n_in, n_out, shared, prefix in drawn:
+            its_rounds.append(Round(call, n_in, n_out, shared, prefix))
 
     def _context(self, number: int, ids: NDArray[np.int64], rounds: list[list[Round]]) -> NDArray[np.int64]:
         """How many tokens of each prompt the task has sent or received in earlier rounds."""

@@ -233,7 +233,8 @@ def _cheapest(
 def _judged(servers: dict[str, int], material: Material, confidence: float) -> TriedFleet:
     usd_per_h = sum(tier.usd_per_s for tier in material.accounts.tiers.values()) * HOUR_S
     count = len(material.replications)
-    if material.kind == "steady" and (stability := stability_of(material.replications)).verdict == "unstable":
+    open_steady = material.kind == "steady" and material.replications[0].offered
+    if open_steady and count > 1 and (stability := stability_of(material.replications)).verdict == "unstable":
         return TriedFleet(servers, usd_per_h, count, "UNSTABLE", stability.reason)
     verdicts = slo_verdicts(material, confidence)
     worst = min(verdicts, key=lambda slo: ("FAIL", "UNDECIDED", "PASS").index(slo.verdict))
