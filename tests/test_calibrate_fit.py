@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsim.calibrate import fit, profiles
-from hsim.calibrate.agenda import Served, Target, agenda, bare_idle, step_parts
+from hsim.calibrate.agenda import UNLIKE, Served, Target, agenda, bare_idle, step_parts
 from hsim.calibrate.bench import Facts
 from hsim.calibrate.points import Point, points_of
 from hsim.calibrate.profiles import Findings
@@ -225,7 +225,7 @@ def test_rounds_that_differ_are_marked_even_where_each_is_steady() -> None:
 def test_contexts_of_a_measured_batch_have_the_mean_that_is_named(decodes: int, context: int) -> None:
     contexts, chunks = step_parts({"role": "decode", "decodes": decodes, "context": context})
     assert (len(contexts), sum(contexts), chunks) == (decodes, decodes * context, [])
-    assert all(0.5 * context <= c <= 1.5 * context for c in contexts)
+    assert all(0 < c <= (1 + UNLIKE) * context for c in contexts)
     assert decodes == 1 or context < 8 or len(set(contexts)) > 1
 
 

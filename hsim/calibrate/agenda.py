@@ -12,7 +12,7 @@ from hsim.description.model import ModelArchitecture
 
 ROUNDS = 4  # each point is measured again while the budget lasts: a later round is worth two levels less
 POWER_ROUNDS = 2
-UNLIKE = 0.5  # contexts of a batch that is measured lie within this part of their mean
+UNLIKE = 0.8  # contexts of a batch that is measured lie within this part of their mean
 CHECKS, FIRST_CHECKS = 24, 6  # steps at random points, kept out of the table to test it
 WINDOW_S = 6.0  # an energy counter that ticks every 0.1 s errs by 3 % over so long
 RAMP_S = 2.0  # power and clocks settle before the window opens
@@ -284,10 +284,10 @@ def _power(target: Target) -> Iterator[Unit]:
 
 
 def _powers(first: int, last: int, factor: int) -> tuple[int, ...]:
-    """First, first * factor ... and last, whatever it is."""
+    """First, first * factor ... and last, whatever it is; two points close together say nothing of the slope."""
     values = []
     value = first
-    while value < last:
+    while value * factor**0.5 <= last:
         values.append(value)
         value *= factor
     return (*values, last)
