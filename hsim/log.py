@@ -79,10 +79,11 @@ class PoolRecord:
 
 
 def _visits() -> Table:
+    # pool: its place in Log.pools; device: in Log.accelerators where the pool has engines, else in Log.hosts.
     # ready: asked for; queued: its input is at the pool; served: the device is done; ended: a wait outside too.
     # Joules: above idle, idle while serving it, and the same two of the host cores that run an engine.
     return Table(
-        "task", "round", "stage", "device", "outcome", "ready_s", "queued_s", "started_s", "first_token_s",
+        "task", "round", "stage", "pool", "device", "outcome", "ready_s", "queued_s", "started_s", "first_token_s",
         "served_s", "ended_s", "input_tokens", "output_tokens",
         "dynamic_j", "idle_j", "host_dynamic_j", "host_idle_j",
     )  # fmt: skip
@@ -110,6 +111,11 @@ class Log:
     cores: Table = field(default_factory=lambda: Table("host", "time_s", "busy"))
     preemptions: Table = field(default_factory=lambda: Table("device", "time_s", "task", "computed_tokens"))
     transfers: Table = field(default_factory=lambda: Table("task", "link", "start_s", "end_s", "bytes", "joules"))
+
+    def on_engines(self, visits: Any) -> NDArray[np.bool_]:
+        """Which of these rows of visits were served by model replicas. Shape (rows,)."""
+        engines = [number for number, pool in enumerate(self.pools.values()) if pool.engine]
+        return np.isin(visits["pool"], engines)
 
     def arrays(self) -> dict[str, Any]:
         """All tables as columns, by table name."""

@@ -197,6 +197,11 @@ def _check_live(prepared: Prepared) -> None:
         if spec.pool.tensor_parallel > 1:
             at = where(("pools", name, "tensor_parallel"))
             raise DescriptionError(at, "hsim's own decoder runs on one device", "use tensor_parallel 1")
+    for name in system.scenario.stages.pools("understand"):
+        if name in prepared.replicas:
+            raise DescriptionError(
+                where(("stages", "understand")), "live runs understand on cores", "name a pool of cores"
+            )
     for name, pool in system.core_pools().items():
         if pool.max_batch > 1:
             at = where(("pools", name, "max_batch"))
@@ -232,9 +237,9 @@ def _planned_workers(prepared: Prepared, device: str) -> list[tuple[str, int, De
     system, tasks = prepared.system, prepared.drawn.tasks
     context = max(r.input_tokens + r.output_tokens for task in tasks for r in task.rounds)
     plan: list[tuple[str, int, DecoderSpec | ToolSpec]] = []
-    for spec in prepared.replicas.values():
+    for name, spec in prepared.replicas.items():
         dtype: Any = spec.pool.precision
-        decoder = DecoderSpec(system.model, spec.pool.max_num_seqs, context, dtype, device)
+        decoder = DecoderSpec(system.model_of(name), spec.pool.max_num_seqs, context, dtype, device)
         plan += [("decoder", len(plan) + i, decoder) for i in range(spec.pool.replicas)]
     sizes = _sizes(prepared)
     offset = 0
