@@ -476,15 +476,7 @@ def _fleets_table(tried: Iterable[TriedFleet]) -> Table:
 
 def placement_tables(placement: Placement) -> RenderableType:
     """Each architecture at its cheapest feasible fleet, rate by rate, and which one takes least."""
-    table = _table(
-        "Tasks/s",
-        "architecture",
-        "cheapest fleet that meets the objectives",
-        "USD/h",
-        "USD for 1,000 tasks",
-        "TST",
-        "mean power",
-    )
+    table = _table("Tasks/s", "architecture", "cheapest feasible fleet", "USD/h", "USD for 1,000", "TST")
     table.columns[1].justify = table.columns[2].justify = "left"
     for point in placement.points:
         for i, name in enumerate(placement.architectures):
@@ -494,8 +486,8 @@ def placement_tables(placement: Placement) -> RenderableType:
         for title, figure in (("Least money", "usd_per_task"), ("Least energy", "tst_j"))
     ]
     note = (
-        "Every fleet stands at its own cheapest that PASSes; ± are 95 % of sampling. A difference is called so where its "
-        "paired interval shows it, beside the first architecture."
+        "Each architecture stands at the cheapest of the fleets that its counts list whose objectives PASS; ± are 95 % of "
+        "sampling. Differences are on the same tasks, and called so where their intervals, all together at 95 %, show them."
     )
     return Group(table, Text(), *lines, *_placement_differences(placement), Text(note, style="dim"))
 
@@ -503,17 +495,16 @@ def placement_tables(placement: Placement) -> RenderableType:
 def _placed(point: LoadPoint, name: str) -> tuple[str, ...]:
     """The cells of one architecture at one rate."""
     if name not in point.found:
-        return "none of those tried", "–", "–", "–", "–"
+        return "none of those tried", "–", "–", "–"
     number = point.found.index(name)
     passed = [tried[-1] for tried in point.comparison.fleets if tried[-1].verdict == "PASS"][number]
     figures = point.comparison.studies[number].figures()
     servers = ", ".join(f"{count} x {tier}" for tier, count in passed.servers.items())
-    money, energy, watts = (figures.get(key) for key in ("usd_per_task", "tst_j", "mean_w"))
+    money, energy = figures.get("usd_per_task"), figures.get("tst_j")
     usd = "–"
     if money and money.value is not None:
         usd = plain_error(1000 * money.value, 1000 * (money.half_width or 0.0))
-    cells = (_cell(energy, "J") if energy else "–", _cell(watts, "W") if watts else "–")
-    return (servers, f"{passed.usd_per_h:,.2f}", usd, *cells)
+    return servers, f"{passed.usd_per_h:,.2f}", usd, _cell(energy, "J") if energy else "–"
 
 
 def _where_best(placement: Placement, figure: str) -> Iterable[str]:
