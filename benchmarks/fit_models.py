@@ -50,7 +50,7 @@ def kernel_rows(data: Path, refusals: measured.Refusals) -> pd.DataFrame:
             )
             tables.append(kernel_laws.with_chip(mine, chip))
     if not tables:
-        raise measured.MissingColumns(f"{data}: there is no *_kernels.csv of a known GPU")
+        raise measured.Unreadable(f"{data}: there is no *_kernels.csv of a known GPU")
     known = pd.concat(tables)
     odd = ~known.op.isin(kernel_laws.OPS)
     known = refusals.drop("kernels", known, odd, "an operation that hsim has no law for")
@@ -445,7 +445,7 @@ def main() -> int:
     refusals = measured.Refusals()
     try:
         fit = fit_all(options.data, refusals)
-    except (measured.MissingColumns, FileNotFoundError) as error:
+    except (measured.Unreadable, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
     for gpu, values in fit.kernels.items():
