@@ -197,12 +197,15 @@ def fit(law: Law, rows: pd.DataFrame, start: dict[str, float] | None = None) -> 
     return dict(zip(free, (found.x * scale).tolist(), strict=True)) | fixed
 
 
-def groups(rows: pd.DataFrame) -> Iterator[tuple[Law, str, str, pd.DataFrame]]:
+def groups(rows: pd.DataFrame, refusals: Any = None) -> Iterator[tuple[Law, str, str, pd.DataFrame]]:
     """Rows of one law, chip and precision; keys and values of 8 bits are a precision of their own."""
     for op, law in OPS.items():
         mine = rows[rows.op == op]
         if law is ALL_REDUCE:
-            mine = mine[mine.kernel_source.str.contains(OWN_REDUCE)]
+            other = ~mine.kernel_source.str.contains(OWN_REDUCE)
+            if refusals is not None:
+                refusals.refuse("kernels", mine[other], "all-reduce of a library that engines do not take in decoding")
+            mine = mine[~other]
         precision = mine.dtype.where(mine.kv_dtype == mine.dtype, "kv_" + mine.kv_dtype)
         for (chip, name), group in mine.groupby(["gpu", precision]):
             yield law, str(chip), str(name), group

@@ -248,20 +248,20 @@ def serving_rows(data: Path, refusals: Refusals) -> pd.DataFrame:
     return rows.assign(cv=cv, prompt_tokens=prompt, sequences=batch, architecture="", engine_profile=engines)
 
 
-CONTRADICTION = 5.0  # numbers of one run that should agree and differ by more are in different units
+CONTRADICTION = 20.0  # numbers of one run that should agree and differ by more are in different units
 
 
 def _without_contradictions(rows: pd.DataFrame, refusals: Refusals) -> pd.DataFrame:
     """Refuse runs whose numbers contradict each other: no run of their size has both."""
-    in_flight = rows.output_throughput_tok_s * rows.tpot_mean_ms.fillna(rows.itl_median_ms) * 1e-3
-    sequences = rows.avg_batch_size.fillna(rows.concurrency)
-    watts = rows.output_throughput_tok_s * rows.energy_J_per_output_token
+    sequences = rows.concurrency.fillna(rows.avg_batch_size)
+    in_flight = rows.output_throughput_tok_s * rows.tpot_mean_ms.fillna(rows.itl_median_ms) * 1e-3 / sequences
+    watts = rows.output_throughput_tok_s * rows.energy_J_per_output_token / rows.avg_power_W
     for what, ratio in (
-        ("tokens/s times seconds a token is not the sequences in flight", in_flight / sequences),
-        ("tokens/s times J a token is not the watts", watts / rows.avg_power_W),
+        ("tokens/s times seconds a token is not the sequences in flight", in_flight),
+        ("tokens/s times J a token is not the watts", watts),
     ):
         odd = (ratio > CONTRADICTION) | (ratio < 1 / CONTRADICTION)
-        rows = refusals.drop("serving", rows, odd.fillna(False), f"{what}: another unit?")
+        rows = refusals.drop("serving", rows, odd.reindex(rows.index), f"{what}: another unit?")
     return rows
 
 
