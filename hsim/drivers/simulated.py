@@ -79,6 +79,7 @@ def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Execut
         bytes_per_token=payload.bytes_per_token,
         kv_bytes_per_token=prepared.kv_bytes_per_token,
         prefix_caching=any(spec.pool.prefix_caching for spec in prepared.replicas.values()),
+        request_latency_s={} if executor.real else prepared.request_latency_s,
     )
 
 
@@ -126,7 +127,7 @@ def _engine_pool(
         device = Device(f"{name}/{number}", tier.name, spec.idle_w, host=host.index, host_cores=spec.host_cores)
         log.accelerators.append(device)
     assert tier.chip is not None
-    what = f"{len(replicas)} x {spec.pool.tensor_parallel} {tier.chip.name}"
+    what = f"{len(replicas)} x {spec.pool.accelerators} {tier.chip.name}"
     log.pools[name] = PoolRecord(
         what, True, tuple(r.index for r in replicas), len(replicas), spec.kv_blocks * spec.pool.block_tokens
     )

@@ -37,7 +37,7 @@ def accounts_of(system: System) -> Accounts:
         price = "rent_usd_per_h" if site.cost.basis == "rent" else "capex_usd"
         seconds = HOUR_S if site.cost.basis == "rent" else site.cost.lifetime_years * YEAR_S
         in_use = sum(
-            pool.replicas * pool.tensor_parallel
+            pool.replicas * pool.accelerators
             for pool_name, pool in system.engine_pools().items()
             if system.tier_of(pool_name) is tier
         )

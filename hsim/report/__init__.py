@@ -55,6 +55,7 @@ def result_tables(result: Result, explain: bool = False) -> RenderableType:
         parts += [_slo_table(result), Text()]
     parts += [_latency_table(result), Text(), *_energy_tables(result), _stage_table(result), Text()]
     parts += [_pool_table(result), Text(), Text(f"Bottleneck  {result.bottleneck}.")]
+    parts += [Text(f"Accuracy    {line}.") for line in result.accuracy]
     parts += [Text(f"Warning     {warning}.", style="yellow") for warning in result.warnings]
     parts += [Text(), *_assumptions(result, explain)]
     return Group(*parts)
@@ -276,6 +277,7 @@ def study_tables(study: Study, explain: bool = False) -> RenderableType:
     for table in study_parts(study).values():
         parts += [table, Text()]
     parts.append(Text(f"Bottleneck  {study.bottleneck}."))
+    parts += [Text(f"Accuracy    {line}.") for line in study.accuracy]
     parts += [Text(f"Warning     {warning}.", style="yellow") for warning in study.warnings]
     parts += [Text(), *_calibration_notes(study, explain), *_assumptions(study, explain)]
     return Group(*parts)
