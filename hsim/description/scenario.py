@@ -11,6 +11,7 @@ from pydantic import (
     Discriminator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Tag,
@@ -208,10 +209,15 @@ class Workload(Strict):
 
 
 class FleetTier(Strict):
-    """So many servers of one kind."""
+    """So many servers of one kind.
+
+    One that has done nothing for `sleep_after_s` is switched off until work comes for it; the first `stay_on` never are.
+    """
 
     server: str
     count: PositiveInt
+    sleep_after_s: PositiveFloat | None = None
+    stay_on: NonNegativeInt = 0
 
 
 class CorePool(Strict):
@@ -232,7 +238,8 @@ class EnginePool(Strict):
     """A pool of model replicas on the accelerators of a tier.
 
     `replicas` over the whole tier; as many as fit when left out. Numbers left out are the engine's defaults. A visit
-    that finds `max_waiting` others in the replica's queue is shed.
+    that finds `max_waiting` others in the replica's queue is shed. A replica that has done nothing for `unload_after_s`
+    gives its accelerators' memory back, and loads its model again when work comes for it.
     """
 
     runs_on: str
@@ -246,6 +253,7 @@ class EnginePool(Strict):
     block_tokens: PositiveInt | None = None
     prefix_caching: bool | None = None
     max_waiting: PositiveInt | None = None
+    unload_after_s: PositiveFloat | None = None
     router: str = "least-outstanding-tokens"
 
 
