@@ -23,6 +23,9 @@ class Profile(Strict):
     description: str = ""
 
 
+UNKNOWN = Figure(value=None, source="the profile does not say", tier="assumed")
+
+
 class Operation(Strict):
     """Cost of a CPU operation on one busy core: base + per_unit * n + per_unit_squared * n^2 seconds.
 
@@ -214,7 +217,8 @@ class ServerProfile(Profile):
     """A server that people buy or rent: sockets, base load, power supply, and perhaps accelerators.
 
     `base_w` is everything behind the power supply that is neither CPU package nor accelerator board: DRAM, fans,
-    network cards, storage, switches.
+    network cards, storage, switches. Switched off, all of it together draws `off_w`; for `boot_s` after it is switched
+    on, `boot_w`.
     """
 
     kind: Literal["server"]
@@ -226,6 +230,9 @@ class ServerProfile(Profile):
     psu_efficiency: Figure
     rent_usd_per_h: Figure
     capex_usd: Figure
+    off_w: Figure = UNKNOWN
+    boot_w: Figure = UNKNOWN
+    boot_s: Figure = UNKNOWN
 
 
 class LinkProfile(Profile):
@@ -264,6 +271,7 @@ class EngineProfile(Profile):
     predictions with this profile erred on runs that it was not fitted on: results print those of their chip and path.
     `request_latency_s` passes between a client and the queue, and back, and holds no accelerator: the first token is later
     by it. `step_tables` names profiles of measured steps; one that is of a run's chip, model and precision is used for it.
+    `load_s` is the time from a server that is on to an engine that serves: its processes, weights and graphs.
     """
 
     kind: Literal["engine"]
@@ -287,6 +295,7 @@ class EngineProfile(Profile):
     host_cores_per_replica: Figure
     host_cores_per_accelerator: Figure
     step_tables: tuple[str, ...] = ()
+    load_s: Figure = UNKNOWN
 
 
 class StepTable(Profile):

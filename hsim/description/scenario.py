@@ -11,6 +11,7 @@ from pydantic import (
     Discriminator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Tag,
@@ -208,10 +209,15 @@ class Workload(Strict):
 
 
 class FleetTier(Strict):
-    """So many servers of one kind."""
+    """So many servers of one kind.
+
+    One that has done nothing for `sleep_after_s` is switched off until work comes for it; the first `stay_on` never are.
+    """
 
     server: str
     count: PositiveInt
+    sleep_after_s: PositiveFloat | None = None
+    stay_on: NonNegativeInt = 0
 
 
 class CorePool(Strict):
@@ -235,7 +241,9 @@ class EnginePool(Strict):
     that finds `max_waiting` others in the replica's queue is shed. A model with experts may be served by `data_parallel`
     groups of `tensor_parallel` accelerators, which share out its experts and are one replica; with `expert_parallel` an
     accelerator holds whole experts instead of a slice of each. `kv_precision` is that of keys and values where it is not
-    the activations'. Under `power_cap_w` each accelerator runs at the highest clock whose power fits.
+    the activations'. Under `power_cap_w` each accelerator runs at the highest clock whose power fits. A
+    replica that has done nothing for `unload_after_s` gives its accelerators' memory back, and loads its model again when
+    work comes for it.
     """
 
     runs_on: str
@@ -253,6 +261,7 @@ class EnginePool(Strict):
     block_tokens: PositiveInt | None = None
     prefix_caching: bool | None = None
     max_waiting: PositiveInt | None = None
+    unload_after_s: PositiveFloat | None = None
     router: str = "least-outstanding-tokens"
 
     @property

@@ -188,7 +188,14 @@ def _check_live(prepared: Prepared) -> None:
         raise DescriptionError(
             where(("stages", "prefill")), "live runs cannot move KV cache between decoders", "leave it out"
         )
+    for name in prepared.sleep:
+        raise DescriptionError(
+            where(("fleet", name, "sleep_after_s")), "a live run cannot switch servers off", "leave it out"
+        )
     for name, spec in prepared.replicas.items():
+        if spec.pool.unload_after_s is not None:
+            at = where(("pools", name, "unload_after_s"))
+            raise DescriptionError(at, "hsim's own decoder keeps its model", "leave it out")
         if spec.pool.prefix_caching:
             at = where(("pools", name, "prefix_caching"))
             raise DescriptionError(

@@ -15,6 +15,7 @@ from hsim.costs.shapes import StepCosts, StepShape
 from hsim.description.system import FilledPool, System, Tier
 from hsim.description.yamlfile import did_you_mean
 from hsim.engine.link import LinkSpec
+from hsim.engine.power import Sleep
 from hsim.engine.replica import ReplicaSpec
 from hsim.errors import DescriptionError
 from hsim.metrics.accounts import Accounts, accounts_of
@@ -35,6 +36,7 @@ class Prepared:
     routers: dict[str, Router]
     slowdown: dict[str, float]
     networks: dict[str, LinkSpec]
+    sleep: dict[str, Sleep]
     understand: dict[str, OperationCost]
     tools: dict[str, OperationCost]
     kv_bytes_per_token: float
@@ -68,6 +70,7 @@ def prepare(system: System) -> Prepared:
         routers={name: _router(system, name) for name in scenario.pools},
         slowdown={name: figures.value(tier.cpu, "contention_slowdown") for name, tier in system.tiers.items()},
         networks=networks,
+        sleep=_sleep(system),
         understand=_understanding(system),
         tools=_tool_costs(system),
         kv_bytes_per_token=_kv_bytes_per_token(system),
@@ -76,6 +79,31 @@ def prepare(system: System) -> Prepared:
     )
     figures.check_all_assumptions_used(system.document)
     return prepared
+
+
+def _sleep(system: System) -> dict[str, Sleep]:
+    """When the servers of each tier that has sleep_after_s are switched off, and how long they take to boot.
+
+    Raises DescriptionError where KV cache would be sent to a server, or an engine, that is down.
+    """
+    stages, fleet, where = system.scenario.stages, system.scenario.fleet, system.document.where
+    if stages.prefill:
+        tier = system.tier_of(stages.generate).name
+        unloads = system.engine_pools()[stages.generate].unload_after_s
+        for sleeps, path in (
+            (fleet[tier].sleep_after_s, ("fleet", tier, "sleep_after_s")),
+            (unloads, ("pools", stages.generate, "unload_after_s")),
+        ):
+            if sleeps is not None:
+                what = (
+                    f"pool {stages.generate!r} is sent KV cache from {stages.prefill!r}, and must be there to take it"
+                )
+                raise DescriptionError(where(path), what, "leave it out")
+    return {
+        name: Sleep(fleet[name].sleep_after_s, system.figures.value(tier.server, "boot_s"))  # type: ignore[arg-type]
+        for name, tier in system.tiers.items()
+        if fleet[name].sleep_after_s is not None
+    }
 
 
 def _kv_bytes_per_token(system: System) -> float:
@@ -103,6 +131,7 @@ def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
     at = system.document.where(("pools", name))
     host_cores = figures.value(engine, "host_cores_per_replica")
     host_cores += placement.devices * figures.value(engine, "host_cores_per_accelerator")
+    goes_down = pool.unload_after_s is not None or system.scenario.fleet[tier.name].sleep_after_s is not None
     return ReplicaSpec(
         pool=pool,
         costs=_step_costs(system, name, placement),
@@ -111,6 +140,7 @@ def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
         idle_w=placement.devices * figures.if_known(tier.chip, "power.loaded_idle_w"),
         host_cores=ceil(host_cores),
         window_tokens=system.model.window.tokens if system.model.window else 0,
+        load_s=figures.value(engine, "load_s") if goes_down else 0.0,
     )
 
 
