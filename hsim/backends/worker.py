@@ -9,8 +9,10 @@ parent. A worker ends with its parent, however the parent ends.
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 import time
@@ -44,11 +46,16 @@ class WorkerSettings:
 
 
 class Done(NamedTuple):
-    """Work that was done, from start_s to end_s on the worker's monotonic clock."""
+    """Work that was done, from start_s to end_s on the worker's monotonic clock.
+
+    `cpu_s` is what the worker and the children that it waited for had of cores meanwhile: less than the time between
+    where it waited, or where others had its core.
+    """
 
     start_s: float
     end_s: float
     value: Any
+    cpu_s: float = math.nan
 
 
 class _Ready(NamedTuple):
@@ -138,6 +145,16 @@ class Worker:
         self.send(request)
         return self.answer()
 
+    @property
+    def dead(self) -> bool:
+        """Whether its process has ended, or was killed for its silence."""
+        return self._end is not None
+
+    def end_silent(self) -> None:
+        """Kill it for having been silent for too long: fetching its answer then raises that."""
+        self._ended(self._silence(self.settings.answer_timeout_s))
+        self._kill()
+
     def close(self) -> None:
         """End the process: at once if it is at work, and never later than in a few seconds."""
         if self.process.pid is not None and not self.connection.closed:
@@ -156,8 +173,7 @@ class Worker:
         try:
             if not self.connection.poll(timeout_s):
                 self._kill()
-                what = f"gave no answer within {timeout_s:g} s and was killed"
-                raise self._ended(BackendError(self._where, what, "give it longer if its work may take so long"))
+                raise self._ended(self._silence(timeout_s))
             message = self.connection.recv()
         except (EOFError, OSError):
             raise self._ended(self._death()) from None
@@ -175,6 +191,10 @@ class Worker:
     def _ended(self, error: BackendError) -> BackendError:
         self._end = error
         return error
+
+    def _silence(self, timeout_s: float) -> BackendError:
+        what = f"gave no answer within {timeout_s:g} s and was killed"
+        return BackendError(self._where, what, "give it longer if its work may take so long")
 
     def _death(self) -> BackendError:
         self.process.join(_CLOSING_S)
@@ -250,9 +270,16 @@ def _serve(host: Host, settings: WorkerSettings, connection: Connection) -> None
             connection.send(_Ready(opened.notes))
         while not opening.failed and (request := _next_request(connection, settings.spin_s)) is not None:
             with _Telling(connection):
-                start_s = time.monotonic()
+                start_cpu_s, start_s = cpu_seconds(), time.monotonic()
                 value = opened.run(request)
-                connection.send(Done(start_s, time.monotonic(), value))
+                end_s = time.monotonic()
+                connection.send(Done(start_s, end_s, value, cpu_seconds() - start_cpu_s))
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of the children that it has waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _next_request(connection: Connection, spin_s: float) -> Any:

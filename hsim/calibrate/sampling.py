@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from hsim.backends.worker import cpu_seconds
 from hsim.calibrate.work import Reading
 
 Call = Callable[[int], Any]
@@ -35,11 +35,11 @@ def sample(call: Call, seconds: float, own_core: bool = True) -> Reading:
     cpu: list[float] = []
     until_s = time.perf_counter() + seconds * (1 - WARM_UP_FRACTION)
     while len(wall) < FEWEST_SAMPLES or (time.perf_counter() < until_s and len(wall) < MOST_SAMPLES):
-        start_s, start_cpu_s = time.perf_counter(), _cpu_s()
+        start_s, start_cpu_s = time.perf_counter(), cpu_seconds()
         for _ in range(inner):
             call(calls)
             calls += 1
-        cpu.append((_cpu_s() - start_cpu_s) / inner)
+        cpu.append((cpu_seconds() - start_cpu_s) / inner)
         wall.append((time.perf_counter() - start_s) / inner)
     if not own_core:
         return reading_of(wall)
@@ -47,12 +47,6 @@ def sample(call: Call, seconds: float, own_core: bool = True) -> Reading:
     if fraction >= UNDISTURBED:
         return reading_of(wall, fraction)
     return reading_of(cpu, fraction, (f"others had its core for {1 - fraction:.0%} of the time: CPU time is given",))
-
-
-def _cpu_s() -> float:
-    """CPU seconds of this process and of the children that it has waited for."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _warm_up(call: Call, seconds: float, synchronise: Callable[[], object]) -> tuple[int, float]:
