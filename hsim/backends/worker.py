@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from hsim.backends.hosts import Host
 from hsim.errors import BackendError, HsimError
 
+DECODER_SPIN_S = 0.003  # the loop takes about 1 ms from one step to the next
 _CLOSING_S = 5.0  # a worker that has not ended so long after it was asked to is killed
 
 
