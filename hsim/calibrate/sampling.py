@@ -38,7 +38,7 @@ class Rest:
 
 
 STEPS_REST = Rest(0.3, 0.2)  # as a decoder at 40 % load that serves one task after another
-JOBS_REST = Rest(0.1, 0.0)  # as a core that now and then gets a job
+JOBS_REST = Rest(0.25, 0.0)  # as a core that now and then gets a job
 
 
 def sample(call: Call, seconds: float, own_core: bool = True, rest: Rest | None = None) -> Reading:
