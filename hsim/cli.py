@@ -214,21 +214,47 @@ def validate(
     scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped scenario.")],
     settings: Settings = [],  # noqa: B006
     device: Device = "cpu",
+    repeats: Annotated[int, typer.Option(min=1, help="Run the tasks live so often: the spread is the machine's.")] = 1,
+    loads: Annotated[
+        str | None,
+        typer.Option(help="Per cent of the predicted capacity, such as 30,60,85: agentic, single-shot, and capacity."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write validation.json into this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write validation.json and validation.html into this folder.")
+    ] = None,
 ) -> None:
     """Simulate a scenario, run the same tasks live on this machine, and show how far the prediction was off."""
-    from hsim.report import validation_tables
+    from hsim.report import loads_tables, validation_tables
     from hsim.runs import as_json, write_atomically
+    from hsim.validate import Options, validate_loads
     from hsim.validate import validate as run
+    from hsim.validate.page import page
 
-    validation = run(scenario, settings, device)
-    if out:
-        write_atomically(out / "validation.json", as_json(validation))
-    if json:
-        print(as_json(validation), end="")
+    options = Options(device, repeats)
+    if loads is None:
+        single = run(scenario, settings, options)
+        text, drawn, tables, stopped = as_json(single), page([("", single)]), validation_tables(single), single.stopped
     else:
-        _print(validation_tables(validation))
+        several = validate_loads(scenario, settings, _fractions(loads), options)
+        drawn = page([(one.name, one.validation) for one in several.runs])
+        text, tables, stopped = as_json(several), loads_tables(several), several.stopped
+    if out:
+        write_atomically(out / "validation.json", text)
+        write_atomically(out / "validation.html", drawn)
+    print(text, end="") if json else _print(tables)
+    if stopped:
+        raise typer.Exit(130 if stopped == "Ctrl-C" else 2)
+
+
+def _fractions(per_cents: str) -> list[float]:
+    try:
+        found = [float(one) / 100 for one in per_cents.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < one < 1 for one in found):
+        raise typer.BadParameter("give per cents between 0 and 100, such as 30,60,85", param_hint="--loads")
+    return found
 
 
 @app.command()
@@ -242,7 +268,10 @@ def live(
     from hsim.report import live_tables
     from hsim.validate import live as run
 
-    _print(live_tables(run(scenario, settings, device, sleep)))
+    result = run(scenario, settings, device, sleep)
+    _print(live_tables(result))
+    if result.stopped:
+        raise typer.Exit(130 if result.stopped == "Ctrl-C" else 2)
 
 
 @app.command()

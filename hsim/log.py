@@ -26,6 +26,7 @@ class Outcome(IntEnum):
     SERVED = 0
     TIMED_OUT = 1
     SHED = 2
+    FAILED = 3  # live: its work raised, hung or died
 
 
 class Power(IntEnum):

@@ -132,6 +132,12 @@ class Replica:
         self._attend(joined=bool(self.waiting))  # whoever was behind it may fit
         self._rest()
 
+    def fail(self) -> None:
+        """The step under way has failed, and the cache may be lost: all who run leave at its end, unserved."""
+        for prompt in self.running:
+            prompt.outcome = Outcome.FAILED
+            self._leaving.append(prompt)
+
     def let_go(self, prompt: Prompt) -> None:
         """The KV cache of a finished prompt that was kept for its transfer is free."""
         self._take_due_blocks()
