@@ -67,10 +67,12 @@ class Compared:
 
     @property
     def verdict(self) -> str:
-        """Whether what was measured lies within the stated uncertainty, twice the repeats' spread added."""
-        noise = SPREADS * (self.spread_fraction or 0.0) * self.measured
+        """`within` what the calibration states; `noise`: no further off than twice the repeats' spread; or `beyond`."""
         low, high = (self.predicted, self.predicted) if self.low is None or self.high is None else (self.low, self.high)
-        return "within" if low - noise <= self.measured <= high + noise else "beyond"
+        if low <= self.measured <= high:
+            return "within"
+        noise = SPREADS * (self.spread_fraction or 0.0) * self.measured
+        return "noise" if low - noise <= self.measured <= high + noise else "beyond"
 
 
 @dataclass(frozen=True)
