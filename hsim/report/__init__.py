@@ -1,4 +1,4 @@
-"""Results as tables for people."""
+"""Results for people: tables of a terminal here; figures and a page to pass on beside it."""
 
 from __future__ import annotations
 
