@@ -261,6 +261,52 @@ def schema() -> None:
     print(scenario_schema(), end="")
 
 
+hardware = typer.Typer(
+    help="Look at hardware profiles: what they say, on what it stands, how far it is off.", no_args_is_help=True
+)
+app.add_typer(hardware, name="hardware")
+
+
+@hardware.command("list")
+def hardware_list(
+    kind: Annotated[
+        str | None, typer.Option(help="Only of one kind: cpu, accelerator, server, link, engine ...")
+    ] = None,
+) -> None:
+    """List the profiles that a scenario in this folder may name: shipped ones, and those of hsim calibrate."""
+    from hsim.description.hardware import PROFILE_KINDS
+    from hsim.description.inventory import inventory
+    from hsim.report.hardware import inventory_table
+
+    if kind is not None and kind not in PROFILE_KINDS:
+        raise typer.BadParameter(f"there is no kind {kind!r}; use {', '.join(PROFILE_KINDS)}", param_hint="--kind")
+    _print(inventory_table([entry for entry in inventory() if kind in (None, entry.kind)]))
+
+
+@hardware.command("show")
+def hardware_show(name: Annotated[str, typer.Argument(help="A profile's name.")]) -> None:
+    """Show every figure of a profile with its bounds, tier and source, and the held-out errors of its calibration."""
+    from hsim.description.inventory import entry_of
+    from hsim.report.hardware import profile_tables
+
+    _print(profile_tables(entry_of(name)))
+
+
+@hardware.command("compare")
+def hardware_compare(names: Annotated[list[str], typer.Argument(help="Two profiles of a kind, or more.")]) -> None:
+    """Put profiles side by side, figure by figure."""
+    from hsim.description.inventory import entry_of
+    from hsim.report.hardware import comparison_of_profiles
+
+    if len(names) < 2:
+        raise typer.BadParameter("name two profiles or more", param_hint="NAMES")
+    entries = [entry_of(name) for name in names]
+    if len({entry.kind for entry in entries}) > 1:
+        kinds = ", ".join(f"{entry.profile.name} is of kind {entry.kind}" for entry in entries)
+        raise typer.BadParameter(f"profiles of unlike kinds have no figures in common: {kinds}", param_hint="NAMES")
+    _print(comparison_of_profiles(entries))
+
+
 traces = typer.Typer(help="Look at traces of requests, and convert them.", no_args_is_help=True)
 app.add_typer(traces, name="trace")
 
