@@ -18,13 +18,13 @@ UNITS = {
     "_flops_per_s": "FLOP/s", "_bytes_per_s": "B/s", "_per_byte": "J/B", "_per_flop": "J/FLOP", "_per_output_token": "J",
     "_usd_per_h": "USD/h", "_usd": "USD", "_bytes": "B", "_hz": "Hz", "_w": "W", "_s": "s", "bytes_per_s": "B/s",
 }  # fmt: skip
-WHAT_SHOWN = 40  # letters of a description
+WHAT_SHOWN = 30  # letters of a description
 SMALLEST = 1e-9  # prefixes end there
 
 
 def inventory_table(entries: Sequence[Entry]) -> RenderableType:
     """One line a profile: what it is, and how many of its figures stand on which tier, are unknown, or rough."""
-    table = _table("Profile", "kind", *(tier[:6] for tier in TIERS), "null", "rough", "what it is")
+    table = _table("Profile", "kind", *(tier[:4] for tier in TIERS), "null", "rough", "what it is")
     table.columns[1].justify = table.columns[-1].justify = "left"
     for entry in entries:
         counts = [str(entry.tiers.get(tier) or "–") for tier in TIERS] + [
