@@ -150,6 +150,9 @@ def compare(
     print(runs.as_json(comparison), end="") if json else _print(comparison_tables(comparison))
 
 
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Execute stages of your own (hsim/stages.py): only code that you trust.")
+]
 Device = Annotated[str, typer.Option(help="Where the decoder runs: cpu or cuda:0.")]
 
 
@@ -163,6 +166,7 @@ def validate(
         str | None,
         typer.Option(help="Per cent of the predicted capacity, such as 30,60,85: agentic, single-shot, and capacity."),
     ] = None,
+    allow_code: AllowCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Write validation.json and validation.html into this folder.")
@@ -175,7 +179,7 @@ def validate(
     from hsim.validate import validate as run
     from hsim.validate.page import page
 
-    options = Options(device, repeats)
+    options = Options(device, repeats, allow_code=allow_code)
     if loads is None:
         single = run(scenario, settings, options)
         text, drawn, tables, stopped = as_json(single), page([("", single)]), validation_tables(single), single.stopped
@@ -207,12 +211,13 @@ def live(
     settings: Settings = [],  # noqa: B006
     device: Device = "cpu",
     sleep: Annotated[bool, typer.Option(help="Sleep for the modelled times instead of doing the work.")] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Run a scenario's tasks for real on this machine: its own decoder, encoder and tools, on the wall clock."""
     from hsim.report import live_tables
     from hsim.validate import live as run
 
-    result = run(scenario, settings, device, sleep)
+    result = run(scenario, settings, device, sleep, allow_code)
     _print(live_tables(result))
     if result.stopped:
         raise typer.Exit(130 if result.stopped == "Ctrl-C" else 2)
@@ -226,6 +231,10 @@ def calibrate(
     name: Annotated[str | None, typer.Option(help="What to call it; the machine's name when left out.")] = None,
     model: Annotated[str | None, typer.Option(help="The model whose decoder steps are tabled.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with what an earlier calibration of that name measured.")] = False,
+    stages: Annotated[
+        Path | None, typer.Option(help="A Python file of stages of your own; needs --allow-code.")
+    ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Measure this machine's kernels and tools, fit cost and power models, and write them as profiles."""
     from hsim.calibrate.options import CalibrationOptions
@@ -237,7 +246,7 @@ def calibrate(
         budget_s = parse_seconds(budget)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--budget") from None
-    options = CalibrationOptions(device, budget_s, out, name, resume, model)
+    options = CalibrationOptions(device, budget_s, out, name, resume, model, stages=stages, allow_code=allow_code)
     with _Progress() as progress:
         report = run(options, progress)
     _print(calibration_tables(report))
