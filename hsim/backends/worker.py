@@ -151,9 +151,9 @@ class Worker:
         """Whether its process has ended, or was killed for its silence."""
         return self._end is not None
 
-    def end_silent(self) -> None:
-        """Kill it for having been silent for too long: fetching its answer then raises that."""
-        self._ended(self._silence(self.settings.answer_timeout_s))
+    def end_silent(self, timeout_s: float) -> None:
+        """Kill it for having been silent for so long: fetching its answer then raises that."""
+        self._ended(self._silence(timeout_s))
         self._kill()
 
     def close(self) -> None:

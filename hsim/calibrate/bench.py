@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from hsim.backends.hosts import Opened, StepItem
+from hsim.backends.hosts import Opened, StepItem, live_operation
 from hsim.calibrate.agenda import RAMP_S, WAITING_OPERATIONS, WINDOW_S, Served, step_parts
 from hsim.calibrate.kernels import WALL_TIMED, Kernels
 from hsim.calibrate.sampling import JOBS_REST, STEPS_REST, Call, Rest, sample, sample_cuda
 from hsim.calibrate.work import CAPPED, THROTTLED, Parameters, Reading, Unit
-from hsim.description.hardware import Precision
+from hsim.description.hardware import OperationCode, Precision
 from hsim.errors import BackendError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class BenchSpec:
 
     device: str
     threads: int
+    codes: Mapping[str, OperationCode] = field(default_factory=dict)
 
     def open(self) -> Opened:
         """See Host."""
@@ -59,7 +60,7 @@ class Bench:
     def __init__(self, spec: BenchSpec) -> None:
         from hsim.backends.device import open_device
 
-        self.device, self.threads = spec.device, spec.threads
+        self.device, self.threads, self.codes = spec.device, spec.threads, spec.codes
         self.served: Served | None = None
         self.on_cpu = spec.device == "cpu"
         self.opened = open_device(spec.device)
@@ -132,11 +133,9 @@ class Bench:
         return self._kernels.call(kind, at)
 
     def _operation(self, at: Parameters) -> Call:
-        from hsim.backends.tools import operation
-
         name, size, units = str(at["name"]), int(at["size"]), float(at["units"])
         if (name, size) not in self._tools:
-            self._tools[name, size] = operation(name).prepare(size)
+            self._tools[name, size] = live_operation(name, self.codes).prepare(size)
         tool = self._tools[name, size]
         return lambda i: tool.run(units)
 

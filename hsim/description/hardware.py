@@ -26,16 +26,34 @@ class Profile(Strict):
 UNKNOWN = Figure(value=None, source="the profile does not say", tier="assumed")
 
 
-class Operation(Strict):
-    """Cost of a CPU operation on one busy core: base + per_unit * n + per_unit_squared * n^2 seconds.
+class OperationCode(Strict):
+    """A person's own function that carries out an operation: see hsim/stages.py. Live runs load it with --allow-code."""
 
-    `unit` says what n counts (tokens, calls, candidates ...).
+    file: str
+    sha256: str
+    timeout_s: PositiveFloat
+
+
+class Operation(Strict):
+    """Cost of a CPU operation on one busy core.
+
+    base + per_unit n + per_unit_squared n^2 + per_unit_beyond max(0, n - knee_units) seconds: beyond the knee its data
+    no longer fit in a cache. `unit` says what n counts (tokens, calls, candidates ...).
     """
 
     unit: str
     base_s: Figure
     per_unit_s: Figure | None = None
     per_unit_squared_s: Figure | None = None
+    per_unit_beyond_s: Figure | None = None
+    knee_units: NonNegativeFloat | None = None
+    code: OperationCode | None = None
+
+    @model_validator(mode="after")
+    def _knee_has_a_slope(self) -> Operation:
+        if (self.per_unit_beyond_s is None) != (self.knee_units is None):
+            raise ValueError("has only one of per_unit_beyond_s and knee_units; give both or neither")
+        return self
 
 
 class CpuProfile(Profile):

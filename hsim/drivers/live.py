@@ -18,6 +18,7 @@ from hsim.backends.hosts import Host as Hosted
 from hsim.backends.meters import Meter, meters_at_hand
 from hsim.backends.worker import DECODER_SPIN_S, Worker, WorkerSettings, shared_cores
 from hsim.backends.worker import Done as Answer
+from hsim.description.hardware import OperationCode
 from hsim.drivers.clocks import Clock, WallClock
 from hsim.drivers.prepared import Prepared
 from hsim.drivers.simulated import build
@@ -42,6 +43,7 @@ class _Awaited:
     worker: Worker
     fetch: Callable[[], Any]
     event: Event
+    timeout_s: float
     deadline_s: float
 
 
@@ -63,15 +65,18 @@ class LiveEnvironment(EngineEnvironment):
         self._now = self.now
         super().schedule(event, priority, delay)
 
-    def submit(self, worker: Worker, request: Any) -> Event:
-        """Ask a worker. The event happens when it has answered: its value is a Done, or the BackendError that came of it."""
+    def submit(self, worker: Worker, request: Any, timeout_s: float | None = None) -> Event:
+        """Ask a worker. The event happens when it has answered: its value is a Done, or the BackendError that came of it.
+
+        A worker that is silent for timeout_s (its settings' where that is None) is killed.
+        """
         event = self.event()
         try:
             worker.send(request)
         except BackendError as error:
             event.succeed(error)
         else:
-            self._await(worker, worker.answer, event, worker.settings.answer_timeout_s)
+            self._await(worker, worker.answer, event, timeout_s or worker.settings.answer_timeout_s)
         return event
 
     def ready(self, worker: Worker) -> Event:
@@ -81,7 +86,7 @@ class LiveEnvironment(EngineEnvironment):
         return event
 
     def _await(self, worker: Worker, fetch: Callable[[], Any], event: Event, timeout_s: float) -> None:
-        self._awaited[worker.connection] = _Awaited(worker, fetch, event, self.now + timeout_s)
+        self._awaited[worker.connection] = _Awaited(worker, fetch, event, timeout_s, self.now + timeout_s)
 
     def step(self) -> None:
         """Process the next event once it is due, taking answers as they come."""
@@ -91,7 +96,9 @@ class LiveEnvironment(EngineEnvironment):
                 raise EmptySchedule
             self._take_answers(min(self.peek(), self._first_deadline_s()))
             for silent in [one for one in self._awaited.values() if one.deadline_s <= self.now]:
-                silent.worker.end_silent()  # its connection is at its end then, and is taken as an answer
+                silent.worker.end_silent(
+                    silent.timeout_s
+                )  # its connection is at its end then, and is taken as an answer
         super().step()
 
     def _first_deadline_s(self) -> float:
@@ -181,7 +188,8 @@ class WorkersDo:
             self._release(worker, host)
             done(event)
 
-        _then(self.env.submit(worker, (job.operation, job.units)), finish)
+        own = worker.host.codes.get(job.operation) if isinstance(worker.host, ToolSpec) else None
+        _then(self.env.submit(worker, (job.operation, job.units), own.timeout_s if own else None), finish)
 
     def _release(self, worker: Worker, host: int) -> None:
         if worker.dead:
@@ -307,14 +315,15 @@ def run_live(prepared: Prepared, device: str) -> LiveRun:
 class Stand:
     """Worker processes started and warm, on which the tasks of some prepared systems can be run again and again.
 
-    The systems differ in their tasks alone. Decoders work on `device` (cpu, cuda:0), tools on this machine's cores.
+    The systems differ in their tasks alone. Decoders work on `device` (cpu, cuda:0), tools on this machine's cores;
+    people's own stages only if `allow_code`.
     Raises DescriptionError for a scenario that live runs cannot carry out, BackendError for a backend that cannot be
     opened.
     """
 
-    def __init__(self, prepared: Sequence[Prepared], device: str) -> None:
+    def __init__(self, prepared: Sequence[Prepared], device: str, allow_code: bool = False) -> None:
         for one in prepared:
-            _check_live(one)
+            _check_live(one, allow_code)
         self.prepared, self.device, self.crew = prepared, device, Crew()
         self.notes: tuple[str, ...] = ()
 
@@ -360,7 +369,7 @@ def _counted(meter: Meter, before_j: float | None, after_j: float | None) -> Met
     )
 
 
-def _check_live(prepared: Prepared) -> None:
+def _check_live(prepared: Prepared, allow_code: bool) -> None:
     """Live runs do what one machine can: refuse the rest before anything starts."""
     system = prepared.system
     where = system.document.where
@@ -388,6 +397,23 @@ def _check_live(prepared: Prepared) -> None:
         if pool.max_batch > 1:
             at = where(("pools", name, "max_batch"))
             raise DescriptionError(at, "live core workers serve one job at a time", "use max_batch 1")
+
+    for name, code in _codes(prepared).items():
+        if not allow_code:
+            what = f"operation {name!r} is code of your own ({code.file}), and live runs execute it"
+            raise DescriptionError(where(("tools",)), what, "add --allow-code if you trust it")
+
+
+def _codes(prepared: Prepared) -> dict[str, OperationCode]:
+    """The operations among those that tasks need which are people's own."""
+    system, stages = prepared.system, prepared.system.scenario.stages
+    costs = [(stages.understand, cost) for cost in prepared.understand.values()]
+    costs += [(stages.tool, cost) for cost in prepared.tools.values()]
+    found = {}
+    for pool, cost in costs:
+        if pool and (code := system.tier_of(pool).cpu.operations[cost.operation].code):
+            found[cost.operation] = code
+    return found
 
 
 def _spin_s(kind: str, cores: tuple[int, ...], pinned: Sequence[tuple[int, ...]]) -> float:
@@ -435,7 +461,11 @@ def _planned_workers(prepared: Sequence[Prepared], device: str) -> list[tuple[st
         hosts[name] = range(offset, offset + tier.count)
         offset += tier.count
     for name, cores in first.cores.items():
-        plan += [("cores", host, ToolSpec(sizes)) for host in hosts[system.tier_of(name).name] for _ in range(cores)]
+        plan += [
+            ("cores", host, ToolSpec(sizes, _codes(first)))
+            for host in hosts[system.tier_of(name).name]
+            for _ in range(cores)
+        ]
     return plan
 
 

@@ -50,6 +50,8 @@ FIGURE_NAMES = {
     "usd_per_1k_output_tokens": ("Cost of 1,000 tokens", "USD"),
     "gco2_per_task": ("CO2 a task", "g"),
 }
+JUDGED_STYLES = {"within": "green", "noise": "yellow", "beyond": "bold red"}
+SMALL_PART = 0.002  # of the mean end-to-end time: parts below it are not shown
 VERDICT_STYLES = {"PASS": "green", "FAIL": "bold red", "UNDECIDED": "yellow"}
 
 
@@ -78,7 +80,7 @@ def validation_tables(validation: Validation) -> RenderableType:
     texts = [Text(line, style="bold yellow" if line.startswith("STOPPED") else "") for line in lines]
     if not validation.compared:
         return Group(*texts)
-    rule = "within: the measured mean lies in what the calibration states, twice the repeats' spread added"
+    rule = "within: in what the calibration states; noise: no further off than twice the spread of repeats; else beyond"
     parts: list[RenderableType] = [*texts, Text(), _compared_table(validation), Text(rule, style="dim"), Text()]
     return Group(*parts, _parts_table(validation), Text(), _charges_table(validation), Text(), *_verdict(validation))
 
@@ -114,11 +116,15 @@ def _compared_table(validation: Validation) -> Table:
     table = _table("", "predicted", "stated", "measured", "repeats ±", "error", "at its pace", "error", "verdict")
     for row in validation.compared:
         show = readable_seconds if row.unit == "s" else lambda value: f"{value:.4g}/s"
-        stated = "–" if row.low is None or row.high is None else readable_range(row.low, row.high, row.unit)
+        stated = (
+            "–"
+            if row.low is None or row.high is None
+            else readable_range(row.low, row.high, "s" if row.unit == "s" else "")
+        )
         spread = "–" if row.spread_fraction is None else f"{row.spread_fraction:.1%}"
         at_pace = "–" if row.at_pace is None else show(row.at_pace)
         errors = ["–" if e is None else f"{e:+.1%}" for e in (row.error_fraction, row.pace_error_fraction)]
-        verdict = Text(row.verdict, style="green" if row.verdict == "within" else "bold red")
+        verdict = Text(row.verdict, style=JUDGED_STYLES[row.verdict])
         cells = (show(row.predicted), stated, show(row.measured), spread, errors[0], at_pace, errors[1])
         table.add_row(row.quantity, *cells, verdict)
     return table
@@ -130,6 +136,8 @@ def _parts_table(validation: Validation) -> Table:
     table = _table("Mean of a task", "predicted", "measured", "of the error")
     error_s = blame.e2e_measured_s - blame.e2e_predicted_s
     for part in sorted(blame.parts, key=lambda p: -abs(p.measured_s - p.predicted_s)):
+        if max(part.predicted_s, part.measured_s) < SMALL_PART * blame.e2e_measured_s:
+            continue
         share = f"{(part.measured_s - part.predicted_s) / error_s:.0%}" if error_s else "–"
         table.add_row(part.part, readable_seconds(part.predicted_s), readable_seconds(part.measured_s), share)
     table.add_row("end to end", readable_seconds(blame.e2e_predicted_s), readable_seconds(blame.e2e_measured_s), "")
@@ -171,7 +179,7 @@ def loads_tables(validation: LoadsValidation) -> RenderableType:
             show = readable_seconds if row.unit == "s" else lambda value: f"{value:.4g}/s"
             spread = "–" if row.spread_fraction is None else f"{row.spread_fraction:.1%}"
             errors = ["–" if e is None else f"{e:+.1%}" for e in (row.error_fraction, row.pace_error_fraction)]
-            verdict = Text(row.verdict, style="green" if row.verdict == "within" else "bold red")
+            verdict = Text(row.verdict, style=JUDGED_STYLES[row.verdict])
             name = "capacity" if row.unit == "1/s" else row.quantity
             table.add_row(f"  {name}", show(row.predicted), show(row.measured), spread, *errors, verdict)
     first = validation.runs[0].validation

@@ -74,7 +74,7 @@ def validate_loads(
             prepared = _prepared(scenario, [*settings, *more, arrivals])
             plans.append((kind, fraction, Prediction.of(prepared, options.worlds)))
     done: list[AtLoad] = []
-    with Stand([prediction.prepared for *_, prediction in plans], options.device) as stand:
+    with Stand([prediction.prepared for *_, prediction in plans], options.device, options.allow_code) as stand:
         for kind, load_fraction, prediction in plans:
             done.append(AtLoad(kind, load_fraction, against_live(prediction, stand, options)))
             if done[-1].validation.stopped:

@@ -30,11 +30,14 @@ BOUNDS = (0.05, 0.95)  # of the worlds that a prediction's stated uncertainty le
 
 @dataclass(frozen=True)
 class Options:
-    """How a validation is done: where decoders run, how often the tasks are run live, in how many worlds simulated."""
+    """How a validation is done: where decoders run, how often the tasks are run live, in how many worlds simulated, and
+    whether people's own stages may be executed.
+    """
 
     device: str = "cpu"
     repeats: int = 1
     worlds: int = 20
+    allow_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,12 @@ class Compared:
 
     @property
     def verdict(self) -> str:
-        """Whether what was measured lies within the stated uncertainty, twice the repeats' spread added."""
-        noise = SPREADS * (self.spread_fraction or 0.0) * self.measured
+        """`within` what the calibration states; `noise`: no further off than twice the repeats' spread; or `beyond`."""
         low, high = (self.predicted, self.predicted) if self.low is None or self.high is None else (self.low, self.high)
-        return "within" if low - noise <= self.measured <= high + noise else "beyond"
+        if low <= self.measured <= high:
+            return "within"
+        noise = SPREADS * (self.spread_fraction or 0.0) * self.measured
+        return "noise" if low - noise <= self.measured <= high + noise else "beyond"
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ def validate(scenario: str | Path, settings: Sequence[str] = (), options: Option
     """
     prepared = prepare(resolve(*load(scenario, settings)))
     prediction = Prediction.of(prepared, options.worlds)
-    with Stand((prepared,), options.device) as stand:
+    with Stand((prepared,), options.device, options.allow_code) as stand:
         return against_live(prediction, stand, options)
 
 
@@ -215,13 +220,19 @@ class LiveResult:
     stopped: str = ""
 
 
-def live(scenario: str | Path, settings: Sequence[str] = (), device: str = "cpu", sleep: bool = False) -> LiveResult:
+def live(
+    scenario: str | Path,
+    settings: Sequence[str] = (),
+    device: str = "cpu",
+    sleep: bool = False,
+    allow_code: bool = False,
+) -> LiveResult:
     """Run a scenario's tasks live, or with a backend that sleeps for the modelled times."""
     prepared = prepare(resolve(*load(scenario, settings)))
     if sleep:
         done = LiveRun(sleep_through(prepared), ("sleeping for the modelled times",), ())
     else:
-        with Stand((prepared,), device) as stand:
+        with Stand((prepared,), device, allow_code) as stand:
             done = stand.run(prepared)
     return LiveResult(
         prepared.system.document.file,

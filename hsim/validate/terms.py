@@ -60,12 +60,9 @@ def repaired(prepared: Prepared, factors: Factors) -> Prepared:
 
     def cost(of: OperationCost) -> OperationCost:
         factor = factors.get(operation_term(of.operation), 1.0)
-        return OperationCost(
-            of.operation,
-            of.base_s * factor + factors.get(HAND_OVER, 0.0),
-            of.per_unit_s * factor,
-            of.per_unit_squared_s * factor,
-        )
+        names = ("base_s", "per_unit_s", "per_unit_squared_s", "per_unit_beyond_s")
+        scaled = replace(of, **{name: getattr(of, name) * factor for name in names})
+        return replace(scaled, base_s=scaled.base_s + factors.get(HAND_OVER, 0.0))
 
     return replace(
         prepared,
