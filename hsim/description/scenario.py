@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from hsim.description.catalogue import scenario_file
-from hsim.description.hardware import Precision, Tool
+from hsim.description.hardware import KvPrecision, Precision, Tool
 from hsim.description.quantities import Constant, Distribution
 from hsim.description.yamlfile import Document, Strict, did_you_mean, read_document, validated, with_settings
 from hsim.errors import DescriptionError
@@ -217,10 +217,15 @@ class Workload(Strict):
 
 
 class FleetTier(Strict):
-    """So many servers of one kind."""
+    """So many servers of one kind.
+
+    One that has done nothing for `sleep_after_s` is switched off until work comes for it; the first `stay_on` never are.
+    """
 
     server: str
     count: PositiveInt
+    sleep_after_s: PositiveFloat | None = None
+    stay_on: NonNegativeInt = 0
 
 
 class CorePool(Strict):
@@ -240,9 +245,14 @@ class CorePool(Strict):
 class EnginePool(Strict):
     """A pool of model replicas on the accelerators of a tier, or, with `engine` named, on the cores of its servers.
 
-    `model` is the scenario's when left out. `replicas` over the whole tier; left out, as many as fit beside other pools', and on cores
-    one a server, of `cores_per_replica` each. Numbers left out are the engine's defaults. A visit that finds
-    `max_waiting` others in the replica's queue is shed.
+    `model` is the scenario's when left out. `replicas` over the whole tier; left out, as many as fit beside other
+    pools', and on cores one a server, of `cores_per_replica` each. Numbers left out are the engine's defaults. A visit
+    that finds `max_waiting` others in the replica's queue is shed. A model with experts may be served by `data_parallel`
+    groups of `tensor_parallel` accelerators, which share out its experts and are one replica; with `expert_parallel` an
+    accelerator holds whole experts instead of a slice of each. `kv_precision` is that of keys and values where it is not
+    the activations'. Under `power_cap_w` each accelerator runs at the highest clock whose power fits. A
+    replica that has done nothing for `unload_after_s` gives its accelerators' memory back, and loads its model again when
+    work comes for it.
     """
 
     runs_on: str
@@ -251,6 +261,10 @@ class EnginePool(Strict):
     cores_per_replica: PositiveInt | None = None
     precision: Precision = "bf16"
     tensor_parallel: PositiveInt = 1
+    data_parallel: PositiveInt = 1
+    expert_parallel: bool = False
+    kv_precision: KvPrecision | None = None
+    power_cap_w: PositiveFloat | None = None
     replicas: PositiveInt | None = None
     max_num_seqs: PositiveInt | None = None
     max_num_batched_tokens: PositiveInt | None = None
@@ -258,20 +272,31 @@ class EnginePool(Strict):
     block_tokens: PositiveInt | None = None
     prefix_caching: bool | None = None
     max_waiting: PositiveInt | None = None
+    unload_after_s: PositiveFloat | None = None
     router: str = "least-outstanding-tokens"
 
     @property
+    def accelerators(self) -> int:
+        """Accelerators of one replica; on cores it has none, and counts as one."""
+        return self.tensor_parallel * self.data_parallel
+
+    @property
     def on_cores(self) -> bool:
+        """Whether its replicas are cores of the tier's servers."""
         return self.runs_on.endswith(".cpu")
 
     @model_validator(mode="after")
     def _cores_are_for_cpus(self) -> EnginePool:
-        if self.on_cores and self.cores_per_replica is None:
+        if not self.on_cores:
+            if self.cores_per_replica is not None:
+                raise ValueError("cores_per_replica is for engines on a tier's .cpu; remove it")
+            return self
+        if self.cores_per_replica is None:
             raise ValueError("cores_per_replica is missing; say how many cores each replica on a CPU has")
-        if not self.on_cores and self.cores_per_replica is not None:
-            raise ValueError("cores_per_replica is for engines on a tier's .cpu; remove it")
-        if self.on_cores and self.tensor_parallel > 1:
-            raise ValueError("tensor_parallel is for accelerators; give a replica on a CPU more cores_per_replica")
+        only = ("tensor_parallel", "data_parallel", "expert_parallel", "kv_precision", "power_cap_w", "unload_after_s")
+        for key in only:
+            if key in self.model_fields_set:
+                raise ValueError(f"{key} is for accelerators, and the pool runs on cores; remove it")
         return self
 
 
