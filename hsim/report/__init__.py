@@ -236,7 +236,8 @@ def _stage_table(result: Result | Study) -> Table:
     )
     for s in result.stages:
         times = [readable_seconds(v) if v else "–" for v in (s.transfer_s, s.wait_s, s.service_s, s.outside_s)]
-        joules = [readable(v, "J") if result.energy else "–" for v in (s.dynamic_j, s.occupied_j)]
+        known = (v if result.energy else None for v in (s.dynamic_j, s.occupied_j))
+        joules = [readable(v, "J") if v is not None else "–" for v in known]
         table.add_row(s.stage, s.pool, f"{s.visits_per_task:.2f}", *times, *joules)
     return table
 
