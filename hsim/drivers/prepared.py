@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, check_runs, working_precision
 from hsim.costs.cpu import HostPower, OperationCost, host_power, operation_cost
-from hsim.costs.measured import MeasuredCosts
+from hsim.costs.measured import MeasuredCosts, TimedWhole
 from hsim.costs.memory import kv_capacity_tokens
 from hsim.costs.shapes import StepCosts
 from hsim.description.system import FilledPool, System, Tier
@@ -37,6 +37,7 @@ class Prepared:
     understand: dict[str, OperationCost]
     tools: dict[str, OperationCost]
     kv_bytes_per_token: float
+    request_latency_s: dict[str, float]
     accounts: Accounts
 
 
@@ -69,6 +70,7 @@ def prepare(system: System) -> Prepared:
         understand=_understanding(system),
         tools=_tool_costs(system),
         kv_bytes_per_token=_kv_bytes_per_token(system),
+        request_latency_s={name: _request_latency_s(system, name) for name in replicas},
         accounts=accounts_of(system),
     )
     figures.check_all_assumptions_used(system.document)
@@ -81,11 +83,20 @@ def _kv_bytes_per_token(system: System) -> float:
     return ELEMENT_BYTES[working_precision(precision)] * system.model.kv_elements_per_token
 
 
+def _request_latency_s(system: System, name: str) -> float:
+    """Seconds between a client and the queue of a pool's engine: 0 where its profile has no such figure, or it is null."""
+    engine = system.engines[name]
+    figure, assumed = engine.request_latency_s, f"{engine.name}.request_latency_s" in system.figures.assume
+    known = figure is not None and (figure.value is not None or assumed)
+    return system.figures.value(engine, "request_latency_s") if known else 0.0
+
+
 def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
     tier, engine, figures = system.tier_of(name), system.engines[name], system.figures
     assert tier.chip is not None
     placement = Placement(system.model, tier.chip, engine, pool.tensor_parallel, pool.precision)
-    check_runs(placement, system.document.where(("pools", name, "precision")))
+    if name not in system.step_tables:
+        check_runs(placement, system.document.where(("pools", name, "precision")))
     at = system.document.where(("pools", name))
     host_cores = figures.value(engine, "host_cores_per_replica")
     host_cores += pool.tensor_parallel * figures.value(engine, "host_cores_per_accelerator")
@@ -101,12 +112,13 @@ def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
 
 def _step_costs(system: System, name: str, placement: Placement) -> StepCosts:
     """Measured steps where there is a table of them, else kernel laws composed."""
-    composed = ComposedCosts(placement, system.figures)
     table = system.step_tables.get(name)
     if table is None:
-        return composed
+        return ComposedCosts(placement, system.figures)
     system.figures.stands_on(table.name, len(table.decodes) * len(table.contexts), table.tier, table.source)
-    return MeasuredCosts(table, composed)
+    if placement.chip.kernels.gemm:
+        return MeasuredCosts(table, ComposedCosts(placement, system.figures))
+    return MeasuredCosts(table, TimedWhole(placement, system.figures))
 
 
 def _engine_cores(tier: Tier, system: System, replicas: dict[str, ReplicaSpec]) -> int:

@@ -86,6 +86,7 @@ def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Execut
         bytes_per_token=payload.bytes_per_token,
         kv_bytes_per_token=prepared.kv_bytes_per_token,
         prefix_caching=any(spec.pool.prefix_caching for spec in prepared.replicas.values()),
+        request_latency_s={} if executor.real else prepared.request_latency_s,
     )
 
 
