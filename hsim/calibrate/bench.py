@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hsim.backends.hosts import Opened, StepItem, live_operation
 from hsim.calibrate.agenda import RAMP_S, WAITING_OPERATIONS, WINDOW_S, Served, step_parts
 from hsim.calibrate.kernels import WALL_TIMED, Kernels
-from hsim.calibrate.sampling import Call, sample, sample_cuda
+from hsim.calibrate.sampling import JOBS_REST, STEPS_REST, Call, Rest, sample, sample_cuda
 from hsim.calibrate.work import CAPPED, THROTTLED, Parameters, Reading, Unit
 from hsim.description.hardware import OperationCode, Precision
 from hsim.errors import BackendError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SPIN_S = 0.05  # work is given to a device in pieces of about so long while its power is measured
 ANY_TOKEN = 1
 BUSY_CORE: Parameters = {"m": 64, "n": 1024, "k": 1024, "dtype": "fp32"}  # what keeps a core busy
+REST_OF: dict[str, Rest] = {"step": STEPS_REST, "operation": JOBS_REST}  # on a CPU
 HARMLESS_CLOCKS = ("GpuIdle", "ApplicationsClocksSetting", "SyncBoost", "DisplayClockSetting")
 
 
@@ -156,7 +157,8 @@ class Bench:
             return self._powered(unit, call)
         if self.on_cpu or unit.kind in WALL_TIMED or unit.kind == "step":
             waits = not self.on_cpu or unit.parameters.get("name") in WAITING_OPERATIONS
-            return sample(call, unit.expected_s, own_core=self.threads == 1 and not waits)
+            own_core = self.threads == 1 and not waits
+            return sample(call, unit.expected_s, own_core, REST_OF.get(unit.kind) if self.on_cpu else None)
         reading = sample_cuda(call, unit.expected_s, self.device)
         return replace(reading, notes=(*reading.notes, *_clock_facts(self.device)[0]))
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from hsim.backends.meters import rapl_meters
-from hsim.backends.worker import Worker, WorkerSettings
+from hsim.backends.worker import DECODER_SPIN_S, Worker, WorkerSettings
 from hsim.calibrate.agenda import RAMP_S, WINDOW_S, Served
 from hsim.calibrate.bench import BenchSpec, Facts, board_meter, step_items
 from hsim.calibrate.sampling import reading_of
@@ -198,7 +198,10 @@ class Workers:
 
 
 def _started(spec: BenchSpec, name: str) -> Worker:
-    worker = Worker(spec, WorkerSettings(f"calibrate/{name}", threads=spec.threads, answer_timeout_s=ANSWER_S))
+    settings = WorkerSettings(
+        f"calibrate/{name}", threads=spec.threads, spin_s=DECODER_SPIN_S, answer_timeout_s=ANSWER_S
+    )
+    worker = Worker(spec, settings)
     worker.start()
     worker.ready()
     return worker

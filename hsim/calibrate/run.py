@@ -18,7 +18,7 @@ from hsim.calibrate.options import CalibrationOptions, CalibrationReport, Progre
 from hsim.calibrate.points import Point, points_of
 from hsim.calibrate.profiles import Findings
 from hsim.calibrate.store import Store, open_store, write_atomically
-from hsim.calibrate.work import THROTTLED, Reading, Row, Unit
+from hsim.calibrate.work import SPREAD, THROTTLED, Reading, Row, Unit
 from hsim.calibrate.write import local_scenario, write_fit, write_profiles
 from hsim.costs.composed import ELEMENT_BYTES
 from hsim.costs.measured import MeasuredCosts
@@ -314,7 +314,7 @@ def marks_of(
     """Why a reading may be noisy: its spread, a core that others had too, clocks held back, a loaded machine."""
     marks = [note for note in reading.notes if note.startswith(THROTTLED)]
     if reading.seconds and (reading.iqr_s or 0.0) > options.noisy_spread_fraction * reading.seconds:
-        marks.append(f"its samples spread by {(reading.iqr_s or 0.0) / reading.seconds:.0%} of their median")
+        marks.append(f"{SPREAD} by {(reading.iqr_s or 0.0) / reading.seconds:.0%} of their mean")
     if reading.cpu_fraction is not None:
         if reading.cpu_fraction < options.quiet_fraction:
             marks.append(f"others had its core for {1 - reading.cpu_fraction:.0%} of the time")

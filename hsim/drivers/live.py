@@ -16,8 +16,8 @@ from simpy.events import NORMAL, Event, EventPriority
 from hsim.backends.hosts import DecoderSpec, StepItem, ToolSpec
 from hsim.backends.hosts import Host as Hosted
 from hsim.backends.meters import Meter, meters_at_hand
+from hsim.backends.worker import DECODER_SPIN_S, Worker, WorkerSettings, shared_cores
 from hsim.backends.worker import Done as Answer
-from hsim.backends.worker import Worker, WorkerSettings, shared_cores
 from hsim.description.hardware import OperationCode
 from hsim.drivers.clocks import Clock, WallClock
 from hsim.drivers.prepared import Prepared
@@ -377,7 +377,14 @@ def _check_live(prepared: Prepared, allow_code: bool) -> None:
         raise DescriptionError(
             where(("stages", "prefill")), "live runs cannot move KV cache between decoders", "leave it out"
         )
+    for name in prepared.sleep:
+        raise DescriptionError(
+            where(("fleet", name, "sleep_after_s")), "a live run cannot switch servers off", "leave it out"
+        )
     for name, spec in prepared.replicas.items():
+        if spec.pool.unload_after_s is not None:
+            at = where(("pools", name, "unload_after_s"))
+            raise DescriptionError(at, "hsim's own decoder keeps its model", "leave it out")
         if spec.pool.prefix_caching:
             at = where(("pools", name, "prefix_caching"))
             raise DescriptionError(
@@ -409,12 +416,18 @@ def _codes(prepared: Prepared) -> dict[str, OperationCode]:
     return found
 
 
+def _spin_s(kind: str, cores: tuple[int, ...], pinned: Sequence[tuple[int, ...]]) -> float:
+    """How long a worker stays awake for its next step: a decoder does whose cores no other worker has."""
+    sharers = sum(not set(cores).isdisjoint(others) for others in pinned)
+    return DECODER_SPIN_S if kind == "decoder" and sharers == 1 and len(pinned) > 1 else 0.0
+
+
 def _start_workers(crew: Crew, prepared: Sequence[Prepared], device: str) -> tuple[str, ...]:
     """Start, open and warm up all workers; returns what they say of themselves."""
     plan = _planned_workers(prepared, device)
     pinned = shared_cores(len(plan))
     workers = [
-        crew.start(host, WorkerSettings(f"{kind} {index}", threads=1, cores=cores))
+        crew.start(host, WorkerSettings(f"{kind} {index}", threads=1, cores=cores, spin_s=_spin_s(kind, cores, pinned)))
         for (kind, index, host), cores in zip(plan, pinned, strict=True)
     ]
     notes: list[str] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,22 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Timeline:
-    """A quantity over time: from times_s[i] on it is values[i], and from the last on too. Shapes (points,)."""
+    """A quantity over time, from time 0 on: from times_s[i] on it is values[i]. Shapes (points,)."""
 
     name: str
     unit: str
     times_s: Floats
     values: Floats
 
+    def at(self, times_s: Floats) -> Floats:
+        """The values at instants. Shape of times_s."""
+        return np.asarray(self.values[np.searchsorted(self.times_s, times_s, side="right") - 1])
+
     def means(self, edges_s: Floats) -> Floats:
         """Means over time between neighbouring edges, exact: no peak moves the integral. Shape (edges - 1,)."""
         whole = np.concatenate(([0.0], np.cumsum(self.values[:-1] * np.diff(self.times_s))))
-        at = np.clip(np.searchsorted(self.times_s, edges_s, side="right") - 1, 0, None)
-        integral = whole[at] + self.values[at] * (edges_s - self.times_s[at])
+        before = np.searchsorted(self.times_s, edges_s, side="right") - 1
+        integral = whole[before] + self.values[before] * (edges_s - self.times_s[before])
         return np.asarray(np.diff(integral) / np.diff(edges_s))
 
 
@@ -68,11 +72,14 @@ def timelines_of(log: Log, accounts: Accounts, stages: Stages) -> Timelines:
 def stacked(name: str, unit: str, start_s: Floats, end_s: Floats, heights: Floats | float = 1.0) -> Timeline:
     """So much from each start to its end, on top of each other."""
     heights = np.broadcast_to(np.asarray(heights, dtype=np.float64), start_s.shape)
-    times_s = np.concatenate(([0.0], start_s, end_s))
-    changes = np.concatenate(([0.0], heights, -heights))
+    return _of_changes(name, unit, np.concatenate((start_s, end_s)), np.concatenate((heights, -heights)))
+
+
+def _of_changes(name: str, unit: str, times_s: Floats, changes: Floats) -> Timeline:
+    """What starts at 0 at time 0 and changes by so much at each time; of what happens at one instant, how it ends."""
     order = np.argsort(times_s, kind="stable")
-    times_s, levels = times_s[order], np.cumsum(changes[order])
-    last = np.append(np.diff(times_s) > 0, True)  # of what happens at one instant, how it ends
+    times_s, levels = np.append(0.0, times_s[order]), np.append(0.0, np.cumsum(changes[order]))
+    last = np.append(np.diff(times_s) > 0, True)
     return Timeline(name, unit, times_s[last], levels[last])
 
 
@@ -102,11 +109,11 @@ def _steps_w(steps: Any) -> Floats:
     """Mean watts above idle of each run of steps; those of runs that take no time are left out of any picture."""
     n, seconds = steps["steps"], steps["end_s"] - steps["start_s"]
     joules = n * (steps["joules"] + (n - 1) / 2 * steps["joules_growth"])
-    return np.divide(joules, seconds, out=np.zeros_like(joules), where=seconds > 0)
+    return np.asarray(np.divide(joules, seconds, out=np.zeros_like(joules), where=seconds > 0))
 
 
 def _raised(timeline: Timeline, by: float, times: float = 1.0) -> Timeline:
-    return Timeline(timeline.name, timeline.unit, timeline.times_s, (timeline.values + by) * times)
+    return replace(timeline, values=(timeline.values + by) * times)
 
 
 def _accelerators_w(log: Log, tables: Any, devices: list[int], name: str) -> Timeline:
@@ -118,11 +125,10 @@ def _accelerators_w(log: Log, tables: Any, devices: list[int], name: str) -> Tim
 def _host_w(log: Log, tables: Any, accounts: Accounts, i: int) -> Timeline:
     """What the CPU packages of one server draw."""
     host, mine = log.hosts[i], rows_of(tables["cores"], host=i)
-    times_s, busy = np.concatenate(([0.0], mine["time_s"])), np.concatenate(([0.0], mine["busy"]))
-    last = np.append(np.diff(times_s) > 0, True)
-    levels, which = np.unique(busy[last], return_inverse=True)
-    watts = np.array([accounts.tiers[host.tier].host.dynamic_w(int(level)) for level in levels])[which]
-    return Timeline(f"{host.name} cores", "W", times_s[last], host.idle_w + watts)
+    busy = _of_changes(f"{host.name} cores", "W", mine["time_s"], np.diff(mine["busy"], prepend=0.0))
+    levels, which = np.unique(busy.values, return_inverse=True)
+    watts = np.array([accounts.tiers[host.tier].host.dynamic_w(round(level)) for level in levels])[which]
+    return replace(busy, values=host.idle_w + watts)
 
 
 def _board_w(log: Log, tables: Any, accounts: Accounts) -> Iterator[Timeline]:
@@ -151,9 +157,5 @@ def _facility_w(log: Log, tables: Any, accounts: Accounts) -> Iterator[Timeline]
 
 
 def _sum(name: str, parts: list[Timeline]) -> Timeline:
-    times_s = np.concatenate([part.times_s for part in parts])
-    changes = np.concatenate([np.diff(part.values, prepend=0.0) for part in parts])
-    order = np.argsort(times_s, kind="stable")
-    times_s, levels = times_s[order], np.cumsum(changes[order])
-    last = np.append(np.diff(times_s) > 0, True)
-    return Timeline(name, parts[0].unit, times_s[last], levels[last])
+    changes = [np.diff(part.values, prepend=0.0) for part in parts]
+    return _of_changes(name, parts[0].unit, np.concatenate([p.times_s for p in parts]), np.concatenate(changes))

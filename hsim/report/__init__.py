@@ -62,6 +62,7 @@ def result_tables(result: Result, explain: bool = False) -> RenderableType:
         parts += [_slo_table(result), Text()]
     parts += [_latency_table(result), Text(), *_energy_tables(result), _stage_table(result), Text()]
     parts += [_pool_table(result), Text(), Text(f"Bottleneck  {result.bottleneck}.")]
+    parts += [Text(f"Accuracy    {line}.") for line in result.accuracy]
     parts += [Text(f"Warning     {warning}.", style="yellow") for warning in result.warnings]
     parts += [Text(), *_assumptions(result, explain)]
     return Group(*parts)
@@ -391,21 +392,31 @@ def _assumptions(result: Result | Study, explain: bool) -> list[RenderableType]:
 
 def study_tables(study: Study, explain: bool = False) -> RenderableType:
     """A study at a glance: verdicts first, then every figure with its interval."""
-    parts: list[RenderableType] = [*_study_head(study), Text()]
-    if study.stability is None or study.stability.verdict != "unstable":
-        parts += [_figures_table(study), Text()]
-        if study.slo:
-            parts += [_verdict_table(study), Text()]
-        parts += [_latency_intervals(study), Text()]
-    if study.energy:
-        table = _table("Joules a task, by attribution", *BOUNDARY_NAMES.values())
-        for attribution, row in study.energy.tst_j.items():
-            table.add_row(ATTRIBUTION_NAMES[attribution], *(_cell(row[boundary], "J") for boundary in BOUNDARY_NAMES))
-        parts += [table, Text(), _accounts_table(study.energy.accounts), Text()]
-    parts += [_stage_table(study), Text(), _pool_table(study), Text(), Text(f"Bottleneck  {study.bottleneck}.")]
+    parts: list[RenderableType] = [*study_head(study), Text()]
+    for table in study_parts(study).values():
+        parts += [table, Text()]
+    parts.append(Text(f"Bottleneck  {study.bottleneck}."))
+    parts += [Text(f"Accuracy    {line}.") for line in study.accuracy]
     parts += [Text(f"Warning     {warning}.", style="yellow") for warning in study.warnings]
     parts += [Text(), *_calibration_notes(study, explain), *_assumptions(study, explain)]
     return Group(*parts)
+
+
+def study_parts(study: Study) -> dict[str, Table]:
+    """The tables of a study, in order, without those of a steady state that it has not."""
+    parts: dict[str, Table] = {}
+    if study.stability is None or study.stability.verdict != "unstable":
+        parts["figures"] = _figures_table(study)
+        if study.slo:
+            parts["objectives"] = _verdict_table(study)
+        parts["latency"] = _latency_intervals(study)
+    if study.energy:
+        parts["joules"] = _table("Joules a task, by attribution", *BOUNDARY_NAMES.values())
+        for attribution, row in study.energy.tst_j.items():
+            cells = (_cell(row[boundary], "J") for boundary in BOUNDARY_NAMES)
+            parts["joules"].add_row(ATTRIBUTION_NAMES[attribution], *cells)
+        parts["accounts"] = _accounts_table(study.energy.accounts)
+    return parts | {"anatomy": _stage_table(study), "pools": _pool_table(study)}
 
 
 def _cell(interval: Interval, unit: str) -> str:
@@ -420,7 +431,8 @@ def _percent(interval: Interval) -> str:
     return f"{interval.value:+.1%}{half}"
 
 
-def _study_head(study: Study) -> list[Text]:
+def study_head(study: Study) -> list[Text]:
+    """What was done, and whether there is a steady state: what must be known before any figure."""
     of = f" of {study.wanted}" if not study.complete else ""
     runs = f"{study.replications}{of} replications of {study.tasks:,} tasks"
     unstable = study.stability is not None and study.stability.verdict == "unstable"
@@ -523,7 +535,7 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
     if not studies:
         return Group(*parts, Text("No fleet that was tried meets the objectives.", style="bold red"))
     for study in studies:
-        parts += _study_head(study)
+        parts += study_head(study)
     parts.append(Text())
     for study, differences in zip(studies[1:], comparison.differences, strict=True):
         names = (Path(studies[0].scenario).stem, Path(study.scenario).stem)
@@ -541,7 +553,7 @@ def _differences_table(names: tuple[str, str], differences: Iterable[Difference]
     first, other = names if names[0] != names[1] else ("first", "other")
     table = _table("", first[-NAME_SHOWN:], other[-NAME_SHOWN:], "difference", "", "by rough figures", "pairing")
     for d in differences:
-        title, unit = _figure_name(d.figure)
+        title, unit = figure_name(d.figure)
         scale, shown = scale_of(max(abs(d.first), abs(d.other)), unit)
         half = d.interval.half_width
         value = (d.other - d.first) / scale
@@ -554,7 +566,7 @@ def _differences_table(names: tuple[str, str], differences: Iterable[Difference]
     return table
 
 
-def _figure_name(figure: str) -> tuple[str, str]:
+def figure_name(figure: str) -> tuple[str, str]:
     """What people call a figure, and its unit."""
     metric, _, part = figure.rpartition(".")
     if metric == "slo":

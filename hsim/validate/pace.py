@@ -1,4 +1,5 @@
-"""The machine's pace: costs that the calibration states, measured again beside a live run on its own idle workers.
+"""The machine's pace: costs that the calibration states, measured again beside a live run on its own idle workers,
+with the rests that calibrate takes.
 
 A virtual machine's cores slow down and recover with its neighbours, unseen by load averages. Without a second look at
 the same work, that cannot be told from a wrong model.
@@ -7,11 +8,13 @@ the same work, that cannot be told from a wrong model.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hsim.backends.hosts import DecoderSpec, StepItem
 from hsim.backends.worker import Worker
+from hsim.calibrate.sampling import JOBS_REST, STEPS_REST
 from hsim.costs.shapes import StepCosts, StepShape
 from hsim.drivers.live import Stand
 from hsim.drivers.prepared import Prepared
@@ -25,7 +28,7 @@ CALLS, CALLS_S = 15, 0.4  # of each operation: so many, or for so long, but thre
 
 @dataclass(frozen=True)
 class Paced:
-    """Some work of a term, alone on the idle machine: seconds as predicted, and the median as measured now."""
+    """Some work of a term, alone on the idle machine: seconds as predicted, and the mean as measured now."""
 
     term: str
     work: str
@@ -59,13 +62,15 @@ def _steps(worker: Worker, spec: ReplicaSpec) -> Iterator[Paced]:
     steps = min(STEPS, worker.host.max_context_tokens - prompt)
     most = min(spec.pool.max_num_seqs, 8)
     chunk = StepShape(0, 0, 1, prompt, prompt, prompt * (prompt + 1) // 2)
+    time.sleep(STEPS_REST.before_s)
     times = [_seconds(worker, [StepItem(slot, 0, prompt)]) for slot in range(most)]
-    yield Paced(CHUNK, f"a prompt of {prompt} tokens", costs.segment(chunk).seconds - between, statistics.median(times))
+    yield Paced(CHUNK, f"a prompt of {prompt} tokens", costs.segment(chunk).seconds - between, statistics.fmean(times))
     for decodes in sorted({1, max(1, most // 2), most}):
+        time.sleep(STEPS_REST.before_s)
         times = [_seconds(worker, [StepItem(s, prompt + k, 1) for s in range(decodes)]) for k in range(steps)]
         predicted = [_decode_s(costs, decodes, prompt + k + 1) - between for k in range(steps)]
         what = f"{decodes} sequences of {prompt + steps // 2} tokens"
-        yield Paced(DECODE, what, statistics.median(predicted), statistics.median(times))
+        yield Paced(DECODE, what, statistics.fmean(predicted), statistics.fmean(times))
 
 
 def _decode_s(costs: StepCosts, decodes: int, context: int) -> float:
@@ -90,9 +95,10 @@ def _operations(worker: Worker, prepared: Prepared) -> Iterator[Paced]:
         middle = statistics.median_low(asked)
         times: list[float] = []
         while len(times) < 3 or (len(times) < CALLS and sum(times) < CALLS_S):
+            time.sleep(JOBS_REST.before_s)
             times.append(_seconds(worker, (operation, middle)))
         what = f"{middle:g} units"
-        yield Paced(operation_term(operation), what, costs[operation].seconds(middle), statistics.median(times))
+        yield Paced(operation_term(operation), what, costs[operation].seconds(middle), statistics.fmean(times))
 
 
 def _seconds(worker: Worker, request: object) -> float:
