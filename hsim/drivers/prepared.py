@@ -9,7 +9,7 @@ from pathlib import Path
 from hsim.costs.clocks import ClockedCosts
 from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, check_runs, working_precision
 from hsim.costs.cpu import HostPower, OperationCost, host_power, operation_cost
-from hsim.costs.measured import MeasuredCosts
+from hsim.costs.measured import MeasuredCosts, scaled
 from hsim.costs.memory import kv_capacity_tokens
 from hsim.costs.shapes import StepCosts, StepShape
 from hsim.description.system import FilledPool, System, Tier
@@ -158,6 +158,8 @@ def _step_costs(system: System, name: str, placement: Placement) -> StepCosts:
         system.figures.cautions |= dict.fromkeys(f"pool {name}: {note}" for note in composed.notes)
         return composed
     system.figures.stands_on(table.name, len(table.decodes) * len(table.contexts), table.tier, table.source)
+    if table.scale:
+        table = scaled(table, system.figures.value(table, "scale"))
     return MeasuredCosts(table, composed)
 
 
