@@ -9,7 +9,7 @@ from pathlib import Path
 from hsim.costs.clocks import ClockedCosts
 from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, check_runs, working_precision
 from hsim.costs.cpu import HostPower, OperationCost, host_power, operation_cost
-from hsim.costs.measured import MeasuredCosts, TimedWhole
+from hsim.costs.measured import MeasuredCosts, TimedWhole, scaled
 from hsim.costs.memory import kv_capacity_tokens
 from hsim.costs.shapes import StepCosts, StepShape
 from hsim.description.system import FilledPool, System, Tier
@@ -159,6 +159,8 @@ def _step_costs(system: System, name: str, placement: Placement) -> StepCosts:
         system.figures.cautions |= dict.fromkeys(f"pool {name}: {note}" for note in composed.notes)
         return composed
     system.figures.stands_on(table.name, len(table.decodes) * len(table.contexts), table.tier, table.source)
+    if table.scale:
+        table = scaled(table, system.figures.value(table, "scale"))
     if placement.chip.kernels.gemm:
         return MeasuredCosts(table, ComposedCosts(placement, system.figures))
     return MeasuredCosts(table, TimedWhole(placement, system.figures))
