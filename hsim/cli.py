@@ -16,6 +16,8 @@ from hsim.errors import HsimError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from hsim.runs import Options
+
 MIN_WIDTH = 124
 
 # Torch's threads spin while they wait, which on busy cores makes small operations a hundred times slower. It reads
@@ -134,8 +136,20 @@ def compare(
     worlds: Worlds = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     out: Out = None,
+    architectures: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Compare architectures of one scenario, each at its own cheapest fleet."),
+    ] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH", help="With --architectures: tasks/s, doubled from low to high, or a list."),
+    ] = None,
 ) -> None:
     """Send the same tasks through several scenarios, and show the differences with their intervals."""
+    if architectures is not None or rates is not None:
+        options = _options(replications, processes, worlds, out)
+        _compare_architectures(scenarios, (architectures or "").split(","), rates or "", settings, options, json)
+        return
     from hsim import runs
     from hsim.comparison import compare as compare_systems
     from hsim.comparison import compare_fairly
@@ -149,6 +163,29 @@ def compare(
     else:
         comparison = compare_systems([runs.system_of(name, settings) for name in scenarios], options)
     print(runs.as_json(comparison), end="") if json else _print(comparison_tables(comparison))
+
+
+def _options(replications: int, processes: int | None, worlds: int, out: Path | None) -> Options:
+    from hsim.runs import Options
+
+    return Options(replications, processes, worlds, out)
+
+
+def _compare_architectures(
+    scenarios: list[str], architectures: list[str], rates: str, settings: list[str], options: Options, json: bool
+) -> None:
+    from hsim.placement import place, rates_of
+    from hsim.report import placement_tables
+    from hsim.runs import as_json
+
+    if len(scenarios) != 1 or architectures == [""] or not rates:
+        raise typer.BadParameter("--architectures and --rates go together, with one scenario", param_hint="SCENARIOS")
+    try:
+        rates_per_s = rates_of(rates)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--rates") from None
+    placement = place(scenarios[0], architectures, rates_per_s, settings, options)
+    print(as_json(placement), end="") if json else _print(placement_tables(placement))
 
 
 class Exported(StrEnum):

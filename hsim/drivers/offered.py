@@ -19,13 +19,17 @@ def offered_load(
     """Least busy seconds that tasks need of each pool's cores or replicas, over those that it has in `seconds`.
 
     Cores: the operations' own times, without contention, in full batches. Replicas: decoding alone, in the fewest
-    steps that max_num_seqs and KV cache allow; prompts come on top, so that a load below 1 promises nothing.
+    steps that max_num_seqs and KV cache allow; prompts come on top, so that a load below 1 promises nothing. A model that
+    understands: reading alone.
     """
-    stages = prepared.system.scenario.stages
+    stages, cores = prepared.system.scenario.stages, prepared.system.core_pools()
     needed = dict.fromkeys([stages.generate, *prepared.cores], 0.0)
-    for stage, busy_s in ((stages.understand, _understanding_s), (stages.tool, _tools_s)):
-        if stage:
-            needed[stage] += busy_s(prepared, tasks, prepared.system.core_pools()[stage].max_batch)
+    for stage, busy_s in (("understand", _understanding_s), ("tool", _tools_s)):
+        serving = stages.pools(stage)
+        if len(serving) == 1 and serving[0] in cores:  # among several pools nobody has to go to any one of them
+            needed[serving[0]] += busy_s(prepared, tasks, cores[serving[0]].max_batch)
+        elif len(serving) == 1:
+            needed[serving[0]] = needed.get(serving[0], 0.0) + _reading_s(prepared.replicas[serving[0]], tasks)
     needed[stages.generate] += _decoding_s(prepared.replicas[stages.generate], tasks)
     return {name: busy_s / (pools[name].capacity * seconds) for name, busy_s in needed.items()}
 
@@ -45,6 +49,13 @@ def _tools_s(prepared: Prepared, tasks: Sequence[Task], batch: int) -> float:
         name: cost.seconds(tools[name].units) - cost.base_s * (1 - 1 / batch) for name, cost in prepared.tools.items()
     }
     return sum(each_s[this.call.tool] for task in tasks for this in task.rounds if this.call)
+
+
+def _reading_s(spec: ReplicaSpec, tasks: Sequence[Task]) -> float:
+    """Seconds in which a model reads what tasks ask, in steps as full as its token budget allows."""
+    tokens = sum(task.understand_tokens for task in tasks)
+    budget = spec.pool.max_num_batched_tokens
+    return tokens / budget * spec.costs.segment(StepShape(0, 0, 1, budget, budget, budget)).seconds
 
 
 def _decoding_s(spec: ReplicaSpec, tasks: Sequence[Task]) -> float:
