@@ -9,7 +9,7 @@ from pathlib import Path
 from hsim.comparison import compare_cheapest, fleets_of
 from hsim.description.scenario import read_scenario
 from hsim.errors import DescriptionError
-from hsim.metrics.result import Comparison, LoadPoint, Placement
+from hsim.metrics.result import Comparison, Placement, RatePoint
 from hsim.metrics.statistics import CONFIDENCE
 from hsim.runs.store import as_json, write_atomically
 from hsim.runs.studies import Options
@@ -47,7 +47,7 @@ def place(
         for number, tried in zip(left, comparison.fleets, strict=True):
             hopeless[number] += [fleet.servers for fleet in tried if fleet.verdict in HOPELESS]
         found = [number for number, tried in zip(left, comparison.fleets, strict=True) if tried[-1].verdict == "PASS"]
-        points.append(LoadPoint(rate, comparison, tuple(architectures[number] for number in found)))
+        points.append(RatePoint(rate, comparison, tuple(architectures[number] for number in found)))
     placement = Placement(str(scenario), tuple(architectures), tuple(points))
     if options.out:
         write_atomically(options.out / "placement.json", as_json(placement))

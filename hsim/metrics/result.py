@@ -49,7 +49,8 @@ POOLS_JOINED = " + "
 
 @dataclass(frozen=True)
 class StageAnatomy:
-    """What one stage costs a task, on average over all tasks. Joules behind the power supply.
+    """What one stage costs a task, on average over all tasks. Joules behind the power supply; None where watts
+    are unknown.
 
     `pool` names all that serve it, joined by POOLS_JOINED.
     """
@@ -61,8 +62,8 @@ class StageAnatomy:
     wait_s: float
     service_s: float
     outside_s: float
-    dynamic_j: float
-    occupied_j: float
+    dynamic_j: float | None
+    occupied_j: float | None
 
 
 @dataclass(frozen=True)
@@ -417,7 +418,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class LoadPoint:
+class RatePoint:
     """Architectures compared at one rate of arrivals: those `found` to have a feasible fleet are its studies, in order."""
 
     rate_per_s: float
@@ -437,7 +438,7 @@ class Placement:
 
     scenario: str
     architectures: tuple[str, ...]
-    points: tuple[LoadPoint, ...]
+    points: tuple[RatePoint, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """The placement as JSON-ready data."""
