@@ -58,7 +58,9 @@ def stable(fleet: int, risk: float) -> tuple[Verdict, str]:
     return "PASS", ""
 
 
-def searched(fleets: Sequence[Draw], seed: int, limit: float = 0.05, risk: float = 0.05) -> tuple[Found | None, list[Found]]:
+def searched(
+    fleets: Sequence[Draw], seed: int, limit: float = 0.05, risk: float = 0.05
+) -> tuple[Found | None, list[Found]]:
     """The cheapest fleet, of fleets in order of price, and all that were looked at."""
     rules = Rules((limit,), risk, len(fleets), 1)
     done: list[Found] = []

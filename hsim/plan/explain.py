@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from hsim.comparison import compare
 from hsim.description.system import System
+from hsim.drivers.prepared import prepare
 from hsim.errors import DescriptionError
 from hsim.metrics.accounts import accounts_of
 from hsim.metrics.result import Comparison, Study
@@ -55,11 +56,13 @@ def binding(conditions: Conditions, judged: Sequence[Judged]) -> str:
 
 
 def idle_w(system: System) -> float:
-    """Watts that a fleet draws at the facility at least, whatever it does."""
+    """Watts that a fleet draws at the facility at least, whatever it does; tiers that may be switched off count as 0."""
     watts, accounts = 0.0, accounts_of(system)
     for name, tier in accounts.tiers.items():
+        if tier.rest is not None:
+            continue
         loaded_w = sum(
-            pool.replicas * pool.tensor_parallel * system.figures.if_known(chip, "power.loaded_idle_w")
+            pool.replicas * pool.accelerators * system.figures.if_known(chip, "power.loaded_idle_w")
             for pool_name, pool in system.engine_pools().items()
             if system.tier_of(pool_name).name == name and (chip := system.tier_of(pool_name).chip)
         )
@@ -68,20 +71,26 @@ def idle_w(system: System) -> float:
     return watts * accounts.site.pue
 
 
-def neighbours(problem: Problem, number: int, options: Options) -> Comparison | None:
-    """The fleet beside those with one server more or fewer of each kind, on the same tasks."""
+def neighbours(problem: Problem, number: int, options: Options) -> tuple[tuple[str, ...], Comparison | None]:
+    """The fleet beside those with one server more or fewer of each kind, on the same tasks, and what each is called."""
     system, counts = problem.system(number), problem.places[number].counts
-    others = []
+    others, names = [], []
     for tier, count in counts.items():
         for changed in (count + 1, count - 1):
-            if changed:
-                other = with_counts(system, {**counts, tier: changed})
-                try:
-                    other.placements()
-                except DescriptionError:
-                    continue  # its replicas are given, and do not fit on fewer servers
+            other = with_counts(system, {**counts, tier: changed})
+            if changed and _fits(other):
                 others.append(other)
-    return compare([system, *others], options) if others else None
+                names.append(f"{changed - count:+d} {system.tiers[tier].server.name}")
+    return tuple(names), compare([system, *others], options) if others else None
+
+
+def _fits(system: System) -> bool:
+    """Whether replicas whose number is given have room."""
+    try:
+        system.placements()
+    except DescriptionError:
+        return False
+    return True
 
 
 def headroom(simulation: Simulation, rules: Rules, number: int) -> Headroom:
@@ -118,30 +127,18 @@ def cores_per_accelerator(system: System, study: Study) -> str:
     """How many CPU cores an accelerator keeps busy at this load, and how many it has: one line."""
     accelerators = sum(tier.count * tier.accelerators_per_server for tier in system.tiers.values())
     if not accelerators:
-        return "no accelerators"
-    cores = sum(tier.count * tier.cores_per_server for tier in system.tiers.values())
-    busy = sum(
-        use.busy_fraction * _cores_of(system, use.pool) for use in study.pools if use.pool in system.core_pools()
-    )
-    engines = sum(
-        use.busy_fraction * system.engine_pools()[use.pool].replicas * _host_cores(system, use.pool)
-        for use in study.pools
-        if use.pool in system.engine_pools()
-    )
+        return "there are no accelerators"
+    bought = sum(tier.count * tier.cores_per_server for tier in system.tiers.values())
+    prepared = prepare(system)
+    busy = {True: 0.0, False: 0.0}
+    for use in study.pools:
+        engine = use.pool in prepared.replicas
+        if engine:
+            cores = prepared.replicas[use.pool].pool.replicas * prepared.replicas[use.pool].host_cores
+        else:
+            cores = prepared.cores[use.pool] * system.tier_of(use.pool).count
+        busy[engine] += use.busy_fraction * cores / accelerators
     return (
-        f"{(busy + engines) / accelerators:.2g} busy CPU cores per accelerator ({busy / accelerators:.2g} for understanding "
-        f"and tools, {engines / accelerators:.2g} for engines) of {cores / accelerators:.3g} bought"
+        f"{sum(busy.values()):.2g} CPU cores are busy per accelerator ({busy[False]:.2g} with understanding and tools, "
+        f"{busy[True]:.2g} with engines), of {bought / accelerators:.3g} that are bought"
     )
-
-
-def _cores_of(system: System, pool: str) -> float:
-    """Cores of a pool over its tier."""
-    from hsim.drivers.prepared import prepare
-
-    return prepare(system).cores[pool] * system.tier_of(pool).count
-
-
-def _host_cores(system: System, pool: str) -> float:
-    from hsim.drivers.prepared import prepare
-
-    return prepare(system).replicas[pool].host_cores

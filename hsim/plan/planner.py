@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 from hsim.errors import DescriptionError
 from hsim.metrics.accounts import accounts_of
@@ -153,7 +154,7 @@ class _Planner:
         def look(found: Found, phase: str) -> None:
             replications = sum(each.replications for each in done)
             name = self.problem.fleets[found.fleet].name
-            said = "certify" if phase == "certify" else "screen"
+            said: Literal["certify", "screen"] = "certify" if phase == "certify" else "screen"
             missed = max((trial.mean / trial.limit for trial in found.trials if trial.fails.count), default=math.nan)
             message = f"misses {missed:.0%} of what it may" if not math.isnan(missed) else "looking for its warm-up"
             self.watch(Step(said, name, len(done), len(alive), replications, message))
@@ -225,9 +226,10 @@ class _Planner:
         number = found.chosen.fleet.number
         self.watch(Step("explain", found.chosen.fleet.name, found.space, found.space, found.replications, ""))
         study = self.simulation.study(number)
+        names: tuple[str, ...] = ()
         neighbours = headroom = None
         if self.options.neighbours:
-            neighbours = explain.neighbours(self.problem, number, self.running)
+            names, neighbours = explain.neighbours(self.problem, number, self.running)
         if self.options.headroom:
             headroom = explain.headroom(self.simulation, self.rules, number)
         return replace(
@@ -236,6 +238,7 @@ class _Planner:
             warnings=study.warnings,
             cores_per_accelerator=explain.cores_per_accelerator(self.problem.system(number), study),
             neighbours=neighbours,
+            neighbour_names=names,
             headroom=headroom,
         )
 
@@ -272,8 +275,8 @@ def _check_figures(problem: Problem, conditions: Conditions, aim: Aim) -> None:
             raise DescriptionError(
                 at, f"{fleet.name}: what it can draw is unknown", "leave plan.max_w out, or assume it"
             )
-        if aim != "cost" and (why := unavailable_of(system).get("energy")):
-            raise DescriptionError(at, f"energy is unavailable: {why}", "minimise cost, or assume it")
+        if aim != "cost" and (without := unavailable_of(system).get("energy")):
+            raise DescriptionError(at, f"energy is unavailable: {without}", "minimise cost, or assume it")
 
 
 def _claim(searched: _Searched, problem: Problem, aim: Aim) -> str:

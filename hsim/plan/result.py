@@ -34,14 +34,19 @@ class Fleet:
 
     @property
     def name(self) -> str:
-        """`2 x hgx-h100-8, 1 x epyc-9654-2s; pools.decode.tensor_parallel 4`."""
+        """`2 x hgx-h100-8, 1 x epyc-9654-2s; decode tensor_parallel 4`."""
         servers = ", ".join(f"{count} x {server}" for server, count in self.servers.items())
-        others = [f"{path} {value}" for path, value in self.choices.items() if not _is_of_servers(path)]
-        return "; ".join([servers, *others])
+        others = [_said(path, value) for path, value in self.choices.items() if not _is_of_servers(path)]
+        return "; ".join([servers, ", ".join(others)]) if others else servers
 
 
 def _is_of_servers(path: str) -> bool:
     return path.startswith("fleet.") and path.endswith((".count", ".server"))
+
+
+def _said(path: str, value: str | float) -> str:
+    words = path.split(".")[1:]
+    return f"{words[0]} on {value}" if words[-1] == "runs_on" else f"{' '.join(words)} {value}"
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,8 @@ class Plan:
 
     `chosen` None: no fleet was certified; `binding` then names the constraint that stands in the way. `judged` are
     all fleets that were looked at, in the order of the search; `dearer` more cost more than the chosen one, and
-    were not. `study` are the chosen fleet's own figures. `neighbours` compares it with one server more or fewer.
+    were not. `study` are the chosen fleet's own figures. `neighbours` compares it with one server more or fewer of
+    a kind, as `neighbour_names` say.
     """
 
     scenario: str
@@ -141,6 +147,7 @@ class Plan:
     cores_per_accelerator: str
     study: Study | None = None
     neighbours: Comparison | None = None
+    neighbour_names: tuple[str, ...] = ()
     headroom: Headroom | None = None
 
     @property
