@@ -16,6 +16,7 @@ from hsim.errors import HsimError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from hsim.plan.result import Step
     from hsim.runs import Options
 
 MIN_WIDTH = 124
@@ -247,6 +248,78 @@ def report(
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Execute stages of your own (hsim/stages.py): only code that you trust.")
 ]
+Have = Annotated[
+    str | None,
+    typer.Option(metavar="SERVER=COUNT,...", help="Servers that are there, by profile: none of these beyond so many."),
+]
+
+
+class Aim(StrEnum):
+    """What a plan minimises."""
+
+    COST = "cost"
+    TST = "tst"
+    CO2 = "co2"
+
+
+@app.command()
+def plan(
+    scenario: Annotated[
+        str, typer.Argument(help="A scenario whose lists stand for choices, or the name of a shipped one.")
+    ],
+    settings: Settings = [],  # noqa: B006
+    have: Have = None,
+    rate: Annotated[float | None, typer.Option(help="Tasks a second, instead of the scenario's.")] = None,
+    minimise: Annotated[Aim | None, typer.Option(help="Dollars, joules a task, or CO2.")] = None,
+    max_usd_per_h: Annotated[float | None, typer.Option(help="A budget, USD an hour.")] = None,
+    max_w: Annotated[float | None, typer.Option(help="What the fleet may draw at most, at the facility.")] = None,
+    neighbours: Annotated[bool, typer.Option(help="Compare with one server more or fewer of each kind.")] = False,
+    headroom: Annotated[bool, typer.Option(help="Look for how much the rate may grow.")] = False,
+    preview: Annotated[
+        bool, typer.Option(help="A queueing approximation at once instead, without a certificate.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show every fleet that was looked at.")] = False,
+    processes: Processes = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write plan.json into this folder, and keep replications there to go on with.")
+    ] = None,
+) -> None:
+    """Find the best fleet of those that a scenario's lists allow, certify it, and say why no other."""
+    from hsim.plan import PlanOptions, read_problem
+    from hsim.plan import plan as run
+    from hsim.plan import preview as previewed
+    from hsim.report.plans import plan_tables, preview_tables
+    from hsim.runs import as_json
+
+    asked = {"workload.arrivals.rate_per_s": rate, "plan.minimise": minimise and minimise.value}
+    asked |= {"plan.max_usd_per_h": max_usd_per_h, "plan.max_w": max_w}
+    asked |= _there(have)
+    problem = read_problem(
+        scenario, [*settings, *(f"{path}={value}" for path, value in asked.items() if value is not None)]
+    )
+    if preview:
+        _print(preview_tables(previewed(problem), everything))
+        return
+    with _Steps() as steps:
+        found = run(problem, PlanOptions(processes, out, neighbours, headroom), steps)
+    print(as_json(found), end="") if json else _print(plan_tables(found, everything))
+    if not found.complete:
+        kept = (
+            f"; what was finished is kept in {out}, and the same command goes on with it" if out else "; --out keeps it"
+        )
+        print(f"hsim: interrupted after {found.replications} replications{kept}", file=sys.stderr)
+        raise typer.Exit(130)
+
+
+def _there(have: str | None) -> dict[str, float | str | None]:
+    """`server=count,...` as settings."""
+    pairs = [pair.partition("=") for pair in have.split(",")] if have else []
+    if any(not name or not count.isdigit() for name, _, count in pairs):
+        raise typer.BadParameter("write server=count,..., such as hgx-h100-8=4,epyc-9654-2s=2", param_hint="--have")
+    return {f"plan.have.{name}": count for name, _, count in pairs}
+
+
 Device = Annotated[str, typer.Option(help="Where the decoder runs: cpu or cuda:0.")]
 BaseUrl = Annotated[
     str | None,
@@ -512,6 +585,24 @@ class _Progress:
     def __call__(self, phase: str, done_fraction: float, left_s: float, message: str) -> None:
         left = f"{left_s:4.0f} s left"
         self._bar.update(self._task, description=phase, completed=done_fraction, left=left, message=message)
+
+
+class _Steps:
+    """The progress of a search on stderr, on one line that goes when it ends."""
+
+    def __enter__(self) -> _Steps:
+        from rich.console import Console
+
+        self._status = Console(stderr=True).status("")
+        self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def __call__(self, step: Step) -> None:
+        where = f"fleet {step.looked_at} of {step.alive}" if step.alive else ""
+        self._status.update(f"{step.phase:<8} {where}, {step.replications} replications: {step.fleet} {step.message}")
 
 
 def _print(tables: RenderableType) -> None:

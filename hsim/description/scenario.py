@@ -386,6 +386,23 @@ class Payload(Strict):
         return self
 
 
+class Planning(Strict):
+    """What `hsim plan` is to find; other commands leave it aside.
+
+    Wherever fleet, pools and stages hold one value, a list stands for choices; a fleet is bought once for all loads.
+    `have` limits servers by the name of their profile. `max_w` limits what the fleet can draw at most, at the
+    facility. Objectives must hold under the scenario's own load and under each of `loads`, which change it by
+    `path: value`; what is minimised is that of the scenario's own load.
+    """
+
+    minimise: Literal["cost", "tst", "co2"] = "cost"
+    have: dict[str, NonNegativeInt] = {}
+    max_usd_per_h: PositiveFloat | None = None
+    max_w: PositiveFloat | None = None
+    loads: dict[str, dict[str, Any]] = {}
+    confidence: float = Field(default=0.95, ge=0.5, lt=1)
+
+
 def _flattened(value: Any, prefix: str = "") -> Any:
     if not isinstance(value, dict):
         return value
@@ -440,6 +457,7 @@ class Scenario(Strict):
     site: Site = Site()
     assume: Assumptions = {}
     seed: int = Field(default=0, ge=0)
+    plan: Planning | None = Field(default=None, exclude=True)  # no run depends on it, and no key or hash
 
 
 def load(name_or_path: str | Path, settings: Sequence[str] = ()) -> tuple[Scenario, Document]:
@@ -448,9 +466,14 @@ def load(name_or_path: str | Path, settings: Sequence[str] = ()) -> tuple[Scenar
     Raises DescriptionError for anything that is not right in the file itself.
     """
     document = read_scenario(name_or_path, settings)
+    return checked(document), document
+
+
+def checked(document: Document) -> Scenario:
+    """The document as a scenario whose names of tiers and pools refer to something. Raises DescriptionError."""
     scenario = validated(document, Scenario)
     _check_references(scenario, document)
-    return scenario, document
+    return scenario
 
 
 def read_scenario(name_or_path: str | Path, settings: Sequence[str] = ()) -> Document:
