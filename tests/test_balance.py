@@ -156,11 +156,10 @@ def test_priorities_reorder_a_queue_and_nothing_else() -> None:
         later, wait_s = tools["round"] > 0, tools["started_s"] - tools["queued_s"]
         waits.append((wait_s[later].mean(), wait_s[~later].mean()))
     assert waits[1][0] < 0.5 * waits[0][0]
-    # The discipline itself: whenever a task that has not been served is begun, none that has been is waiting.
-    jobs = started.visits
-    first = jobs["stage"] == Stage.UNDERSTAND
-    for begun in jobs["started_s"][first]:
-        waiting = (jobs["stage"] == Stage.TOOL) & (jobs["queued_s"] < begun) & (begun < jobs["started_s"])
+    # The discipline itself: whenever a task in its first round is begun, none that is further is waiting.
+    jobs = started.visits_of(pool=list(started.log.pools).index("agents"))
+    for begun in jobs["started_s"][jobs["round"] == 0]:
+        waiting = (jobs["round"] > 0) & (jobs["queued_s"] < begun) & (begun < jobs["started_s"])
         assert not waiting.any()
 
 

@@ -132,7 +132,7 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
         pool = visit.asked or pipeline.pools[visit.stage]
         visit.ready_s = env.now
         if balance:
-            visit.started, visit.rounds_left = bool(place), balance.left(task, visit.round)
+            visit.started, visit.rounds_left = visit.round > 0, balance.left(task, visit.round)
         if send := pipeline.links.get((place, pool.name)):
             yield from _sent(env, visit, send)
         if isinstance(visit, Prompt) and visit.source is not None:

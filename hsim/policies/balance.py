@@ -28,7 +28,7 @@ def least_loaded(visit: VisitView, places: Sequence[PlaceView]) -> int:
 
 
 def started_first(visit: VisitView) -> float:
-    """Tasks that have been served before go first: what was spent on them is not wasted."""
+    """Tasks that have a round behind them go first: what was spent on them is not wasted."""
     return 0.0 if visit.started else 1.0
 
 

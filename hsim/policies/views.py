@@ -33,7 +33,7 @@ class PoolView(NamedTuple):
 class VisitView(NamedTuple):
     """A visit to be routed. `prefix` names the pieces of its prompt that others may share, with their tokens.
 
-    `started`: its task has been served before. `rounds_left` that it is expected to need, this one included, by its class
+    `started`: its task has a round behind it. `rounds_left` that it is expected to need, this one included, by its class
     and round; both are told where a queue has a priority.
     """
 
