@@ -357,9 +357,14 @@ def load(name_or_path: str | Path, settings: Sequence[str] = ()) -> tuple[Scenar
     Raises DescriptionError for anything that is not right in the file itself.
     """
     document = with_settings(read_document(scenario_file(str(name_or_path))), settings)
+    return checked(document), document
+
+
+def checked(document: Document) -> Scenario:
+    """The document as a scenario whose names of tiers and pools refer to something. Raises DescriptionError."""
     scenario = validated(document, Scenario)
     _check_references(scenario, document)
-    return scenario, document
+    return scenario
 
 
 def _check_references(scenario: Scenario, document: Document) -> None:

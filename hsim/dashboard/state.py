@@ -1,0 +1,166 @@
+"""What a visitor has chosen, as frozen data: it fits into a link, and a link gives it back whole."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import shlex
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from hsim.description.catalogue import shipped
+from hsim.description.scenario import checked
+from hsim.description.system import System, resolve
+from hsim.description.yamlfile import Document, did_you_mean, parse_document, read_document, with_settings
+from hsim.errors import DescriptionError
+from hsim.metrics.summarise import hsim_version
+
+OWN = "scenario.yaml"  # what an uploaded scenario is called
+DEFAULT = "agents-split"
+REPLICATIONS = 10
+LINK_BYTES = 256 * 1024  # of a link once it is unpacked; a scenario of this size is refused anyway
+LINK = "link"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A scenario: a shipped one by name, or one's own as text; and what was changed in it, as --set says it."""
+
+    base: str = DEFAULT
+    text: str = ""
+    settings: tuple[str, ...] = ()
+
+    def document(self) -> Document:
+        """The YAML with its changes made. Raises DescriptionError."""
+        return with_settings(self.unchanged(), self.settings)
+
+    def unchanged(self) -> Document:
+        """The YAML before any change. Raises DescriptionError."""
+        if self.text:
+            return parse_document(self.text, OWN)
+        names = shipped_scenarios()
+        if self.base not in names:  # a name, never a path: links come from anybody
+            raise DescriptionError(LINK, f"there is no scenario {self.base!r}", did_you_mean(self.base, list(names)))
+        return read_document(shipped("scenarios") / f"{self.base}.yaml")
+
+    def system(self) -> System:
+        """All that it names, found and checked. Raises DescriptionError."""
+        document = self.document()
+        return resolve(checked(document), document)
+
+    def changed(self, settings: Mapping[str, Any]) -> Question:
+        """The question with values set by path; what says again what stands there anyway is left out.
+
+        A setting replaces earlier ones at its path and below.
+        """
+        kept = [s for s in self.settings if not any(_covers(path, s.partition("=")[0]) for path in settings)]
+        for path, value in settings.items():
+            here = value_at(replace(self, settings=tuple(kept)).document().data, path)
+            if here != value:
+                kept.append(f"{path}={inline(value)}")
+        return replace(self, settings=tuple(kept))
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return "own scenario" if self.text else self.base
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that pages show depends on this alone: two questions to be compared, runs, units."""
+
+    question: Question = Question()
+    other: Question | None = None
+    replications: int = REPLICATIONS
+    energy: str = "J"
+    per: str = "task"
+    page: str = ""
+
+
+def _covers(path: str, other: str) -> bool:
+    return other == path or other.startswith(f"{path}.")
+
+
+def value_at(data: Any, path: str) -> Any:
+    """What stands at a dotted path, or None."""
+    for key in path.split("."):
+        if not isinstance(data, dict) or key not in data:
+            return None
+        data = data[key]
+    return data
+
+
+def inline(value: Any) -> str:
+    """A value as YAML on one line."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**9)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def as_yaml(question: Question) -> str:
+    """The scenario as a file that `hsim simulate` runs to the same numbers. Comments are not kept."""
+    text: str = yaml.safe_dump(question.document().data, default_flow_style=None, sort_keys=False, width=110)
+    return text
+
+
+def command(question: Question, replications: int) -> str:
+    """The command line that gives the same figures; of one's own scenario, once its YAML is downloaded."""
+    if question.text:
+        return f"hsim simulate {OWN} --replications {replications}"
+    settings = "".join(f" \\\n    --set {shlex.quote(setting)}" for setting in question.settings)
+    return f"hsim simulate {question.base} --replications {replications}{settings}"
+
+
+def shipped_scenarios() -> dict[str, str]:
+    """Shipped scenarios by name, with the question that each answers."""
+    found = {}
+    for file in sorted(shipped("scenarios").glob("*.yaml")):
+        found[file.stem] = file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    return found
+
+
+# ---- links
+
+
+def encode(state: State) -> str:
+    """A state as the `s` of a link: JSON, deflated, in the letters that a URL keeps."""
+    questions = [state.question, *([state.other] if state.other else [])]
+    content = [
+        [[q.base, q.text, *q.settings] for q in questions],
+        [state.replications, state.energy, state.per, state.page],
+        hsim_version(),
+    ]
+    packed = zlib.compress(json.dumps(content, separators=(",", ":")).encode(), 9)
+    return base64.urlsafe_b64encode(packed).decode().rstrip("=")
+
+
+def decode(text: str) -> State:
+    """The state of a link. Raises DescriptionError for anything that `encode` did not write."""
+    try:
+        inflate = zlib.decompressobj()
+        packed = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        content = inflate.decompress(packed, LINK_BYTES)
+        if inflate.unconsumed_tail or not inflate.eof:
+            raise ValueError("too long or cut off")
+        questions, (replications, energy, per, page), _ = json.loads(content)
+        first, *others = [Question(base, own, tuple(settings)) for base, own, *settings in questions]
+        state = State(first, others[0] if others else None, replications, energy, per, page)
+    except (ValueError, TypeError, zlib.error, binascii.Error, RecursionError):
+        raise DescriptionError(LINK, "is not one that this dashboard made", "copy all of it") from None
+    _check(state)
+    return state
+
+
+def _check(state: State) -> None:
+    words = [state.energy, state.per, state.page]
+    for question in filter(None, (state.question, state.other)):
+        words += [question.base, question.text, *question.settings]
+    if not all(isinstance(word, str) for word in words) or type(state.replications) is not int:
+        raise DescriptionError(LINK, "is not one that this dashboard made", "copy all of it")
+    if state.energy not in ("J", "Wh") or state.per not in ("task", "1k tokens"):
+        raise DescriptionError(LINK, f"has the units {state.energy!r} per {state.per!r}", "J or Wh, task or 1k tokens")

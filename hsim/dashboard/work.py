@@ -1,0 +1,132 @@
+"""What worker processes of the dashboard do: hsim's own API, step by step, so that intervals can be watched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hsim.comparison import compare
+from hsim.dashboard.limits import admitted
+from hsim.dashboard.state import Question
+from hsim.description.system import System
+from hsim.drivers.prepared import prepare
+from hsim.drivers.simulated import run
+from hsim.log import Log
+from hsim.metrics.accounts import Accounts
+from hsim.metrics.result import Comparison, Result, Study
+from hsim.metrics.summarise import summarise
+from hsim.runs import Options, is_one_path, path_of, study
+
+LOOKS = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 30, 40)  # after so many replications the figures so far are shown
+PREVIEW_TASKS = 200
+
+
+@dataclass(frozen=True)
+class Update:
+    """A result so far: `done` of `wanted` parts of the work."""
+
+    done: int
+    wanted: int
+    result: Any
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Ask for one short path: a rough picture at once."""
+
+    question: Question
+
+    def updates(self) -> Iterator[Update]:
+        """The path of a few tasks, from an empty system to an empty one."""
+        yield Update(1, 1, path_of(_with_tasks(admitted(self.question), PREVIEW_TASKS)))
+
+
+@dataclass(frozen=True)
+class Simulate:
+    """Ask for a study."""
+
+    question: Question
+    replications: int
+
+    def updates(self) -> Iterator[Update]:
+        """The study after each look. The last is what `hsim simulate` gives."""
+        system = admitted(self.question)
+        if is_one_path(system):
+            yield Update(1, 1, study(system, Options(1, processes=1)))
+            return
+        with TemporaryDirectory() as kept:
+            for look in _looks(self.replications):
+                yield Update(look, self.replications, study(system, Options(look, 1, out=Path(kept))))
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Ask for paired differences of scenarios with the first."""
+
+    questions: tuple[Question, ...]
+    replications: int
+
+    def updates(self) -> Iterator[Update]:
+        """The comparison after each look. The last is what `hsim compare` gives."""
+        systems = [admitted(question) for question in self.questions]
+        with TemporaryDirectory() as kept:
+            for look in _looks(self.replications):
+                found: Comparison = compare(systems, Options(look, 1, out=Path(kept)))
+                yield Update(look, self.replications, found)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Ask for a study of each of several questions."""
+
+    questions: tuple[Question, ...]
+    replications: int
+
+    def updates(self) -> Iterator[Update]:
+        """The studies so far, in order."""
+        found: list[Study] = []
+        for question in self.questions:
+            found.append(study(admitted(question), Options(self.replications, 1)))
+            yield Update(len(found), len(self.questions), tuple(found))
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One path, with the log that timelines are drawn from."""
+
+    system: System
+    accounts: Accounts
+    log: Log
+    result: Result
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Ask for one path and its log."""
+
+    question: Question
+    tasks: int
+
+    def updates(self) -> Iterator[Update]:
+        """The path from an empty system to an empty one."""
+        prepared = prepare(_with_tasks(admitted(self.question), self.tasks))
+        log = run(prepared)
+        result = summarise(log, prepared.system, prepared.accounts, prepared.drawn)
+        yield Update(1, 1, Traced(prepared.system, prepared.accounts, log, result))
+
+
+Request = Preview | Simulate | Compare | Sweep | Trace
+
+
+def _looks(replications: int) -> Sequence[int]:
+    return [*(look for look in LOOKS if look < replications), replications]
+
+
+def _with_tasks(system: System, most: int) -> System:
+    """The system with no more than so many tasks."""
+    workload = system.scenario.workload
+    fewer = workload.model_copy(update={"tasks": min(workload.tasks or most, most)})
+    return replace(system, scenario=system.scenario.model_copy(update={"workload": fewer}))
