@@ -1,4 +1,4 @@
-"""Results as tables for people."""
+"""Results for people: tables of a terminal here; figures and a page to pass on beside it."""
 
 from __future__ import annotations
 
@@ -422,7 +422,7 @@ def _differences_table(names: tuple[str, str], differences: Iterable[Difference]
     first, other = names if names[0] != names[1] else ("first", "other")
     table = _table("", first[-NAME_SHOWN:], other[-NAME_SHOWN:], "difference", "", "by rough figures", "pairing")
     for d in differences:
-        title, unit = _figure_name(d.figure)
+        title, unit = figure_name(d.figure)
         scale, shown = scale_of(max(abs(d.first), abs(d.other)), unit)
         half = d.interval.half_width
         value = (d.other - d.first) / scale
@@ -435,7 +435,7 @@ def _differences_table(names: tuple[str, str], differences: Iterable[Difference]
     return table
 
 
-def _figure_name(figure: str) -> tuple[str, str]:
+def figure_name(figure: str) -> tuple[str, str]:
     """What people call a figure, and its unit."""
     metric, _, part = figure.rpartition(".")
     if metric == "slo":
