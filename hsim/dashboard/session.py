@@ -106,35 +106,32 @@ def job_of(slot: str, request: Request, runner: str = "study") -> Job:
     return job.watched()
 
 
-def halt(slot: str) -> None:
-    """Stop a slot's job, and do not begin it again by itself."""
-    job: Job = st.session_state["jobs"][slot]
+def halt(job: Job) -> None:
+    """Stop a job, and do not begin it again by itself."""
     job.stop()
     st.session_state["halted"] = job.request
 
 
-def go_on(slot: str) -> None:
+def go_on() -> None:
     """Begin again what was stopped."""
     st.session_state.pop("halted", None)
-    st.session_state["jobs"].pop(slot, None)
 
 
 def watch(slot: str, request: Request, draw: Callable[[Job], None]) -> None:
-    """Draw a job's results again and again until it has ended."""
+    """Draw a job again and again until it has ended; `draw` says where `progress` stands."""
     running = not job_of(slot, request).ended
 
     def body() -> None:
         job = job_of(slot, request)
         draw(job)
-        progress(slot, job)
         if running and job.ended:
             st.rerun()
 
     st.fragment(body, run_every=POLL_S if running else None)()
 
 
-def progress(slot: str, job: Job) -> None:
-    """How far a job has come, with a button that stops it; or how it ended."""
+def progress(where: str, job: Job) -> None:
+    """How far a job has come, with a button that stops it; or how it ended. `where` it is shown is unique on a page."""
     if job.state == "failed":
         st.error(job.error)
     if job.ended and job.state != "stopped":
@@ -142,9 +139,9 @@ def progress(slot: str, job: Job) -> None:
     left, right = st.columns([5, 1], vertical_alignment="center")
     if job.state == "stopped":
         left.caption("Stopped.")
-        right.button("Go on", key=f"go-{slot}", on_click=go_on, args=(slot,), width="stretch")
+        right.button("Go on", key=f"go-{where}", on_click=go_on, width="stretch")
         return
     done, wanted = (job.update.done, job.update.wanted) if job.update else (0, 1)
     waiting = "waiting for a free processor" if job.state == "waiting" else f"{done} of {wanted}" if done else "starting"
     left.progress(done / wanted, f"Simulating: {waiting}")
-    right.button("Stop", key=f"stop-{slot}", on_click=halt, args=(slot,), width="stretch")
+    right.button("Stop", key=f"stop-{where}", on_click=halt, args=(job,), width="stretch")

@@ -71,7 +71,7 @@ def _choose(state: State) -> None:
 def _chosen(widget: str) -> None:
     name = st.session_state[widget]
     if name != OWN:
-        put(replace(st.session_state["state"], question=Question(name), other=None))
+        put(replace(st.session_state["state"], question=Question(name), variation=()))
 
 
 def _uploaded(widget: str) -> None:
@@ -84,7 +84,7 @@ def _uploaded(widget: str) -> None:
     except HsimError as error:
         st.session_state["upload_error"] = f"{file.name}: {error}"
         return
-    put(replace(st.session_state["state"], question=question, other=None))
+    put(replace(st.session_state["state"], question=question, variation=()))
 
 
 # ---- widgets that set one value of the scenario
@@ -153,7 +153,7 @@ def _fleet(scenario: Scenario) -> None:
     """A row for each tier: server, how many, and a button that gives it up."""
     servers = shipped_servers()
     for name, tier in scenario.fleet.items():
-        kind, count, drop = st.columns([4, 3, 1], vertical_alignment="bottom", gap="small")
+        kind, count, drop = st.columns([10, 5, 3], vertical_alignment="bottom", gap="xsmall")
         with kind:
             needs_gpu = any(pool.runs_on == f"{name}.gpu" for pool in scenario.pools.values())
             options = [server for server, gpus in servers.items() if gpus or not needs_gpu]

@@ -7,7 +7,7 @@ import binascii
 import json
 import shlex
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,17 +53,9 @@ class Question:
         document = self.document()
         return resolve(checked(document), document)
 
-    def changed(self, settings: Mapping[str, Any]) -> Question:
-        """The question with values set by path; what says again what stands there anyway is left out.
-
-        A setting replaces earlier ones at its path and below.
-        """
-        kept = [s for s in self.settings if not any(_covers(path, s.partition("=")[0]) for path in settings)]
-        for path, value in settings.items():
-            here = value_at(replace(self, settings=tuple(kept)).document().data, path)
-            if here != value:
-                kept.append(f"{path}={inline(value)}")
-        return replace(self, settings=tuple(kept))
+    def changed(self, changes: Mapping[str, Any]) -> Question:
+        """The question with values set by path."""
+        return replace(self, settings=edited(self.unchanged(), self.settings, changes))
 
     @property
     def name(self) -> str:
@@ -73,14 +65,35 @@ class Question:
 
 @dataclass(frozen=True)
 class State:
-    """Everything that pages show depends on this alone: two questions to be compared, runs, units."""
+    """Everything that pages show depends on this alone: the question, what if it varied, runs, units."""
 
     question: Question = Question()
-    other: Question | None = None
+    variation: tuple[str, ...] = ()
     replications: int = REPLICATIONS
     energy: str = "J"
     per: str = "task"
     page: str = ""
+
+    @property
+    def varied(self) -> Question:
+        """The question of What if: the same with the variation's settings on top."""
+        return replace(self.question, settings=self.question.settings + self.variation)
+
+    def with_variation(self, changes: Mapping[str, Any]) -> State:
+        """The state with values of its variation set by path."""
+        return replace(self, variation=edited(self.question.document(), self.variation, changes))
+
+
+def edited(before: Document, settings: Sequence[str], changes: Mapping[str, Any]) -> tuple[str, ...]:
+    """Settings after values were set by path: each replaces earlier ones at its path and below.
+
+    What says again what stands in the document anyway is left out.
+    """
+    kept = [s for s in settings if not any(_covers(path, s.partition("=")[0]) for path in changes)]
+    for path, value in changes.items():
+        if value_at(with_settings(before, kept).data, path) != value:
+            kept.append(f"{path}={inline(value)}")
+    return tuple(kept)
 
 
 def _covers(path: str, other: str) -> bool:
@@ -129,9 +142,10 @@ def shipped_scenarios() -> dict[str, str]:
 
 def encode(state: State) -> str:
     """A state as the `s` of a link: JSON, deflated, in the letters that a URL keeps."""
-    questions = [state.question, *([state.other] if state.other else [])]
+    question = state.question
     content = [
-        [[q.base, q.text, *q.settings] for q in questions],
+        [question.base, question.text, *question.settings],
+        state.variation,
         [state.replications, state.energy, state.per, state.page],
         hsim_version(),
     ]
@@ -147,9 +161,9 @@ def decode(text: str) -> State:
         content = inflate.decompress(packed, LINK_BYTES)
         if inflate.unconsumed_tail or not inflate.eof:
             raise ValueError("too long or cut off")
-        questions, (replications, energy, per, page), _ = json.loads(content)
-        first, *others = [Question(base, own, tuple(settings)) for base, own, *settings in questions]
-        state = State(first, others[0] if others else None, replications, energy, per, page)
+        (base, own, *settings), variation, (replications, energy, per, page), _ = json.loads(content)
+        question = Question(base, own, tuple(settings))
+        state = State(question, tuple(variation), replications, energy, per, page)
     except (ValueError, TypeError, zlib.error, binascii.Error, RecursionError):
         raise DescriptionError(LINK, "is not one that this dashboard made", "copy all of it") from None
     _check(state)
@@ -157,10 +171,9 @@ def decode(text: str) -> State:
 
 
 def _check(state: State) -> None:
-    words = [state.energy, state.per, state.page]
-    for question in filter(None, (state.question, state.other)):
-        words += [question.base, question.text, *question.settings]
-    if not all(isinstance(word, str) for word in words) or type(state.replications) is not int:
+    question = state.question
+    words = [state.energy, state.per, state.page, question.base, question.text, *question.settings, *state.variation]
+    if not all(isinstance(word, str) for word in words) or type(state.replications) is not int or state.replications < 1:
         raise DescriptionError(LINK, "is not one that this dashboard made", "copy all of it")
     if state.energy not in ("J", "Wh") or state.per not in ("task", "1k tokens"):
         raise DescriptionError(LINK, f"has the units {state.energy!r} per {state.per!r}", "J or Wh, task or 1k tokens")

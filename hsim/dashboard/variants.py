@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hsim.dashboard.state import Question
+from hsim.dashboard.state import value_at
 from hsim.description.system import System
 
 CPU_TIER = "cpu-tier"
 CPU_SERVER = "epyc-9654-2s"
 NETWORK = "ethernet-100g"
+LENGTHS = ("value", "median", "p95", "mean", "low", "high")
 
 Changes = Mapping[str, Any]
 
@@ -60,6 +61,31 @@ def split(system: System, server: str = CPU_SERVER, count: int = 1) -> Changes:
     return {**changes, "links": links}
 
 
-def other_architecture(question: Question, system: System) -> Question:
-    """Split from GPU-only, GPU-only from split."""
-    return question.changed(gpu_only(system) if is_split(system) else split(system))
+def scaled_lengths(data: Any, length: str, factor: float) -> Changes:
+    """Every class's lengths of a kind (input_tokens, output_tokens, rounds) times a factor."""
+    changes = {}
+    for name, kind in data["workload"].get("classes", {}).items():
+        if (value := kind.get(length)) is not None:
+            changes[f"workload.classes.{name}.{length}"] = _scaled(value, factor)
+    return changes
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    """A distribution with all its lengths scaled; whole where it is a count, and at least 1."""
+    if isinstance(value, dict):
+        kept = {key: inner for key, inner in value.items() if key not in LENGTHS}
+        return kept | {key: max(1, round(inner * factor, 6)) for key, inner in value.items() if key in LENGTHS}
+    return max(1, round(value * factor))
+
+
+def length_ratio(before: Any, after: Any, length: str) -> float | None:
+    """By how much the first class's lengths were scaled; None where there is nothing to scale."""
+    name = next(iter(before["workload"].get("classes", {})), None)
+    sizes = [_size(value_at(data, f"workload.classes.{name}.{length}")) for data in (before, after)]
+    return round(sizes[1] / sizes[0], 3) if sizes[0] and sizes[1] else None
+
+
+def _size(value: Any) -> float | None:
+    if isinstance(value, dict):
+        return next((float(value[key]) for key in LENGTHS if key in value), None)
+    return None if value is None else float(value)

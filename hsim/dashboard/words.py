@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from hsim.dashboard.state import State
 from hsim.description.system import System
-from hsim.metrics.result import Interval, PoolUse, Result, SloVerdict, Study
-from hsim.report import SHORT_NAMES
-from hsim.units import WH_J, readable_error, readable_seconds
+from hsim.metrics.result import Comparison, Difference, Interval, PoolUse, Result, SloVerdict, Study
+from hsim.report import SHORT_NAMES, figure_name
+from hsim.units import WH_J, readable_error, readable_range, readable_seconds
 
 QUANTILES = {"p99_s": 0.99, "p95_s": 0.95, "p90_s": 0.9, "p50_s": 0.5}
 FEW_BUSY = 0.05  # a tier whose cores are less busy than this is worth doing without
@@ -19,7 +19,6 @@ FILLED = 0.7  # of a pool that is enlarged, so much is to be in use
 SLACK = 0.6  # a fleet that offers less than this of its work to its fullest pool may be larger than it need be
 
 Verdict = Literal["PASS", "FAIL", "UNDECIDED", "UNSTABLE", "NONE"]
-ICONS: dict[Verdict, str] = {"PASS": "✓", "FAIL": "✕", "UNDECIDED": "?", "UNSTABLE": "↗", "NONE": "–"}
 KEPT = {
     "ttft": "of first tokens come",
     "tpot": "of answers keep a mean time per token",
@@ -46,32 +45,34 @@ class Advice:
     settings: Mapping[str, Any] | None = None
 
 
-def verdict_of(study: Study) -> Verdict:
-    """The worst verdict of a study: stability first, then objectives."""
+def verdict_of(study: Study, wanted: int) -> Verdict:
+    """The worst verdict of a study so far: stability first, then objectives. One of several paths bears none."""
     if study.stability is not None and study.stability.verdict == "unstable":
         return "UNSTABLE"
     verdicts = [slo.verdict for slo in study.slo]
     if not verdicts:
         return "NONE"
+    if study.replications == 1 < wanted:
+        return "UNDECIDED"
     return next(v for v in ("FAIL", "UNDECIDED", "PASS") if v in verdicts)
 
 
-def sentence(study: Study) -> str:
-    """The answer in one sentence."""
-    verdict = verdict_of(study)
+def sentence(study: Study, verdict: Verdict, wanted: int) -> str:
+    """The answer in one sentence; of a study that is not complete, so far."""
     if verdict == "UNSTABLE":
         assert study.stability is not None
         return f"This fleet cannot keep up: {study.stability.reason}. No latency, energy or cost of a steady state exists."
     if verdict == "NONE":
         return "No objective is set, so there is no verdict; set one under Objectives."
-    named = [slo for slo in study.slo if slo.verdict == verdict] if verdict != "PASS" else list(study.slo)
+    named = [slo for slo in study.slo if slo.verdict == verdict] or list(study.slo)
     said = " and ".join(_attained(slo) for slo in named)
-    runs = f"{study.replications} replication{'s' if study.replications > 1 else ''}"
+    if study.replications < wanted:
+        said = f"{said}; so far, after {study.replications} of {wanted} replications"
     if verdict == "PASS":
         return f"This fleet meets its objectives: {said}."
     if verdict == "FAIL":
         return f"This fleet misses {'an objective' if len(named) == 1 else 'its objectives'}: {said}."
-    return f"Not decided after {runs}: {said}. More replications or tasks would tell."
+    return f"Not decided: {said}."
 
 
 def _attained(slo: SloVerdict) -> str:
@@ -180,12 +181,69 @@ def _split(interval: Interval, unit: str) -> tuple[str, str]:
     return f"${value}" if unit == "USD" else value, f"± {half}" if plus else ""
 
 
+# ---- comparisons
+
+
+def says_difference(comparison: Comparison) -> str:
+    """What a change does, in one sentence: the figures whose differences are shown, and the verdicts."""
+    here, there = comparison.studies
+    if not comparison.differences or not comparison.differences[0]:
+        which = [name for name, study in (("now", here), ("with the change", there)) if _is_unstable(study)]
+        return f"No steady state {' nor '.join(which)}: the fleet cannot keep up, and nothing can be compared."
+    found = {d.figure: d for d in comparison.differences[0]}
+    said = [_says(name, found[figure]) for figure, name in SAID.items() if figure in found]
+    turned = [f"{slo.metric} turns from {before.verdict} to {slo.verdict}" for before, slo in _slos(here, there)]
+    return "; ".join([f"The change makes {', '.join(said)}", *turned]) + "."
+
+
+SAID = {"e2e.mean_s": "tasks", "tst_j": "energy a task", "usd_per_task": "cost a task", "gco2_per_task": "CO2 a task"}
+
+
+def _is_unstable(study: Study) -> bool:
+    return study.stability is not None and study.stability.verdict == "unstable"
+
+
+def _says(name: str, difference: Difference) -> str:
+    if difference.verdict == "no difference shown" or not difference.first:
+        return f"{name} no different"
+    percent = abs(difference.other / difference.first - 1)
+    words = ("slower", "faster") if name == "tasks" else ("higher", "lower")
+    return f"{name} {percent:.1%} {words[difference.verdict == 'lower']}"
+
+
+def _slos(here: Study, there: Study) -> list[tuple[SloVerdict, SloVerdict]]:
+    """Objectives whose verdict changes."""
+    before = {slo.metric: slo for slo in here.slo}
+    both = [(before[slo.metric], slo) for slo in there.slo if slo.metric in before]
+    return [(was, slo) for was, slo in both if was.verdict != slo.verdict]
+
+
+def differences_table(comparison: Comparison) -> list[dict[str, str]]:
+    """All differences, as people read them."""
+    rows = []
+    for d in comparison.differences[0]:
+        title, unit = figure_name(d.figure)
+        rows.append({
+            "figure": title,
+            "now": _one(d.first, unit),
+            "with the change": _one(d.other, unit),
+            "difference": readable_error(d.other - d.first, d.interval.half_width, unit),
+            "shown": d.verdict,
+            "by rough figures": readable_range(d.by_worlds.low, d.by_worlds.high, unit) if d.by_worlds else "–",
+            "pairing saves": f"{d.variance_ratio:,.0f} ×" if d.variance_ratio else "–",
+        })  # fmt: skip
+    return rows
+
+
+def _one(value: float, unit: str) -> str:
+    return readable_error(value, None, unit)
+
+
 # ---- what to change next
 
 
-def advice(study: Study, system: System) -> Advice:
+def advice(study: Study, verdict: Verdict, system: System) -> Advice:
     """The next thing to try: what is missing where it fails, what is idle where it passes."""
-    verdict = verdict_of(study)
     if verdict == "UNSTABLE":
         return _more_of(_fullest(study), system, _load(study))
     if verdict == "FAIL":

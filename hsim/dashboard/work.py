@@ -8,17 +8,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hsim.comparison import compare
 from hsim.dashboard.limits import admitted
 from hsim.dashboard.state import Question
 from hsim.description.system import System
 from hsim.drivers.prepared import prepare
 from hsim.drivers.simulated import run
-from hsim.log import Log
-from hsim.metrics.accounts import Accounts
+from hsim.metrics.ledger import Window
+from hsim.metrics.measured import Lens, measure
 from hsim.metrics.result import Comparison, Result, Study
 from hsim.metrics.summarise import summarise
+from hsim.metrics.timelines import Timelines, timelines_of
 from hsim.runs import Options, is_one_path, path_of, study
+
+Floats = NDArray[np.float64]
 
 LOOKS = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 30, 40)  # after so many replications the figures so far are shown
 PREVIEW_TASKS = 200
@@ -95,17 +101,18 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Traced:
-    """One path, with the log that timelines are drawn from."""
+    """One path: its result, and what is drawn from its log. `latency` holds seconds by metric."""
 
-    system: System
-    accounts: Accounts
-    log: Log
     result: Result
+    lines: Timelines
+    latency: dict[str, Floats]
+    window: Window
+    end_s: float
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Ask for one path and its log."""
+    """Ask for one path as it went."""
 
     question: Question
     tasks: int
@@ -113,9 +120,12 @@ class Trace:
     def updates(self) -> Iterator[Update]:
         """The path from an empty system to an empty one."""
         prepared = prepare(_with_tasks(admitted(self.question), self.tasks))
+        scenario, accounts = prepared.system.scenario, prepared.accounts
         log = run(prepared)
-        result = summarise(log, prepared.system, prepared.accounts, prepared.drawn)
-        yield Update(1, 1, Traced(prepared.system, prepared.accounts, log, result))
+        path = measure(log, Lens(accounts, scenario.stages, scenario.slo))
+        result = summarise(log, prepared.system, accounts, prepared.drawn)
+        lines = timelines_of(log, accounts, scenario.stages)
+        yield Update(1, 1, Traced(result, lines, path.latency, path.window, path.window.end_s))
 
 
 Request = Preview | Simulate | Compare | Sweep | Trace
