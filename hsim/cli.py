@@ -150,6 +150,62 @@ def compare(
     print(runs.as_json(comparison), end="") if json else _print(comparison_tables(comparison))
 
 
+class Exported(StrEnum):
+    """What export writes."""
+
+    ALL = "all"
+    TABLES = "tables"
+    TRACE = "trace"
+
+
+@app.command()
+def export(
+    scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped scenario.")],
+    out: Annotated[Path, typer.Option(help="The folder to write into.")],
+    settings: Settings = [],  # noqa: B006
+    replication: Annotated[int, typer.Option(min=0, help="Whose seed the path has; 0 is the scenario's own.")] = 0,
+    only: Annotated[Exported, typer.Option(help="tables: parquet. trace: for ui.perfetto.dev.")] = Exported.ALL,
+    gzip: Annotated[bool, typer.Option("--gzip", help="Write the trace as trace.json.gz.")] = False,
+) -> None:
+    """Write every task, visit, step and transfer of one path: parquet tables, and a trace for Perfetto or Chrome."""
+    from hsim.runs import system_of
+    from hsim.runs.exports import export_path
+
+    trace = "" if only is Exported.TABLES else "trace.json.gz" if gzip else "trace.json"
+    for file in export_path(system_of(scenario, settings), out, replication, only is not Exported.TRACE, trace):
+        print(f"hsim: wrote {file}", file=sys.stderr)
+
+
+@app.command()
+def report(
+    scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped scenario.")],
+    out: Annotated[Path, typer.Option(help="The page to write, such as report.html.")],
+    settings: Settings = [],  # noqa: B006
+    replications: Replications = 10,
+    processes: Processes = None,
+    worlds: Worlds = 0,
+    runs: Annotated[
+        Path | None, typer.Option(help="The --out folder of simulate: go on with the runs that it keeps.")
+    ] = None,
+) -> None:
+    """Write a study as one HTML page that works offline: verdicts, figures, the joule ledger, what it stands on."""
+    import shlex
+
+    from hsim.report.page import page
+    from hsim.runs import Options, system_of, write_atomically
+    from hsim.runs.closeup import close_up
+
+    system = system_of(scenario, settings)
+    closeup = close_up(system, Options(replications, processes, worlds, runs))
+    options = [f"--set={setting}" for setting in settings] + [f"--replications={replications}"]
+    options += [f"--worlds={worlds}"] if worlds else []
+    write_atomically(out, page(closeup, system, shlex.join(["hsim", "report", scenario, *options, f"--out={out}"])))
+    print(f"hsim: wrote {out}", file=sys.stderr)
+    if not closeup.study.complete:
+        print("hsim: interrupted; the page is of the replications that were finished", file=sys.stderr)
+        raise typer.Exit(130)
+
+
 Device = Annotated[str, typer.Option(help="Where the decoder runs: cpu or cuda:0.")]
 
 

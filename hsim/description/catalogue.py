@@ -17,9 +17,9 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def shipped(folder: str) -> Path:
-    """The shipped folder of that name: inside an installed wheel, or beside the package in a checkout."""
+    """The shipped folder or file of that name: inside an installed wheel, or beside the package in a checkout."""
     installed = _PACKAGE / "_shipped" / folder
-    return installed if installed.is_dir() else _PACKAGE.parent / folder
+    return installed if installed.exists() else _PACKAGE.parent / folder
 
 
 def _find(name: str, folders: tuple[Path, ...], where: str, what: str) -> Path:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
-
-from simpy.events import Event
 
 from hsim.costs.cpu import OperationCost
 from hsim.drivers.prepared import Prepared
 from hsim.engine.cores import Cores, Host
-from hsim.engine.environment import TASK_ARRIVES, EngineEnvironment
+from hsim.engine.environment import EngineEnvironment
 from hsim.engine.executor import Executor, ModelledTime
-from hsim.engine.life import OperationTime, Pipeline, Send, live, run_tasks
+from hsim.engine.life import OperationTime, Pipeline, Send, arrive_in_time, run_tasks
 from hsim.engine.link import Link, Network
 from hsim.engine.pool import Pool
 from hsim.engine.replica import Replica
@@ -35,29 +34,23 @@ def run(prepared: Prepared, stepwise: bool = False, followed: int | None = None)
         if followed is None:
             run_tasks(env, log, pipeline, prepared.drawn.tasks)
         else:
-            _run_until_ended(env, log, pipeline, prepared.drawn.tasks, followed)
+            arrive_in_time(env, log, pipeline, _until_ended(log, prepared.drawn.tasks, followed))
+            env.run()  # until those under way have ended too
     finally:
         gc.enable()
     return log
 
 
-def _run_until_ended(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task], followed: int) -> None:
-    """Let tasks arrive until the first `followed` have ended, or there are no more; then let the others end too."""
-    waiting, seen, left = iter(tasks), 0, followed
-
-    def arrive(task: Task, event: Event) -> None:
-        nonlocal seen, left
-        env.process(live(env, log, pipeline, task))
+def _until_ended(log: Log, tasks: list[Task], followed: int) -> Iterator[Task]:
+    """The tasks, each asked for when the one before has begun, for as long as one of the first `followed` has not ended."""
+    seen, left = 0, followed
+    for task in tasks:
+        yield task
         ended = log.tasks.column("task", seen)
         seen += len(ended)
         left -= sum(number < followed for number in ended)
-        following = next(waiting, None) if left else None
-        if following is not None:
-            env.call_at(following.arrival_s, TASK_ARRIVES + following.id, partial(arrive, following))
-
-    first = next(waiting)
-    env.call_at(first.arrival_s, TASK_ARRIVES + first.id, partial(arrive, first))
-    env.run()
+        if not left:
+            return
 
 
 def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Executor) -> Pipeline:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -58,7 +58,7 @@ def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[
         for own in by_user.values():
             env.process(use(env, log, pipeline, own))
     else:
-        _arrive_in_time(env, log, pipeline, tasks)
+        arrive_in_time(env, log, pipeline, tasks)
     env.run()
 
 
@@ -69,8 +69,8 @@ def use(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task])
         yield from live(env, log, pipeline, task)
 
 
-def _arrive_in_time(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> None:
-    """Each task begins at its arrival; only the next one stands in the agenda."""
+def arrive_in_time(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: Iterable[Task]) -> None:
+    """Each task begins at its arrival; only the next one stands in the agenda, and is taken when the one before begins."""
     waiting = iter(tasks)
 
     def arrive(task: Task) -> None:

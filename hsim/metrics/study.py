@@ -101,7 +101,7 @@ def warm_up_of(paths: Sequence[Measured]) -> WarmUp:
     passage_s = float(np.mean([_passage_s(path) for path in paths]))
     passage_tasks = math.ceil(PASSAGES * _arrivals_per_s(paths).value * passage_s)
     asked, longest = max(cohort.skipped, passage_tasks), 0
-    for series_of in (_sojourns, _found_in_progress):
+    for series_of in (sojourns, found_in_progress):
         series = np.array([series_of(path)[: cohort.end] for path in paths])
         cut = statistics.mser_5(series.mean(axis=0))
         longest = max(longest, cut)
@@ -111,17 +111,17 @@ def warm_up_of(paths: Sequence[Measured]) -> WarmUp:
             if abs(difference.value) > difference.half_width():
                 asked = max(asked, cut)
     floor_tasks = math.ceil(FLOOR_FRACTION * cohort.tasks)
-    memory = statistics.cautious_memory([_sojourns(path)[cohort.skipped : cohort.end] for path in paths])
+    memory = statistics.cautious_memory([sojourns(path)[cohort.skipped : cohort.end] for path in paths])
     asked = max(asked, math.ceil(MEMORIES * memory))
     return WarmUp(cohort.skipped, asked, longest, passage_tasks, floor_tasks, memory)
 
 
-def _sojourns(path: Measured) -> Floats:
+def sojourns(path: Measured) -> Floats:
     """How long each task was in the system. Shape (tasks,)."""
     return path.ended_s - path.arrival_s
 
 
-def _found_in_progress(path: Measured) -> Floats:
+def found_in_progress(path: Measured) -> Floats:
     """How many tasks each found in the system when it arrived. Shape (tasks,)."""
     ended = np.searchsorted(np.sort(path.ended_s), path.arrival_s, side="right")
     return np.asarray(np.arange(len(path.arrival_s)) - ended, dtype=np.float64)

@@ -19,18 +19,22 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Timeline:
-    """A quantity over time: from times_s[i] on it is values[i], and from the last on too. Shapes (points,)."""
+    """A quantity over time, from time 0 on: from times_s[i] on it is values[i]. Shapes (points,)."""
 
     name: str
     unit: str
     times_s: Floats
     values: Floats
 
+    def at(self, times_s: Floats) -> Floats:
+        """The values at instants. Shape of times_s."""
+        return np.asarray(self.values[np.searchsorted(self.times_s, times_s, side="right") - 1])
+
     def means(self, edges_s: Floats) -> Floats:
         """Means over time between neighbouring edges, exact: no peak moves the integral. Shape (edges - 1,)."""
         whole = np.concatenate(([0.0], np.cumsum(self.values[:-1] * np.diff(self.times_s))))
-        at = np.clip(np.searchsorted(self.times_s, edges_s, side="right") - 1, 0, None)
-        integral = whole[at] + self.values[at] * (edges_s - self.times_s[at])
+        before = np.searchsorted(self.times_s, edges_s, side="right") - 1
+        integral = whole[before] + self.values[before] * (edges_s - self.times_s[before])
         return np.asarray(np.diff(integral) / np.diff(edges_s))
 
 
@@ -105,7 +109,7 @@ def _steps_w(steps: Any) -> Floats:
     """Mean watts above idle of each run of steps; those of runs that take no time are left out of any picture."""
     n, seconds = steps["steps"], steps["end_s"] - steps["start_s"]
     joules = n * (steps["joules"] + (n - 1) / 2 * steps["joules_growth"])
-    return np.divide(joules, seconds, out=np.zeros_like(joules), where=seconds > 0)
+    return np.asarray(np.divide(joules, seconds, out=np.zeros_like(joules), where=seconds > 0))
 
 
 def _raised(timeline: Timeline, by: float, times: float = 1.0) -> Timeline:

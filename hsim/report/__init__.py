@@ -272,21 +272,30 @@ def _assumptions(result: Result | Study, explain: bool) -> list[RenderableType]:
 
 def study_tables(study: Study, explain: bool = False) -> RenderableType:
     """A study at a glance: verdicts first, then every figure with its interval."""
-    parts: list[RenderableType] = [*_study_head(study), Text()]
-    if study.stability is None or study.stability.verdict != "unstable":
-        parts += [_figures_table(study), Text()]
-        if study.slo:
-            parts += [_verdict_table(study), Text()]
-        parts += [_latency_intervals(study), Text()]
-    if study.energy:
-        table = _table("Joules a task, by attribution", *BOUNDARY_NAMES.values())
-        for attribution, row in study.energy.tst_j.items():
-            table.add_row(ATTRIBUTION_NAMES[attribution], *(_cell(row[boundary], "J") for boundary in BOUNDARY_NAMES))
-        parts += [table, Text(), _accounts_table(study.energy.accounts), Text()]
-    parts += [_stage_table(study), Text(), _pool_table(study), Text(), Text(f"Bottleneck  {study.bottleneck}.")]
+    parts: list[RenderableType] = [*study_head(study), Text()]
+    for table in study_parts(study).values():
+        parts += [table, Text()]
+    parts.append(Text(f"Bottleneck  {study.bottleneck}."))
     parts += [Text(f"Warning     {warning}.", style="yellow") for warning in study.warnings]
     parts += [Text(), *_calibration_notes(study, explain), *_assumptions(study, explain)]
     return Group(*parts)
+
+
+def study_parts(study: Study) -> dict[str, Table]:
+    """The tables of a study, in order, without those of a steady state that it has not."""
+    parts: dict[str, Table] = {}
+    if study.stability is None or study.stability.verdict != "unstable":
+        parts["figures"] = _figures_table(study)
+        if study.slo:
+            parts["objectives"] = _verdict_table(study)
+        parts["latency"] = _latency_intervals(study)
+    if study.energy:
+        parts["joules"] = _table("Joules a task, by attribution", *BOUNDARY_NAMES.values())
+        for attribution, row in study.energy.tst_j.items():
+            cells = (_cell(row[boundary], "J") for boundary in BOUNDARY_NAMES)
+            parts["joules"].add_row(ATTRIBUTION_NAMES[attribution], *cells)
+        parts["accounts"] = _accounts_table(study.energy.accounts)
+    return parts | {"anatomy": _stage_table(study), "pools": _pool_table(study)}
 
 
 def _cell(interval: Interval, unit: str) -> str:
@@ -301,7 +310,8 @@ def _percent(interval: Interval) -> str:
     return f"{interval.value:+.1%}{half}"
 
 
-def _study_head(study: Study) -> list[Text]:
+def study_head(study: Study) -> list[Text]:
+    """What was done, and whether there is a steady state: what must be known before any figure."""
     of = f" of {study.wanted}" if not study.complete else ""
     runs = f"{study.replications}{of} replications of {study.tasks:,} tasks"
     unstable = study.stability is not None and study.stability.verdict == "unstable"
@@ -404,7 +414,7 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
     if not studies:
         return Group(*parts, Text("No fleet that was tried meets the objectives.", style="bold red"))
     for study in studies:
-        parts += _study_head(study)
+        parts += study_head(study)
     parts.append(Text())
     for study, differences in zip(studies[1:], comparison.differences, strict=True):
         names = (Path(studies[0].scenario).stem, Path(study.scenario).stem)

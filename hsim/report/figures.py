@@ -83,7 +83,11 @@ def latency_cdf(latency: Mapping[str, Floats], slo: Sequence[SloVerdict | SloOut
         })  # fmt: skip
     most = max((len(seconds) for seconds in latency.values()), default=1)
     ticks = {name: _height(p) for name, p in LEVELS.items() if p == 0.5 or most * (1 - p) >= 1}
-    upright = {"title": {"text": "of tasks or visits take at most"}, "tickvals": list(ticks.values()), "ticktext": list(ticks)}
+    upright = {
+        "title": {"text": "of tasks or visits take at most"},
+        "tickvals": list(ticks.values()),
+        "ticktext": list(ticks),
+    }
     across = {"type": "log", "title": {"text": "seconds"}, "dtick": 1}
     layout = {"xaxis": across, "yaxis": upright | {"rangemode": "tozero"}, "height": 400, "hovermode": "closest"}
     return _figure(data, layout)
@@ -103,7 +107,7 @@ def _curves(seconds: Floats) -> list[dict[str, Any]]:
     x, y = seconds[ranks], (ranks + 1) / (count + 1)
     estimable = count - ranks > MIN_TAIL_POINTS
     first_beyond = int(np.argmin(estimable)) if not estimable.all() else len(ranks)
-    lines = []
+    lines: list[dict[str, Any]] = []
     for part, dash in ((slice(0, first_beyond), "solid"), (slice(max(0, first_beyond - 1), None), "dot")):
         if len(x[part]):
             lines.append({
@@ -126,7 +130,9 @@ def stage_anatomy(stages: Sequence[StageAnatomy], energy: bool = True) -> Figure
         for part, kind in (("dynamic_j", "dynamic"), ("occupied_j", "occupied")):
             values = [getattr(s, part) for s in stages]
             shown = [readable(v, "J") for v in values]
-            data.append(_bars(values, names, KIND_NAMES[kind], KIND_COLOURS[kind], shown) | {"xaxis": "x2", "yaxis": "y2"})
+            data.append(
+                _bars(values, names, KIND_NAMES[kind], KIND_COLOURS[kind], shown) | {"xaxis": "x2", "yaxis": "y2"}
+            )
             data[-1]["legend"] = "legend2"
         layout |= {
             "xaxis2": {"title": {"text": "joules a task, behind the power supply"}, "domain": [0.54, 1]},
@@ -137,7 +143,9 @@ def stage_anatomy(stages: Sequence[StageAnatomy], energy: bool = True) -> Figure
     return _figure(data, layout | {"barmode": "stack", "height": 140 + 52 * len(stages)})
 
 
-def _bars(values: Sequence[float], names: Sequence[str], name: str, colour: str, shown: Sequence[str]) -> dict[str, Any]:
+def _bars(
+    values: Sequence[float], names: Sequence[str], name: str, colour: str, shown: Sequence[str]
+) -> dict[str, Any]:
     return {
         "type": "bar", "orientation": "h", "x": list(values), "y": list(names), "name": name, "marker": {"color": colour},
         "text": list(shown), "textposition": "none", "hovertemplate": "%{text}",
@@ -200,13 +208,15 @@ def _faded(colour: str) -> str:
 
 def timelines(lines: Timelines, window: Window, end_s: float) -> Figure:
     """Power, queues, batches, KV cache and tasks in progress over one path, as means over bins; the window is shaded."""
+    watts_known = not any(np.isnan(line.values).any() for line in lines.facility_w)
     panels: list[tuple[str, str, Sequence[Timeline]]] = [
-        ("facility power", "W", lines.facility_w),
+        ("facility power", "W", lines.facility_w if watts_known else ()),
         ("tasks in progress", "tasks", [lines.in_progress]),
         ("waiting, by pool", "visits", lines.queues),
         ("decoding sequences", "sequences", _fewer(lines.batches, mean=False)),
         ("KV cache in use", "%", _fewer(lines.kv_used, mean=True)),
     ]
+    panels = [panel for panel in panels if panel[2]]
     edges = np.linspace(0.0, end_s, BINS + 1)
     middle = _plain((edges[:-1] + edges[1:]) / 2)
     data: list[dict[str, Any]] = []
@@ -215,11 +225,15 @@ def timelines(lines: Timelines, window: Window, end_s: float) -> Figure:
     for number, (title, unit, shown) in enumerate(panels, 1):
         own = "" if number == 1 else str(number)
         top = 1 - (number - 1) * height
-        layout[f"yaxis{own}"] = {"domain": [top - height + gap, top - 0.01], "title": {"text": unit}, "rangemode": "tozero"}
+        layout[f"yaxis{own}"] = {
+            "domain": [top - height + gap, top - 0.01],
+            "title": {"text": unit},
+            "rangemode": "tozero",
+        }
         layout.setdefault("annotations", []).append(_heading(title, 0, top))
         for i, line in enumerate(shown):
             drawn = _line(line, edges, COLOURS[i % len(COLOURS)], percent=unit == "%")
-            stack = {"stackgroup": "power", "fillcolor": _faded(COLOURS[i % len(COLOURS)])} if number == 1 else {}
+            stack = {"stackgroup": "power", "fillcolor": _faded(COLOURS[i % len(COLOURS)])} if unit == "W" else {}
             data.append({**drawn, **stack, "x": middle, "yaxis": f"y{own}", "legend": "legend" + own})
         beside = {"x": 1.01, "y": top - 0.01, "yanchor": "top", "xanchor": "left", "bgcolor": "rgba(0,0,0,0)"}
         layout["legend" + own] = beside | {"tracegroupgap": 0}
@@ -232,14 +246,19 @@ def _fewer(lines: Sequence[Timeline], mean: bool) -> Sequence[Timeline]:
     if len(lines) <= FEW_LINES:
         return lines
     times_s = np.unique(np.concatenate([line.times_s for line in lines]))
-    levels = [line.values[np.searchsorted(line.times_s, times_s, side="right") - 1] for line in lines]
+    levels = [line.at(times_s) for line in lines]
     name = f"{'mean' if mean else 'all'} of {len(lines)} replicas"
     return [Timeline(name, lines[0].unit, times_s, np.mean(levels, axis=0) if mean else np.sum(levels, axis=0))]
 
 
 def _line(line: Timeline, edges: Floats, colour: str, percent: bool) -> dict[str, Any]:
     values = line.means(edges) * (100 if percent else 1)
-    return {"y": _plain(values), "mode": "lines", "name": line.name, "line": {"width": 1, "color": colour, "shape": "hvh"}}
+    return {
+        "y": _plain(values),
+        "mode": "lines",
+        "name": line.name,
+        "line": {"width": 1, "color": colour, "shape": "hvh"},
+    }
 
 
 def _shade(window: Window) -> dict[str, Any]:
@@ -272,7 +291,14 @@ def replications(values: Mapping[str, Sequence[float]], figures: Mapping[str, In
         layout[f"yaxis{own}"] = {"anchor": f"x{own}", "tickformat": "~s"}
         layout["annotations"].append(_heading(f"{title}{', ' if unit else ''}{unit}", left, 1.02))
         if interval.low is not None and interval.high is not None:
-            band = {"type": "rect", "xref": f"x{own}", "yref": f"y{own}", "x0": ends[0], "x1": ends[1], "y0": interval.low}
+            band = {
+                "type": "rect",
+                "xref": f"x{own}",
+                "yref": f"y{own}",
+                "x0": ends[0],
+                "x1": ends[1],
+                "y0": interval.low,
+            }
             layout.setdefault("shapes", []).append(band | {"y1": interval.high, "fillcolor": _faded(ORANGE), "line": {"width": 0}, "layer": "below"})  # fmt: skip
     return _figure(data, layout | {"height": 270, "margin": STRIP_MARGIN})
 
@@ -295,7 +321,11 @@ def warm_up(sojourn_s: Floats, in_progress: Floats, cut: int) -> Figure:
         axes = {"xaxis": f"x{own}", "yaxis": f"y{own}", "x": order, "mode": "lines", "showlegend": number == 1}
         data.append({"y": _plain(mean[thin]), "name": f"mean of {len(series)} replications", "line": {"color": SKY, "width": 1}, **axes})  # fmt: skip
         data.append({"y": _plain(_moving(mean, window)[thin]), "name": f"moving average over {2 * window + 1} tasks", "line": {"color": BLUE, "width": 2.5}, **axes})  # fmt: skip
-        layout[f"xaxis{own}"] = {"domain": [left, left + 0.47], "anchor": f"y{own}", "title": {"text": "task, in order of arrival"}}
+        layout[f"xaxis{own}"] = {
+            "domain": [left, left + 0.47],
+            "anchor": f"y{own}",
+            "title": {"text": "task, in order of arrival"},
+        }
         layout[f"yaxis{own}"] = {"anchor": f"x{own}", "rangemode": "tozero"}
         layout["annotations"].append(_heading(title, left, 1.02))
         line = {"color": VERMILLION, "width": 2, "dash": "dash"}
@@ -315,7 +345,9 @@ def _moving(series: Floats, window: int) -> Floats:
 def uncertainty(study: Study) -> Figure:
     """Headline figures relative to their value: the sampling interval, and what roughly known figures do, side by side."""
     ranges = study.calibration.ranges if study.calibration else {}
-    rows = [(name, interval) for name, interval in study.figures().items() if interval.value and not name.startswith("slo.")]
+    rows = [
+        (name, interval) for name, interval in study.figures().items() if interval.value and not name.startswith("slo.")
+    ]
     names = [figure_name(name)[0] for name, _ in rows]
     sampled = [(name, i.low, i.high, i.value) for name, (_, i) in zip(names, rows, strict=True)]
     rough = [
@@ -334,7 +366,9 @@ def uncertainty(study: Study) -> Figure:
 
 def _relative(name: str, rows: Sequence[tuple[str, float | None, float | None, float | None]], colour: str, symbol: str) -> dict[str, Any]:  # fmt: skip
     """Ends of intervals as bars around their middle, in percent of the value."""
-    shown = [(label, low, high, value) for label, low, high, value in rows if low is not None and high is not None and value]
+    shown = [
+        (label, low, high, value) for label, low, high, value in rows if low is not None and high is not None and value
+    ]
     lows = np.array([100 * (low / value - 1) for _, low, _, value in shown])
     highs = np.array([100 * (high / value - 1) for _, _, high, value in shown])
     middle = (lows + highs) / 2
@@ -355,7 +389,10 @@ def differences(comparison: Comparison) -> Figure:
         rows = [
             (figure_name(d.figure)[0], d.first + d.interval.low, d.first + d.interval.high, d.first)
             for d in found
-            if d.first and d.interval.low is not None and d.interval.high is not None and not d.figure.startswith("slo.")
+            if d.first
+            and d.interval.low is not None
+            and d.interval.high is not None
+            and not d.figure.startswith("slo.")
         ]
         data.append(_relative(f"{Path(study.scenario).stem} less {Path(first.scenario).stem}", rows, colour, "circle"))
     across = {"title": {"text": "difference, in percent of the first"}, "ticksuffix": " %", "zeroline": True}
@@ -371,6 +408,6 @@ def _figure(data: Sequence[dict[str, Any]], layout: dict[str, Any]) -> Figure:
     return {"data": traces, "layout": {"margin": margin, "legend": legend, "template": template(dark=False)} | layout}
 
 
-def _plain(values: Floats) -> list[float]:
-    """To six digits, as a picture needs them: a page of full doubles is three times as large."""
-    return [float(f"{value:.6g}") for value in np.asarray(values, dtype=np.float64)]
+def _plain(values: Floats) -> list[float | None]:
+    """To six digits, as a picture needs them: a page of full doubles is three times as large. None for what is unknown."""
+    return [None if math.isnan(value) else float(f"{value:.6g}") for value in values.tolist()]

@@ -83,7 +83,7 @@ def seeded(system: System, number: int) -> System:
 
 def replicate(job: Job) -> Replication:
     """Run one replication. Depends on the job alone."""
-    prepared, log = _path(job)
+    prepared, log = path_log(job)
     system = prepared.system
     workload = system.scenario.workload
     arrivals = workload.arrivals
@@ -98,12 +98,12 @@ def replicate(job: Job) -> Replication:
         path,
         offered,
         prepared.drawn.truncated,
-        beyond_measured(log, system),
+        (*prepared.drawn.notes, *beyond_measured(log, system)),
         facility_joules_in(job.books, prepared.accounts, path.ledger, log),
     )
 
 
-def _path(job: Job) -> tuple[Prepared, Log]:
+def path_log(job: Job) -> tuple[Prepared, Log]:
     """The log of a path: of all tasks, or of those that arrive until the cohort has ended."""
     if job.cohort is None:
         prepared = prepare(_drawing(job.system, None))
