@@ -8,33 +8,41 @@ from hsim.dashboard.jobs import Job
 from hsim.dashboard.parts import plot, table
 from hsim.dashboard.session import progress, watch
 from hsim.dashboard.state import State
-from hsim.dashboard.work import Simulate, Trace, Traced
+from hsim.dashboard.work import Simulate
 from hsim.description.system import System
 from hsim.metrics.result import Study
 from hsim.report import figures
+from hsim.runs.closeup import Closeup
 from hsim.units import readable_seconds
-
-PATH_TASKS = 2000
 
 
 def page(state: State, system: System) -> None:
     """The page."""
-    journey, joules, time, latency = st.tabs(["A task's journey", "The joules", "Over time", "Latencies"])
-    study = Simulate(state.question, state.replications)
-    path = Trace(state.question, PATH_TASKS)
-    with journey:
-        watch("answer", study, _journey)
-    with joules:
-        watch("answer", study, _joules)
-    with time:
-        watch("trace", path, _over_time)
-    with latency:
-        watch("trace", path, _latencies)
+    watch("answer", Simulate(state.question, state.replications), _draw)
 
 
-def _journey(job: Job) -> None:
-    if (study := _study(job, "journey")) is None:
+def _draw(job: Job) -> None:
+    progress("answer", job)
+    if job.update is None:
         return
+    journey, joules, time, latency = st.tabs(["A task's journey", "The joules", "Over time", "Latencies"])
+    with journey:
+        _journey(job.update.result)
+    with joules:
+        _joules(job.update.result)
+    closeup = job.update.closeup
+    with time:
+        if closeup is not None:
+            _over_time(closeup)
+    with latency:
+        if closeup is not None:
+            _latencies(closeup)
+    if closeup is None:
+        for tab in (time, latency):
+            tab.caption("Drawn when the simulation is done.")
+
+
+def _journey(study: Study) -> None:
     st.markdown(f"**{study.bottleneck}.**")
     plot("anatomy", figures.stage_anatomy(study.stages, study.energy is not None))
     rows = [
@@ -60,9 +68,7 @@ def _journey(job: Job) -> None:
     table(rows)
 
 
-def _joules(job: Job) -> None:
-    if (study := _study(job, "joules")) is None:
-        return
+def _joules(study: Study) -> None:
     if study.energy is None:
         st.info(f"Energy is unavailable: {study.unavailable.get('energy', 'no figure')}")
         return
@@ -74,23 +80,14 @@ def _joules(job: Job) -> None:
     )
 
 
-def _over_time(job: Job) -> None:
-    if (traced := _traced(job, "time")) is not None:
-        st.markdown(f"**One path of {traced.result.tasks:,} tasks**, from an empty system to an empty one")
-        plot("timelines", figures.timelines(traced.lines, traced.window, traced.end_s))
+def _over_time(closeup: Closeup) -> None:
+    st.markdown("**One replication from its start**; the window that is measured is shaded")
+    plot("timelines", figures.timelines(closeup.timelines, closeup.window, closeup.end_s))
 
 
-def _latencies(job: Job) -> None:
-    if (traced := _traced(job, "latencies")) is not None:
-        st.markdown("**How many take how long**: one path; dotted where fewer than ten points lie beyond")
-        plot("cdf", figures.latency_cdf(traced.latency, traced.result.slo))
-
-
-def _study(job: Job, tab: str) -> Study | None:
-    progress(f"answer-{tab}", job)
-    return job.update.result if job.update else None
-
-
-def _traced(job: Job, tab: str) -> Traced | None:
-    progress(f"trace-{tab}", job)
-    return job.update.result if job.update else None
+def _latencies(closeup: Closeup) -> None:
+    if not closeup.latency:
+        st.info("There is no steady state, and so there are no latencies of one.")
+        return
+    st.markdown("**How many take how long**, over all replications; dotted where fewer than ten points lie beyond")
+    plot("cdf", figures.latency_cdf(closeup.latency, closeup.study.slo))

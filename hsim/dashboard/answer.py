@@ -10,7 +10,7 @@ from hsim.dashboard.parts import plot, share, tile_row
 from hsim.dashboard.session import job_of, progress, put, watch
 from hsim.dashboard.state import State
 from hsim.dashboard.words import Advice, advice, sentence, tiles, verdict_of
-from hsim.dashboard.work import PREVIEW_TASKS, Preview, Simulate
+from hsim.dashboard.work import Preview, Simulate
 from hsim.description.system import System
 from hsim.metrics.result import Result, Study
 
@@ -44,7 +44,7 @@ def _draw(job: Job, state: State, system: System) -> None:
     with st.expander("All figures, with intervals"):
         st.dataframe(study.to_frame(), width="stretch")
     with st.expander("Share, reproduce, download"):
-        share(state, state.question, study if job.ended else None)
+        share(state, state.question, study if job.ended else None, job.update.closeup)
 
 
 def _preview(state: State) -> None:
@@ -57,7 +57,9 @@ def _preview(state: State) -> None:
         tile_row([])
         return
     result: Result = job.update.result
-    st.info(f"**Preview:** one short path of {result.tasks:,} tasks from an empty system; the simulated result follows.")
+    st.info(
+        f"**Preview:** one short path of {result.tasks:,} tasks from an empty system; the simulated result follows."
+    )
     tile_row(tiles(result, state), preview=True)
     plot("goes", pictures.where_it_goes(result.stages, result.energy.accounts if result.energy else ()))
 

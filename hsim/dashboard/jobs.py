@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Literal
 
@@ -30,7 +31,7 @@ class Bounds:
     seconds: float = 300.0
     memory_bytes: int = 4 * GIB
     unwatched_s: float = 30.0  # whoever has closed the page needs no answer
-    kept: int = 100  # finished results, so that the same question is not simulated twice
+    kept: int = 40  # finished results, so that the same question is not simulated twice
 
 
 class Job:
@@ -170,7 +171,7 @@ def _limit_memory(limit_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
 
 
-def _context() -> multiprocessing.context.BaseContext:
+def _context() -> SpawnContext | ForkServerContext:
     """Processes forked from a clean one that has hsim loaded: they start in milliseconds and share nothing of ours."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")

@@ -99,7 +99,8 @@ def _check_size(scenario: Scenario, document: Document) -> None:
     users = arrivals.users if isinstance(arrivals, ClosedArrivals) else 0
     replicas = sum(p.replicas or 0 for p in scenario.pools.values() if isinstance(p, EnginePool))
     servers = sum(tier.count for tier in scenario.fleet.values())
-    named = max(map(len, (scenario.fleet, scenario.pools, workload.classes, scenario.links, scenario.tools)))
+    sections = (scenario.fleet, scenario.pools, workload.classes, scenario.links, scenario.tools)
+    named = max(len(list(section)) for section in sections)
     for path, what, asked, most in (
         ("workload.tasks", "tasks", tasks, MAX_TASKS),
         ("workload.arrivals.users", "users", users, MAX_TASKS),

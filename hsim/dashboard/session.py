@@ -142,6 +142,8 @@ def progress(where: str, job: Job) -> None:
         right.button("Go on", key=f"go-{where}", on_click=go_on, width="stretch")
         return
     done, wanted = (job.update.done, job.update.wanted) if job.update else (0, 1)
-    waiting = "waiting for a free processor" if job.state == "waiting" else f"{done} of {wanted}" if done else "starting"
+    waiting = (
+        "waiting for a free processor" if job.state == "waiting" else f"{done} of {wanted}" if done else "starting"
+    )
     left.progress(done / wanted, f"Simulating: {waiting}")
     right.button("Stop", key=f"stop-{where}", on_click=halt, args=(job,), width="stretch")

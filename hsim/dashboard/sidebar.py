@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -112,7 +113,7 @@ def choice(label: str, path: str, options: Iterable[Any], value: Any, **more: An
 
 def steps_about(value: float, base: float, whole: bool = False) -> list[float]:
     """Slider steps from a tenth of a base to ten times as much, with the value among them."""
-    size = 10.0 ** -2
+    size = 10.0**-2
     steps = set()
     while size < base * 100:
         steps |= {round(size * step, 10) for step in SERIES}
@@ -161,7 +162,14 @@ def _fleet(scenario: Scenario) -> None:
         with count:
             number("servers", f"fleet.{name}.count", tier.count, min_value=1, max_value=1000, step=1)
         used = any(pool.runs_on.rpartition(".")[0] == name for pool in scenario.pools.values())
-        drop.button("✕", key=key(f"drop-{name}"), disabled=used, on_click=_drop, args=(name,), help="Give up (when no pool runs on it)")
+        drop.button(
+            "✕",
+            key=key(f"drop-{name}"),
+            disabled=used,
+            on_click=_drop,
+            args=(name,),
+            help="Give up (when no pool runs on it)",
+        )
     st.button("Add servers", icon=":material/add:", key=key("add-tier"), on_click=_add, width="stretch")
 
 
@@ -198,7 +206,9 @@ def _engine(name: str, pool: Any) -> None:
     left, right = st.columns(2)
     with left:
         choice("precision", f"pools.{name}.precision", ("bf16", "fp16", "fp8"), pool.precision)
-        number("max_num_seqs", f"pools.{name}.max_num_seqs", pool.max_num_seqs, min_value=1, step=1, placeholder="engine's")
+        number(
+            "max_num_seqs", f"pools.{name}.max_num_seqs", pool.max_num_seqs, min_value=1, step=1, placeholder="engine's"
+        )
     with right:
         choice("tensor parallel", f"pools.{name}.tensor_parallel", (1, 2, 4, 8), pool.tensor_parallel)
         number("replicas", f"pools.{name}.replicas", pool.replicas, min_value=1, step=1, placeholder="as many as fit")
@@ -214,7 +224,9 @@ def _objectives(scenario: Scenario) -> None:
             with left:
                 number("within, s", f"slo.{metric}.max_s", slo.max_s, min_value=0.001, format="%.3g")
             with right:
-                number("in a part of", f"slo.{metric}.p", slo.p, min_value=0.5, max_value=0.999, step=0.01, format="%.3g")
+                number(
+                    "in a part of", f"slo.{metric}.p", slo.p, min_value=0.5, max_value=0.999, step=0.01, format="%.3g"
+                )
 
 
 def _toggled(widget: str, metric: str) -> Callable[[], None]:
@@ -251,8 +263,12 @@ def _runs(state: State, scenario: Scenario) -> None:
     for name, label, options in (("energy", "Energy in", ("J", "Wh")), ("per", "Figures by", ("task", "1k tokens"))):
         widget = key(name)
         chosen = getattr(state, name)
-        change = changed(widget, lambda s, value, n=name: replace(s, **{n: value}))
+        change = changed(widget, partial(_with, name))
         st.radio(label, options, options.index(chosen), key=widget, horizontal=True, on_change=change)
+
+
+def _with(name: str, state: State, value: Any) -> State:
+    return replace(state, **{name: value})
 
 
 def shipped_servers() -> dict[str, int]:

@@ -112,13 +112,9 @@ def value_at(data: Any, path: str) -> Any:
 def inline(value: Any) -> str:
     """A value as YAML on one line."""
     text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**9)
-    return text.removesuffix("\n").removesuffix("\n...")
-
-
-def as_yaml(question: Question) -> str:
-    """The scenario as a file that `hsim simulate` runs to the same numbers. Comments are not kept."""
-    text: str = yaml.safe_dump(question.document().data, default_flow_style=None, sort_keys=False, width=110)
-    return text
+    text = text.removesuffix("\n").removesuffix("\n...")
+    # PyYAML writes YAML 1.1, in which 1e3 is a word and needs no quotes.
+    return text if parse_document(text, "").data == value else json.dumps(value)
 
 
 def command(question: Question, replications: int) -> str:
@@ -159,7 +155,7 @@ def decode(text: str) -> State:
         inflate = zlib.decompressobj()
         packed = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         content = inflate.decompress(packed, LINK_BYTES)
-        if inflate.unconsumed_tail or not inflate.eof:
+        if inflate.unconsumed_tail or inflate.unused_data or not inflate.eof:
             raise ValueError("too long or cut off")
         (base, own, *settings), variation, (replications, energy, per, page), _ = json.loads(content)
         question = Question(base, own, tuple(settings))
@@ -173,7 +169,11 @@ def decode(text: str) -> State:
 def _check(state: State) -> None:
     question = state.question
     words = [state.energy, state.per, state.page, question.base, question.text, *question.settings, *state.variation]
-    if not all(isinstance(word, str) for word in words) or type(state.replications) is not int or state.replications < 1:
+    if (
+        not all(isinstance(word, str) for word in words)
+        or type(state.replications) is not int
+        or state.replications < 1
+    ):
         raise DescriptionError(LINK, "is not one that this dashboard made", "copy all of it")
     if state.energy not in ("J", "Wh") or state.per not in ("task", "1k tokens"):
         raise DescriptionError(LINK, f"has the units {state.energy!r} per {state.per!r}", "J or Wh, task or 1k tokens")

@@ -30,7 +30,9 @@ def gpu_only(system: System) -> Changes:
     used = {pool["runs_on"].rpartition(".")[0] for pool in pools.values()}
     changes: dict[str, Any] = {"pools": pools, "fleet": {t: spec for t, spec in data["fleet"].items() if t in used}}
     links = {
-        name: way for name, way in data.get("links", {}).items() if not any(name == f"{a}-{b}" for a, b in _pairs(moved, pools))
+        name: way
+        for name, way in data.get("links", {}).items()
+        if not any(name == f"{a}-{b}" for a, b in _pairs(moved, pools))
     }
     if "links" in data:
         changes["links"] = links

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -154,8 +155,12 @@ def _load_sliders(system: System, other: System) -> None:
     for length, label in LENGTHS.items():
         if (now := length_ratio(before, after, length)) is not None:
             widget = key(f"vary-{length}")
-            callback = changed(widget, lambda s, factor, of=length: s.with_variation(scaled_lengths(before, of, factor)))
+            callback = changed(widget, partial(_scaled, before, length))
             st.select_slider(label, sorted({*FACTORS, now}), now, key=widget, on_change=callback)
+
+
+def _scaled(before: Any, length: str, state: State, factor: float) -> State:
+    return state.with_variation(scaled_lengths(before, length, factor))
 
 
 def _engine_sliders(name: str, other: System) -> None:
@@ -163,7 +168,9 @@ def _engine_sliders(name: str, other: System) -> None:
     widget = key(f"vary-pools.{name}.precision")
     callback = changed(widget, lambda state, v: state.with_variation({f"pools.{name}.precision": v}))
     options = [*PRECISIONS, *([] if pool.precision in PRECISIONS else [pool.precision])]
-    st.segmented_control(f"{name}: precision", options, default=pool.precision, key=widget, on_change=callback, required=True)
+    st.segmented_control(
+        f"{name}: precision", options, default=pool.precision, key=widget, on_change=callback, required=True
+    )
     assert chip is not None  # an engine runs on accelerators
     _assumed(f"{chip.name}: power cap", f"{chip.name}.power.cap_w", chip.power.cap_w.value, CAPS, other)
 

@@ -61,7 +61,9 @@ def sentence(study: Study, verdict: Verdict, wanted: int) -> str:
     """The answer in one sentence; of a study that is not complete, so far."""
     if verdict == "UNSTABLE":
         assert study.stability is not None
-        return f"This fleet cannot keep up: {study.stability.reason}. No latency, energy or cost of a steady state exists."
+        return (
+            f"This fleet cannot keep up: {study.stability.reason}. No latency, energy or cost of a steady state exists."
+        )
     if verdict == "NONE":
         return "No objective is set, so there is no verdict; set one under Objectives."
     named = [slo for slo in study.slo if slo.verdict == verdict] or list(study.slo)
@@ -79,6 +81,11 @@ def _attained(slo: SloVerdict) -> str:
     value = slo.attained.value
     assert value is not None
     return f"{value:.1%} {KEPT[slo.metric]} within {readable_seconds(slo.max_s)} ({slo.p:.0%} wanted)"
+
+
+def fleet_words(system: System) -> str:
+    """`1 × epyc-9654-2s + 2 × hgx-h100-8`."""
+    return " + ".join(f"{tier.count} × {tier.server.name}" for tier in system.tiers.values())
 
 
 # ---- the four figures
@@ -255,7 +262,9 @@ def advice(study: Study, verdict: Verdict, system: System) -> Advice:
     tier = system.tier_of(pool)
     if verdict == "PASS" and load < SLACK and tier.count > 1:
         fewer = max(1, math.ceil(tier.count * load / FILLED))
-        text = f"Pool {pool} is offered {load:.0%} of its work: try {fewer} × {tier.server.name} instead of {tier.count}."
+        text = (
+            f"Pool {pool} is offered {load:.0%} of its work: try {fewer} × {tier.server.name} instead of {tier.count}."
+        )
         return Advice(text, {f"fleet.{tier.name}.count": min(fewer, tier.count - 1)})
     return Advice("Nothing stands out. Raise the load to see how far this fleet carries, or try another one.")
 
@@ -298,6 +307,8 @@ def _idle_tier(study: Study, system: System) -> Advice | None:
         alone = pools and not tier.accelerators_per_server
         if alone and all(uses[pool].busy_fraction < FEW_BUSY for pool in pools):
             busy = max(uses[pool].busy_fraction for pool in pools)
-            text = f"The cores of {name} are {busy:.1%} busy: see on What if whether the GPU servers' own cores will do."
+            text = (
+                f"The cores of {name} are {busy:.1%} busy: see on What if whether the GPU servers' own cores will do."
+            )
             return Advice(text)
     return None

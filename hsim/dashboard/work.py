@@ -8,23 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hsim.comparison import compare
 from hsim.dashboard.limits import admitted
 from hsim.dashboard.state import Question
 from hsim.description.system import System
-from hsim.drivers.prepared import prepare
-from hsim.drivers.simulated import run
-from hsim.metrics.ledger import Window
-from hsim.metrics.measured import Lens, measure
-from hsim.metrics.result import Comparison, Result, Study
-from hsim.metrics.summarise import summarise
-from hsim.metrics.timelines import Timelines, timelines_of
+from hsim.metrics.result import Comparison, Study
 from hsim.runs import Options, is_one_path, path_of, study
-
-Floats = NDArray[np.float64]
+from hsim.runs.closeup import Closeup, close_up
 
 LOOKS = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 30, 40)  # after so many replications the figures so far are shown
 PREVIEW_TASKS = 200
@@ -32,11 +22,12 @@ PREVIEW_TASKS = 200
 
 @dataclass(frozen=True)
 class Update:
-    """A result so far: `done` of `wanted` parts of the work."""
+    """A result so far: `done` of `wanted` parts of the work. A study that is done can be looked at close up."""
 
     done: int
     wanted: int
     result: Any
+    closeup: Closeup | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +51,13 @@ class Simulate:
     def updates(self) -> Iterator[Update]:
         """The study after each look. The last is what `hsim simulate` gives."""
         system = admitted(self.question)
-        if is_one_path(system):
-            yield Update(1, 1, study(system, Options(1, processes=1)))
-            return
+        wanted = 1 if is_one_path(system) else self.replications
         with TemporaryDirectory() as kept:
-            for look in _looks(self.replications):
-                yield Update(look, self.replications, study(system, Options(look, 1, out=Path(kept))))
+            for look in _looks(wanted):
+                options = Options(look, 1, out=Path(kept))
+                yield Update(look, wanted, study(system, options))
+            closeup = close_up(system, options)
+        yield Update(wanted, wanted, closeup.study, closeup)
 
 
 @dataclass(frozen=True)
@@ -100,35 +92,21 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Traced:
-    """One path: its result, and what is drawn from its log. `latency` holds seconds by metric."""
+class BreakEven:
+    """Ask for paired differences of each of several pairs."""
 
-    result: Result
-    lines: Timelines
-    latency: dict[str, Floats]
-    window: Window
-    end_s: float
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Ask for one path as it went."""
-
-    question: Question
-    tasks: int
+    pairs: tuple[tuple[Question, Question], ...]
+    replications: int
 
     def updates(self) -> Iterator[Update]:
-        """The path from an empty system to an empty one."""
-        prepared = prepare(_with_tasks(admitted(self.question), self.tasks))
-        scenario, accounts = prepared.system.scenario, prepared.accounts
-        log = run(prepared)
-        path = measure(log, Lens(accounts, scenario.stages, scenario.slo))
-        result = summarise(log, prepared.system, accounts, prepared.drawn)
-        lines = timelines_of(log, accounts, scenario.stages)
-        yield Update(1, 1, Traced(result, lines, path.latency, path.window, path.window.end_s))
+        """The comparisons so far, in order."""
+        found: list[Comparison] = []
+        for pair in self.pairs:
+            found.append(compare([admitted(question) for question in pair], Options(self.replications, 1)))
+            yield Update(len(found), len(self.pairs), tuple(found))
 
 
-Request = Preview | Simulate | Compare | Sweep | Trace
+Request = Preview | Simulate | Compare | Sweep | BreakEven
 
 
 def _looks(replications: int) -> Sequence[int]:
