@@ -14,16 +14,17 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from hsim.costs.cpu import HostPower
-from hsim.costs.shapes import Segment, StepShape
+from hsim.costs.shapes import Segment, StepCosts, StepShape
 from hsim.description.system import FilledPool
 from hsim.engine.cores import Host
 from hsim.engine.environment import EngineEnvironment
@@ -77,29 +78,30 @@ def read_logs(file: Path) -> list[RequestLog]:
     """The runs of request_level_vllm.csv.gz."""
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
-    logs = []
-    for name in dict.fromkeys(row["run"] for row in rows):
-        mine = sorted((row for row in rows if row["run"] == name), key=lambda row: float(row["arrival_s"]))
-
-        def column(key: str, scale: float = 1.0, mine: list[dict[str, str]] = mine) -> NDArray[np.float64]:
-            return np.array([float(row[key]) for row in mine]) * scale
-
-        first = mine[0]
-        logs.append(
-            RequestLog(
-                name,
-                int(first["dp"]) * int(first["max_num_seqs"]),
-                int(first["dp"]) * int(first["max_num_batched_tokens"]),
-                column("arrival_s"),
-                column("input_tokens").astype(np.int64),
-                column("output_tokens").astype(np.int64),
-                {quantity: column(f"{quantity}_ms", 1e-3) for quantity in QUANTITIES},
-            )
-        )
-    return logs
+    names = dict.fromkeys(row["run"] for row in rows)
+    by_run = ([row for row in rows if row["run"] == name] for name in names)
+    return [log_of(sorted(mine, key=lambda row: float(row["arrival_s"]))) for mine in by_run]
 
 
-def replay(log: RequestLog, costs: LinearSteps) -> dict[str, NDArray[np.float64]]:
+def log_of(rows: Sequence[Mapping[str, Any]]) -> RequestLog:
+    """The log of one run's rows, in order of arrival."""
+
+    def column(key: str, scale: float = 1.0) -> NDArray[np.float64]:
+        return np.array([float(row[key]) for row in rows]) * scale
+
+    first = rows[0]
+    return RequestLog(
+        str(first["run"]),
+        int(first["dp"]) * int(first["max_num_seqs"]),
+        int(first["dp"]) * int(first["max_num_batched_tokens"]),
+        column("arrival_s"),
+        column("input_tokens").astype(np.int64),
+        column("output_tokens").astype(np.int64),
+        {quantity: column(f"{quantity}_ms", 1e-3) for quantity in QUANTITIES},
+    )
+
+
+def replay(log: RequestLog, costs: StepCosts) -> dict[str, NDArray[np.float64]]:
     """The log's requests through the engine. Shapes (requests,)."""
     env, record = EngineEnvironment(), Log()
     settings = FilledPool.model_construct(

@@ -206,6 +206,9 @@ def report(
         raise typer.Exit(130)
 
 
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Execute stages of your own (hsim/stages.py): only code that you trust.")
+]
 Device = Annotated[str, typer.Option(help="Where the decoder runs: cpu or cuda:0.")]
 
 
@@ -214,21 +217,48 @@ def validate(
     scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped scenario.")],
     settings: Settings = [],  # noqa: B006
     device: Device = "cpu",
+    repeats: Annotated[int, typer.Option(min=1, help="Run the tasks live so often: the spread is the machine's.")] = 1,
+    loads: Annotated[
+        str | None,
+        typer.Option(help="Per cent of the predicted capacity, such as 30,60,85: agentic, single-shot, and capacity."),
+    ] = None,
+    allow_code: AllowCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write validation.json into this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write validation.json and validation.html into this folder.")
+    ] = None,
 ) -> None:
     """Simulate a scenario, run the same tasks live on this machine, and show how far the prediction was off."""
-    from hsim.report import validation_tables
+    from hsim.report import loads_tables, validation_tables
     from hsim.runs import as_json, write_atomically
+    from hsim.validate import Options, validate_loads
     from hsim.validate import validate as run
+    from hsim.validate.page import page
 
-    validation = run(scenario, settings, device)
-    if out:
-        write_atomically(out / "validation.json", as_json(validation))
-    if json:
-        print(as_json(validation), end="")
+    options = Options(device, repeats, allow_code=allow_code)
+    if loads is None:
+        single = run(scenario, settings, options)
+        text, drawn, tables, stopped = as_json(single), page([("", single)]), validation_tables(single), single.stopped
     else:
-        _print(validation_tables(validation))
+        several = validate_loads(scenario, settings, _fractions(loads), options)
+        drawn = page([(one.name, one.validation) for one in several.runs])
+        text, tables, stopped = as_json(several), loads_tables(several), several.stopped
+    if out:
+        write_atomically(out / "validation.json", text)
+        write_atomically(out / "validation.html", drawn)
+    print(text, end="") if json else _print(tables)
+    if stopped:
+        raise typer.Exit(130 if stopped == "Ctrl-C" else 2)
+
+
+def _fractions(per_cents: str) -> list[float]:
+    try:
+        found = [float(one) / 100 for one in per_cents.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < one < 1 for one in found):
+        raise typer.BadParameter("give per cents between 0 and 100, such as 30,60,85", param_hint="--loads")
+    return found
 
 
 @app.command()
@@ -237,12 +267,16 @@ def live(
     settings: Settings = [],  # noqa: B006
     device: Device = "cpu",
     sleep: Annotated[bool, typer.Option(help="Sleep for the modelled times instead of doing the work.")] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Run a scenario's tasks for real on this machine: its own decoder, encoder and tools, on the wall clock."""
     from hsim.report import live_tables
     from hsim.validate import live as run
 
-    _print(live_tables(run(scenario, settings, device, sleep)))
+    result = run(scenario, settings, device, sleep, allow_code)
+    _print(live_tables(result))
+    if result.stopped:
+        raise typer.Exit(130 if result.stopped == "Ctrl-C" else 2)
 
 
 @app.command()
@@ -253,6 +287,10 @@ def calibrate(
     name: Annotated[str | None, typer.Option(help="What to call it; the machine's name when left out.")] = None,
     model: Annotated[str | None, typer.Option(help="The model whose decoder steps are tabled.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with what an earlier calibration of that name measured.")] = False,
+    stages: Annotated[
+        Path | None, typer.Option(help="A Python file of stages of your own; needs --allow-code.")
+    ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Measure this machine's kernels and tools, fit cost and power models, and write them as profiles."""
     from hsim.calibrate.options import CalibrationOptions
@@ -264,7 +302,7 @@ def calibrate(
         budget_s = parse_seconds(budget)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--budget") from None
-    options = CalibrationOptions(device, budget_s, out, name, resume, model)
+    options = CalibrationOptions(device, budget_s, out, name, resume, model, stages=stages, allow_code=allow_code)
     with _Progress() as progress:
         report = run(options, progress)
     _print(calibration_tables(report))
@@ -300,6 +338,52 @@ def schema() -> None:
     from hsim.description.schema import scenario_schema
 
     print(scenario_schema(), end="")
+
+
+hardware = typer.Typer(
+    help="Look at hardware profiles: what they say, on what it stands, how far it is off.", no_args_is_help=True
+)
+app.add_typer(hardware, name="hardware")
+
+
+@hardware.command("list")
+def hardware_list(
+    kind: Annotated[
+        str | None, typer.Option(help="Only of one kind: cpu, accelerator, server, link, engine ...")
+    ] = None,
+) -> None:
+    """List the profiles that a scenario in this folder may name: shipped ones, and those of hsim calibrate."""
+    from hsim.description.hardware import PROFILE_KINDS
+    from hsim.description.inventory import inventory
+    from hsim.report.hardware import inventory_table
+
+    if kind is not None and kind not in PROFILE_KINDS:
+        raise typer.BadParameter(f"there is no kind {kind!r}; use {', '.join(PROFILE_KINDS)}", param_hint="--kind")
+    _print(inventory_table([entry for entry in inventory() if kind in (None, entry.kind)]))
+
+
+@hardware.command("show")
+def hardware_show(name: Annotated[str, typer.Argument(help="A profile's name.")]) -> None:
+    """Show every figure of a profile with its bounds, tier and source, and the held-out errors of its calibration."""
+    from hsim.description.inventory import entry_of
+    from hsim.report.hardware import profile_tables
+
+    _print(profile_tables(entry_of(name)))
+
+
+@hardware.command("compare")
+def hardware_compare(names: Annotated[list[str], typer.Argument(help="Two profiles of a kind, or more.")]) -> None:
+    """Put profiles side by side, figure by figure."""
+    from hsim.description.inventory import entry_of
+    from hsim.report.hardware import comparison_of_profiles
+
+    if len(names) < 2:
+        raise typer.BadParameter("name two profiles or more", param_hint="NAMES")
+    entries = [entry_of(name) for name in names]
+    if len({entry.kind for entry in entries}) > 1:
+        kinds = ", ".join(f"{entry.profile.name} is of kind {entry.kind}" for entry in entries)
+        raise typer.BadParameter(f"profiles of unlike kinds have no figures in common: {kinds}", param_hint="NAMES")
+    _print(comparison_of_profiles(entries))
 
 
 traces = typer.Typer(help="Look at traces of requests, and convert them.", no_args_is_help=True)

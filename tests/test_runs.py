@@ -328,7 +328,7 @@ def tool_queue(load: float, tasks: int) -> dict[str, Any]:
         "agent": {"tools": {"python-exec": 1}, "input_tokens": 10, "output_tokens": 1, "max_output_tokens": 1}
     }
     seconds = 0.08
-    data["assume"] = {
+    data["assume"] |= {
         "epyc-9654": {"contention_slowdown": 1, "operations": {"python-process": {"base_s": 0, "per_unit_s": seconds}}}
     }
     data["workload"] |= {"tasks": tasks, "arrivals": {"kind": "poisson", "rate_per_s": load / seconds}}

@@ -17,7 +17,8 @@ class CalibrationOptions:
     name when left out. `models` are the architectures whose decoder steps are tabled, by device kind; the smallest
     shipped one when left out. `decoder_cores` are the cores that the decoder has where it runs on the CPU. A point
     whose spread is above `noisy_spread_fraction` of its median is marked as noisy, and so is one during which this
-    process had less than `quiet_fraction` of the CPU time that it asked for.
+    process had less than `quiet_fraction` of the CPU time that it asked for. `stages` is a file of a person's own,
+    which is only executed with `allow_code`.
     """
 
     device: str = "cpu"
@@ -30,6 +31,8 @@ class CalibrationOptions:
     simulate: bool = True
     noisy_spread_fraction: float = 0.1
     quiet_fraction: float = 0.9
+    stages: Path | None = None
+    allow_code: bool = False
 
 
 class Progress(Protocol):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hsim.backends.code import declared_in, digest
 from hsim.calibrate import profiles
 from hsim.calibrate.agenda import Served, Target, agenda, bare_idle, in_turn
 from hsim.calibrate.bench import Facts
@@ -17,12 +18,12 @@ from hsim.calibrate.options import CalibrationOptions, CalibrationReport, Progre
 from hsim.calibrate.points import Point, points_of
 from hsim.calibrate.profiles import Findings
 from hsim.calibrate.store import Store, open_store, write_atomically
-from hsim.calibrate.work import THROTTLED, Reading, Row, Unit
+from hsim.calibrate.work import SPREAD, THROTTLED, Reading, Row, Unit
 from hsim.calibrate.write import local_scenario, write_fit, write_profiles
 from hsim.costs.composed import ELEMENT_BYTES
 from hsim.costs.measured import MeasuredCosts
 from hsim.description.catalogue import load_model
-from hsim.description.hardware import Precision
+from hsim.description.hardware import OperationCode, Precision
 from hsim.description.model import ModelArchitecture
 from hsim.description.scenario import load
 from hsim.description.system import resolve
@@ -31,6 +32,7 @@ from hsim.drivers.simulated import run as simulated
 from hsim.errors import CalibrationError
 from hsim.metrics.result import Result
 from hsim.metrics.summarise import summarise
+from hsim.stages import Declared
 
 # What of the budget is kept for fitting, writing and the simulation at the end.
 FINISH_S, FINISH_FRACTION = 15.0, 0.15
@@ -55,7 +57,7 @@ OPERATIONS: dict[str, tuple[int, ...]] = {
 class Tools:
     """What a calibration uses of the world: its clock, its machine, and what measures. Tests bring their own."""
 
-    measurer: Callable[[int], Measurer] = Workers
+    measurer: Callable[[int, Mapping[str, OperationCode]], Measurer] = Workers
     clock: Callable[[], float] = time.monotonic
     machine: Callable[[], Machine] = this_machine
 
@@ -83,6 +85,7 @@ class _Calibration:
         self.folder = options.out / "calibration" / self.name
         self.facts: dict[str, Facts] = {}
         self.unmetered: dict[str, str] = {}
+        self.own: dict[str, tuple[Declared, OperationCode]] = {}
         self.left_out: list[Unit] = []
         self.measured = 0
 
@@ -93,7 +96,8 @@ class _Calibration:
 
     def run(self) -> CalibrationReport:
         """See calibrate."""
-        measurer = self.tools.measurer(self.options.decoder_cores)
+        self.own = own_stages(self.options)
+        measurer = self.tools.measurer(self.options.decoder_cores, {name: code for name, (_, code) in self.own.items()})
         try:
             store = open_store(self.folder, self.machine, self.options.resume)
             resumed = len(store.rows)
@@ -126,11 +130,16 @@ class _Calibration:
             precisions=facts.precisions,
             served=served,
             shapes=tuple(load_model(name, "calibrate", Path()) for name in CATALOGUE),
-            operations=tuple(OPERATIONS.items()) if on_cpu else (),
+            operations=(*self.own_sizes.items(), *OPERATIONS.items()) if on_cpu else (),
             cores=self.machine.cores,
             metered=not why_not,
             host_only=beside,
         )
+
+    @property
+    def own_sizes(self) -> dict[str, tuple[int, ...]]:
+        """Where to measure a person's own stages: first of all operations, since they are why he calibrates."""
+        return {name: declared.sizes for name, (declared, _) in self.own.items()}
 
     @property
     def _serves_on_cpu(self) -> bool:
@@ -225,8 +234,11 @@ class _Calibration:
 
     def _fit(self, targets: list[Target], points: list[Point], findings: Findings) -> dict[Path, str]:
         """Fill the findings; returns the scenarios to write, by file."""
-        units = _operation_units()
+        units = _operation_units() | {name: declared.unit for name, (declared, _) in self.own.items()}
         cpu = profiles.cpu([p for p in points if p.device == "cpu"], units, findings, self.unmetered["cpu"])
+        for name, (_, code) in self.own.items():
+            if name in cpu["operations"]:
+                cpu["operations"][name]["code"] = code.model_dump()
         findings.profiles[cpu["name"]] = cpu
         scenarios = {}
         for target in targets:
@@ -302,13 +314,28 @@ def marks_of(
     """Why a reading may be noisy: its spread, a core that others had too, clocks held back, a loaded machine."""
     marks = [note for note in reading.notes if note.startswith(THROTTLED)]
     if reading.seconds and (reading.iqr_s or 0.0) > options.noisy_spread_fraction * reading.seconds:
-        marks.append(f"its samples spread by {(reading.iqr_s or 0.0) / reading.seconds:.0%} of their median")
+        marks.append(f"{SPREAD} by {(reading.iqr_s or 0.0) / reading.seconds:.0%} of their mean")
     if reading.cpu_fraction is not None:
         if reading.cpu_fraction < options.quiet_fraction:
             marks.append(f"others had its core for {1 - reading.cpu_fraction:.0%} of the time")
     elif load is not None and load - int(unit.parameters.get("workers", 1)) > cores / 2:
         marks.append(f"the load average was {load:.1f} on {cores} cores")
     return tuple(marks)
+
+
+def own_stages(options: CalibrationOptions) -> dict[str, tuple[Declared, OperationCode]]:
+    """The stages of --stages, each with the code that it is; they are only looked into with --allow-code."""
+    if options.stages is None:
+        return {}
+    if not options.allow_code:
+        what = "is code, and calibrate would execute it on this machine"
+        raise CalibrationError(f"--stages {options.stages}", what, "add --allow-code if you trust it")
+    file, found = options.stages.resolve(), declared_in(options.stages)
+    sha256 = digest(file)
+    return {
+        name: (declared, OperationCode(file=str(file), sha256=sha256, timeout_s=declared.timeout_s))
+        for name, declared in found.items()
+    }
 
 
 def _devices(asked: str, machine: Machine) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 Parameters = Mapping[str, int | float | str]
 
 CAPPED = "at the power cap"  # a note: its watts are the cap's
+SPREAD = "its samples spread"  # a mark: the machine itself is unsteady, and so will be what runs on it
 THROTTLED = "clocks held back"  # a note that makes a row noisy
 
 
@@ -43,7 +44,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Reading:
-    """What measuring a unit gave. Seconds are those of one call: median and interquartile range over samples.
+    """What measuring a unit gave. Seconds are those of one call: mean and interquartile range over samples.
 
     `cpu_fraction` is CPU time over wall time and threads: below 1, others had the core. `watts` is the mean over
     `window_s`. `failure` says why there is no figure; `notes` are what one should know of it.

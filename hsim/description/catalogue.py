@@ -44,9 +44,8 @@ def load_profile(name: str, kind: type[P], where: str, beside: Path = Path()) ->
     A folder hardware_profiles/ beside the scenario or in the working directory, where `hsim calibrate` writes, comes
     before the shipped one.
     """
-    folders = (beside / "hardware_profiles", Path("hardware_profiles"), shipped("hardware_profiles"))
-    file = _find(name, folders, where, "hardware profile")
-    profile, document = _read_profile(file)
+    file = _find(name, profile_folders(beside), where, "hardware profile")
+    profile, document = read_profile(file)
     if not isinstance(profile, kind):
         needed = next(k for k, v in PROFILE_KINDS.items() if v is kind)
         raise DescriptionError(
@@ -55,7 +54,13 @@ def load_profile(name: str, kind: type[P], where: str, beside: Path = Path()) ->
     return profile, document
 
 
-def _read_profile(file: Path) -> tuple[Profile, Document]:
+def profile_folders(beside: Path) -> tuple[Path, ...]:
+    """Where profiles are looked for, the first first."""
+    return (beside / "hardware_profiles", Path("hardware_profiles"), shipped("hardware_profiles"))
+
+
+def read_profile(file: Path) -> tuple[Profile, Document]:
+    """The profile in a file. Raises DescriptionError for one that is none."""
     document = read_document(file)
     kind = document.data.get("kind") if isinstance(document.data, dict) else None
     if kind not in PROFILE_KINDS:

@@ -172,6 +172,12 @@ class ModelArchitecture(Strict):
         return 2 * self.kv_heads * self.head_dim
 
     @property
+    def path(self) -> str:
+        """The code path that engines take for it: what their host times and errors were measured on, or were not."""
+        parts = [f"experts-{self.experts.routing}" if self.experts else "dense"]
+        return "/".join(parts + ["latent"] * bool(self.latent) + ["state"] * bool(self.state))
+
+    @property
     def products(self) -> tuple[Product, ...]:
         """Every matrix product of a forward pass but the experts' and the output head's."""
         return (*self._attention_products(), *self._mlp_products(), *self._state_products())

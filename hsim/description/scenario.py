@@ -11,6 +11,7 @@ from pydantic import (
     Discriminator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Tag,
@@ -19,7 +20,7 @@ from pydantic import (
 )
 
 from hsim.description.catalogue import scenario_file
-from hsim.description.hardware import Precision, Tool
+from hsim.description.hardware import KvPrecision, Precision, Tool
 from hsim.description.quantities import Constant, Distribution
 from hsim.description.yamlfile import Document, Strict, did_you_mean, read_document, validated, with_settings
 from hsim.errors import DescriptionError
@@ -208,10 +209,15 @@ class Workload(Strict):
 
 
 class FleetTier(Strict):
-    """So many servers of one kind."""
+    """So many servers of one kind.
+
+    One that has done nothing for `sleep_after_s` is switched off until work comes for it; the first `stay_on` never are.
+    """
 
     server: str
     count: PositiveInt
+    sleep_after_s: PositiveFloat | None = None
+    stay_on: NonNegativeInt = 0
 
 
 class CorePool(Strict):
@@ -232,13 +238,22 @@ class EnginePool(Strict):
     """A pool of model replicas on the accelerators of a tier.
 
     `replicas` over the whole tier; as many as fit when left out. Numbers left out are the engine's defaults. A visit
-    that finds `max_waiting` others in the replica's queue is shed.
+    that finds `max_waiting` others in the replica's queue is shed. A model with experts may be served by `data_parallel`
+    groups of `tensor_parallel` accelerators, which share out its experts and are one replica; with `expert_parallel` an
+    accelerator holds whole experts instead of a slice of each. `kv_precision` is that of keys and values where it is not
+    the activations'. Under `power_cap_w` each accelerator runs at the highest clock whose power fits. A
+    replica that has done nothing for `unload_after_s` gives its accelerators' memory back, and loads its model again when
+    work comes for it.
     """
 
     runs_on: str
     engine: str = "vllm"
     precision: Precision = "bf16"
     tensor_parallel: PositiveInt = 1
+    data_parallel: PositiveInt = 1
+    expert_parallel: bool = False
+    kv_precision: KvPrecision | None = None
+    power_cap_w: PositiveFloat | None = None
     replicas: PositiveInt | None = None
     max_num_seqs: PositiveInt | None = None
     max_num_batched_tokens: PositiveInt | None = None
@@ -246,7 +261,13 @@ class EnginePool(Strict):
     block_tokens: PositiveInt | None = None
     prefix_caching: bool | None = None
     max_waiting: PositiveInt | None = None
+    unload_after_s: PositiveFloat | None = None
     router: str = "least-outstanding-tokens"
+
+    @property
+    def accelerators(self) -> int:
+        """Accelerators of one replica."""
+        return self.tensor_parallel * self.data_parallel
 
 
 def _pool_kind(value: Any) -> str:

@@ -42,11 +42,15 @@ class FigureUse:
 
 @dataclass
 class Figures:
-    """Reads figures out of profiles, puts the scenario's assumptions in their place, and remembers which were used."""
+    """Reads figures out of profiles, puts the scenario's assumptions in their place, and remembers which were used.
+
+    `cautions` are what the cost models that were made of them say of themselves, each once.
+    """
 
     assume: Mapping[str, float]
     used: dict[str, FigureUse] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
+    cautions: dict[str, None] = field(default_factory=dict)
     documents: dict[str, Document] = field(default_factory=dict)
 
     def value(self, profile: Profile, path: str) -> float:
@@ -164,20 +168,20 @@ class System:
             left = free[self.tier_of(name).name]
             servers: list[int] = []
             for _ in range(pool.replicas):
-                server = next((i for i, count in enumerate(left) if count >= pool.tensor_parallel), None)
+                server = next((i for i, count in enumerate(left) if count >= pool.accelerators), None)
                 if server is None:
                     at = self.document.where(("pools", name, "replicas"))
-                    what = f"{pool.replicas} replicas of {pool.tensor_parallel} accelerators do not fit on tier {self.tier_of(name).name!r}"
+                    what = f"{pool.replicas} replicas of {pool.accelerators} accelerators do not fit on tier {self.tier_of(name).name!r}"
                     more = " beside the pools before it; say how many replicas each pool has" if placed else ""
                     raise DescriptionError(at, what, f"{len(servers)} fit{more}")
-                left[server] -= pool.tensor_parallel
+                left[server] -= pool.accelerators
                 servers.append(server)
             placed[name] = tuple(servers)
         return placed
 
     def _filled(self, name: str, pool: EnginePool) -> FilledPool:
         engine, tier = self.engines[name], self.tier_of(name)
-        fitting = tier.count * (tier.accelerators_per_server // pool.tensor_parallel)
+        fitting = tier.count * (tier.accelerators_per_server // pool.accelerators)
         defaults = {
             "max_num_seqs": engine.max_num_seqs,
             "max_num_batched_tokens": engine.max_num_batched_tokens,
@@ -238,8 +242,9 @@ def _step_tables(system: System, find: Callable[..., Any]) -> dict[str, StepTabl
             path = ("step_tables", number)
             table: StepTable = find(table_name, StepTable, path, system.figures.documents[engine.name])
             measured = (table.chip, table.precision, table.tensor_parallel)
-            wanted = (chip.name if chip else "", pool.precision, pool.tensor_parallel)
-            if measured == wanted and table.model.same_work_as(system.model):
+            wanted = (chip.name if chip else "", pool.precision, pool.accelerators)
+            plain = not pool.expert_parallel and pool.kv_precision is None and pool.power_cap_w is None
+            if measured == wanted and plain and table.model.same_work_as(system.model):
                 tables[name] = table
     return tables
 
@@ -285,13 +290,32 @@ def _check_fit_on_servers(system: System) -> None:
             at = system.document.where(("pools", name, "runs_on"))
             what = f"the server {tier.server.name!r} has no accelerator"
             raise DescriptionError(at, what, "run it on a tier that has")
-        if pool.tensor_parallel > tier.accelerators_per_server:
-            what = f"{pool.tensor_parallel} accelerators do not fit in a {tier.server.name} with {tier.accelerators_per_server}"
+        if pool.accelerators > tier.accelerators_per_server:
+            what = f"{pool.accelerators} accelerators do not fit in a {tier.server.name} with {tier.accelerators_per_server}"
             raise DescriptionError(at, what, f"use at most {tier.accelerators_per_server}")
         if system.model.kv_heads % pool.tensor_parallel and pool.tensor_parallel % system.model.kv_heads:
             what = f"{pool.tensor_parallel} does not divide the model's {system.model.kv_heads} KV heads"
             raise DescriptionError(at, what, "use 1, 2, 4 or 8")
+        _check_shared_out(system, name, pool)
     system.placements()
+
+
+def _check_shared_out(system: System, name: str, pool: EnginePool) -> None:
+    """Only experts are shared out beside tensor parallelism, and a cap slows what would draw more than it."""
+    for key, asked in (("expert_parallel", pool.expert_parallel), ("data_parallel", pool.data_parallel > 1)):
+        if asked and not system.model.experts:
+            remedy = "leave it out" if key == "expert_parallel" else f"use replicas: {pool.data_parallel}"
+            at = system.document.where(("pools", name, key))
+            raise DescriptionError(at, f"{system.model.name} has no experts to share out", remedy)
+    chip = system.tier_of(name).chip
+    if pool.power_cap_w is None or chip is None:
+        return
+    at = system.document.where(("pools", name, "power_cap_w"))
+    own_w = system.figures.if_known(chip, "power.cap_w")
+    if pool.power_cap_w > own_w:
+        raise DescriptionError(
+            at, f"{pool.power_cap_w:g} W is more than {chip.name} ever draws, {own_w:g} W", "leave it out"
+        )
 
 
 def _check_links(system: System) -> None:

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
+from hsim.costs.clocks import ClockedCosts
 from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, check_runs, working_precision
 from hsim.costs.cpu import HostPower, OperationCost, host_power, operation_cost
 from hsim.costs.measured import MeasuredCosts
 from hsim.costs.memory import kv_capacity_tokens
-from hsim.costs.shapes import StepCosts
+from hsim.costs.shapes import StepCosts, StepShape
 from hsim.description.system import FilledPool, System, Tier
 from hsim.description.yamlfile import did_you_mean
 from hsim.engine.link import LinkSpec
+from hsim.engine.power import Sleep
 from hsim.engine.replica import ReplicaSpec
 from hsim.errors import DescriptionError
 from hsim.metrics.accounts import Accounts, accounts_of
@@ -34,9 +36,11 @@ class Prepared:
     routers: dict[str, Router]
     slowdown: dict[str, float]
     networks: dict[str, LinkSpec]
+    sleep: dict[str, Sleep]
     understand: dict[str, OperationCost]
     tools: dict[str, OperationCost]
     kv_bytes_per_token: float
+    request_latency_s: dict[str, float]
     accounts: Accounts
 
 
@@ -66,47 +70,104 @@ def prepare(system: System) -> Prepared:
         routers={name: _router(system, name) for name in scenario.pools},
         slowdown={name: figures.value(tier.cpu, "contention_slowdown") for name, tier in system.tiers.items()},
         networks=networks,
+        sleep=_sleep(system),
         understand=_understanding(system),
         tools=_tool_costs(system),
         kv_bytes_per_token=_kv_bytes_per_token(system),
+        request_latency_s={name: _request_latency_s(system, name) for name in replicas},
         accounts=accounts_of(system),
     )
     figures.check_all_assumptions_used(system.document)
     return prepared
 
 
+def _sleep(system: System) -> dict[str, Sleep]:
+    """When the servers of each tier that has sleep_after_s are switched off, and how long they take to boot.
+
+    Raises DescriptionError where KV cache would be sent to a server, or an engine, that is down.
+    """
+    stages, fleet, where = system.scenario.stages, system.scenario.fleet, system.document.where
+    if stages.prefill:
+        tier = system.tier_of(stages.generate).name
+        unloads = system.engine_pools()[stages.generate].unload_after_s
+        for sleeps, path in (
+            (fleet[tier].sleep_after_s, ("fleet", tier, "sleep_after_s")),
+            (unloads, ("pools", stages.generate, "unload_after_s")),
+        ):
+            if sleeps is not None:
+                what = (
+                    f"pool {stages.generate!r} is sent KV cache from {stages.prefill!r}, and must be there to take it"
+                )
+                raise DescriptionError(where(path), what, "leave it out")
+    return {
+        name: Sleep(fleet[name].sleep_after_s, system.figures.value(tier.server, "boot_s"))  # type: ignore[arg-type]
+        for name, tier in system.tiers.items()
+        if fleet[name].sleep_after_s is not None
+    }
+
+
 def _kv_bytes_per_token(system: System) -> float:
-    """Bytes of keys and values that one token weighs where they are handed over: in the generate pool's precision."""
-    precision = system.engine_pools()[system.scenario.stages.generate].precision
-    return ELEMENT_BYTES[working_precision(precision)] * system.model.kv_elements_per_token
+    """Bytes of keys and values that one token weighs where they are handed over: as the generate pool keeps them."""
+    pool = system.engine_pools()[system.scenario.stages.generate]
+    return ELEMENT_BYTES[pool.kv_precision or working_precision(pool.precision)] * system.model.kv_elements_per_token
+
+
+def _request_latency_s(system: System, name: str) -> float:
+    """Seconds between a client and the queue of a pool's engine: 0 where its profile has no such figure, or it is null."""
+    engine = system.engines[name]
+    figure, assumed = engine.request_latency_s, f"{engine.name}.request_latency_s" in system.figures.assume
+    known = figure is not None and (figure.value is not None or assumed)
+    return system.figures.value(engine, "request_latency_s") if known else 0.0
 
 
 def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
     tier, engine, figures = system.tier_of(name), system.engines[name], system.figures
     assert tier.chip is not None
-    placement = Placement(system.model, tier.chip, engine, pool.tensor_parallel, pool.precision)
+    placement = Placement(
+        system.model, tier.chip, engine, pool.tensor_parallel, pool.precision, pool.data_parallel, pool.expert_parallel,
+        pool.kv_precision, power_cap_w=pool.power_cap_w,
+    )  # fmt: skip
     check_runs(placement, system.document.where(("pools", name, "precision")))
     at = system.document.where(("pools", name))
     host_cores = figures.value(engine, "host_cores_per_replica")
-    host_cores += pool.tensor_parallel * figures.value(engine, "host_cores_per_accelerator")
+    host_cores += placement.devices * figures.value(engine, "host_cores_per_accelerator")
+    goes_down = pool.unload_after_s is not None or system.scenario.fleet[tier.name].sleep_after_s is not None
     return ReplicaSpec(
         pool=pool,
         costs=_step_costs(system, name, placement),
         batcher=decode_first,
         kv_blocks=kv_capacity_tokens(placement, pool.gpu_memory_utilization, figures, at) // pool.block_tokens,
-        idle_w=pool.tensor_parallel * figures.if_known(tier.chip, "power.loaded_idle_w"),
+        idle_w=placement.devices * figures.if_known(tier.chip, "power.loaded_idle_w"),
         host_cores=ceil(host_cores),
+        window_tokens=system.model.window.tokens if system.model.window else 0,
+        load_s=figures.value(engine, "load_s") if goes_down else 0.0,
     )
 
 
 def _step_costs(system: System, name: str, placement: Placement) -> StepCosts:
-    """Measured steps where there is a table of them, else kernel laws composed."""
+    """Measured steps where there is a table of them, else kernel laws composed, at clocks under a cap if there is one."""
+    if placement.power_cap_w is not None:
+        at = system.document.where(("pools", name, "power_cap_w"))
+        clocked = ClockedCosts(placement, system.figures, at)
+        clocked.check_fits(_heaviest(system, name))
+        system.figures.cautions |= dict.fromkeys(f"pool {name}: {note}" for note in clocked.notes)
+        return clocked
     composed = ComposedCosts(placement, system.figures)
     table = system.step_tables.get(name)
     if table is None:
+        system.figures.cautions |= dict.fromkeys(f"pool {name}: {note}" for note in composed.notes)
         return composed
     system.figures.stands_on(table.name, len(table.decodes) * len(table.contexts), table.tier, table.source)
     return MeasuredCosts(table, composed)
+
+
+def _heaviest(system: System, name: str) -> list[StepShape]:
+    """Steps that draw the most: a budget full of prompt, and as many sequences as may run, short and long."""
+    pool, longest = system.engine_pools()[name], system.model.max_context_tokens
+    seqs, budget = min(pool.max_num_seqs, pool.max_num_batched_tokens), pool.max_num_batched_tokens
+    chunk = min(budget, longest)
+    prompts = StepShape(0, 0, 1, chunk, chunk, chunk * (chunk + 1) // 2)
+    return [prompts, StepShape(seqs, seqs), StepShape(seqs, seqs * longest)]
 
 
 def _engine_cores(tier: Tier, system: System, replicas: dict[str, ReplicaSpec]) -> int:

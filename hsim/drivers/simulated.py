@@ -15,6 +15,7 @@ from hsim.engine.executor import Executor, ModelledTime
 from hsim.engine.life import OperationTime, Pipeline, Send, arrive_in_time, run_tasks
 from hsim.engine.link import Link, Network
 from hsim.engine.pool import Pool
+from hsim.engine.power import Sleeper
 from hsim.engine.replica import Replica
 from hsim.engine.visits import Job, Prompt
 from hsim.log import Device, Log, PoolRecord, Stage
@@ -79,6 +80,7 @@ def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Execut
         bytes_per_token=payload.bytes_per_token,
         kv_bytes_per_token=prepared.kv_bytes_per_token,
         prefix_caching=any(spec.pool.prefix_caching for spec in prepared.replicas.values()),
+        request_latency_s={} if executor.real else prepared.request_latency_s,
     )
 
 
@@ -110,6 +112,9 @@ def _hosts(env: EngineEnvironment, log: Log, prepared: Prepared) -> dict[str, li
         power = prepared.hosts[name]
         for number in range(tier.count):
             host = Host(env, log, len(log.hosts), power, prepared.slowdown[name])
+            if name in prepared.sleep and number >= prepared.system.scenario.fleet[name].stay_on:
+                host.sleeper = Sleeper(env, log, (host.index, -1), prepared.sleep[name])
+                host.sleeper.rest()
             hosts.setdefault(name, []).append(host)
             log.hosts.append(Device(f"{name}/{number}", name, power.idle_w, power.cores))
     return hosts
@@ -123,10 +128,13 @@ def _engine_pool(
     for number, server in enumerate(prepared.system.placements()[name]):
         host = hosts[server]
         replicas.append(Replica(env, log, len(log.accelerators), spec, host, executor))
-        device = Device(f"{name}/{number}", tier.name, spec.idle_w, host=host.index, host_cores=spec.host_cores)
+        ways, cores = spec.pool.tensor_parallel, spec.host_cores
+        device = Device(
+            f"{name}/{number}", tier.name, spec.idle_w, host=host.index, host_cores=cores, accelerators=ways
+        )
         log.accelerators.append(device)
     assert tier.chip is not None
-    what = f"{len(replicas)} x {spec.pool.tensor_parallel} {tier.chip.name}"
+    what = f"{len(replicas)} x {spec.pool.accelerators} {tier.chip.name}"
     log.pools[name] = PoolRecord(
         what, True, tuple(r.index for r in replicas), len(replicas), spec.kv_blocks * spec.pool.block_tokens
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,7 @@ class Pipeline:
     """Where each stage is served, what its operations cost, and what joins the places.
 
     With a pool for Stage.PREFILL, prompts are prefilled there and their KV cache moves on to the generate pool.
+    `request_latency_s` passes, by pool, between a client and the queue, and holds nothing meanwhile.
     """
 
     pools: Mapping[Stage, Pool[Any]]
@@ -46,6 +47,7 @@ class Pipeline:
     bytes_per_token: float
     kv_bytes_per_token: float
     prefix_caching: bool
+    request_latency_s: Mapping[str, float] = field(default_factory=dict)
 
 
 def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> None:
@@ -94,6 +96,8 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
             yield send(task.id, visit.payload_bytes)
         if isinstance(visit, Prompt) and visit.source is not None:
             _let_go(pipeline, visit.source)
+        elif latency_s := pipeline.request_latency_s.get(pool.name):
+            yield env.at(env.now + latency_s, task.id)
         visit.queued_s = env.now
         if env.now < deadline_s:
             served = pool.submit(visit)

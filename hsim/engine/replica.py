@@ -18,8 +18,10 @@ from hsim.engine.cores import Host
 from hsim.engine.environment import DEVICE_STARTS, TASK_GOES_ON, EngineEnvironment
 from hsim.engine.executor import Executor
 from hsim.engine.kv import KvCache
+from hsim.engine.power import Sleep, Sleeper
 from hsim.engine.shares import Run, Shares
 from hsim.engine.visits import Prompt
+from hsim.engine.windows import WindowSums
 from hsim.log import Log, Outcome
 from hsim.policies.batching import Batcher, BatchPlan
 from hsim.policies.views import BatchView, DeviceView, VisitView
@@ -30,7 +32,10 @@ DECODE_ON = BatchPlan(0, (), inf)
 
 @dataclass(frozen=True)
 class ReplicaSpec:
-    """What a replica is: its pool's settings, what it holds and draws, and the host cores that it keeps busy."""
+    """What a replica is: its pool's settings, what it holds and draws, and the host cores that it keeps busy.
+
+    `window_tokens` is the window that some of its model's layers see, 0 where all see everything.
+    """
 
     pool: FilledPool
     costs: StepCosts
@@ -38,6 +43,8 @@ class ReplicaSpec:
     kv_blocks: int
     idle_w: float
     host_cores: int
+    window_tokens: int = 0
+    load_s: float = 0.0
 
 
 class Replica:
@@ -66,11 +73,24 @@ class Replica:
         self._leaving: list[Prompt] = []
         self._context_tokens = 0  # read by the decoding sequences in their next step
         self._outstanding_tokens = 0
+        self._windows = WindowSums(spec.window_tokens) if spec.window_tokens else None
         self._step = 0
         self._shares = self._no_shares()
         self._host_mark_j = 0.0
         self._run: Run | None = None
         self._version, self._starting = 0, False
+        self._sleeper = self._own_sleeper()
+
+    def _own_sleeper(self) -> Sleeper | None:
+        """What says whether its model is loaded, if that can change."""
+        after_s = self.spec.pool.unload_after_s
+        if after_s is None and self.host.sleeper is None:
+            return None
+        sleep = Sleep(inf if after_s is None else after_s, self.spec.load_s)
+        sleeper = Sleeper(self.env, self.log, (self.host.index, self.index), sleep, self.host.sleeper)
+        sleeper.devices.append(self)
+        sleeper.rest()
+        return sleeper
 
     # ---- what others see and do
 
@@ -83,7 +103,8 @@ class Replica:
             self._take_due_blocks()
             cached = self.kv.cached_tokens(visit.prefix)
         waiting, running = len(self.waiting), len(self.running)
-        return DeviceView(waiting + running, tokens, waiting, running, self.spec.pool.max_num_seqs, cached)
+        wake_s = self._sleeper.wake_s() if self._sleeper else 0.0
+        return DeviceView(waiting + running, tokens, waiting, running, self.spec.pool.max_num_seqs, cached, wake_s)
 
     def submit(self, prompt: Prompt) -> None:
         """Queue a prompt; its `done` happens at the boundary at which its answer is complete, or when it is shed."""
@@ -109,12 +130,35 @@ class Replica:
         self._outstanding_tokens -= prompt.prefill_tokens + prompt.max_output_tokens - prompt.generated_tokens
         self._finish(prompt)
         self._attend(joined=bool(self.waiting))  # whoever was behind it may fit
+        self._rest()
+
+    def fail(self) -> None:
+        """The step under way has failed, and the cache may be lost: all who run leave at its end, unserved."""
+        for prompt in self.running:
+            prompt.outcome = Outcome.FAILED
+            self._leaving.append(prompt)
 
     def let_go(self, prompt: Prompt) -> None:
         """The KV cache of a finished prompt that was kept for its transfer is free."""
         self._take_due_blocks()
         self.kv.release(prompt, prompt.input_tokens)
         self._attend(joined=bool(self.waiting))
+        self._rest()
+
+    def at_rest(self) -> bool:
+        """See Sleepy."""
+        return self._run is None and not self.waiting and self.kv.free_blocks == self.kv.capacity_blocks
+
+    def power_changed(self, up: bool) -> None:
+        """See Sleepy."""
+        if up:
+            self._attend(joined=False)
+        else:
+            self.kv.forget()
+
+    def _rest(self) -> None:
+        if self._sleeper and self.at_rest():
+            self._sleeper.rest()
 
     def batch(self) -> Iterator[tuple[Prompt, int, int]]:
         """The sequences of the step under way, each with the position of its first new token and how many there are."""
@@ -129,7 +173,9 @@ class Replica:
     def _attend(self, joined: bool) -> None:
         """Somebody may be able to join: start if idle, else plan anew at the next boundary if that could change it."""
         if self._run is None:
-            if self.waiting and not self._starting:
+            if self.waiting and self._sleeper and not self._sleeper.up:
+                self._sleeper.wake()
+            elif self.waiting and not self._starting:
                 self._starting = True  # at the end of this instant, so that all who arrive in it start together
                 self.env.call_at(self.env.now, DEVICE_STARTS, self._start)
         elif joined and not self._run.shape.chunks and len(self.running) < self.spec.pool.max_num_seqs:
@@ -220,8 +266,11 @@ class Replica:
 
     def _shape_of(self, chunks: tuple[int, ...]) -> StepShape:
         if not chunks:
-            return StepShape(self._decodes, self._context_tokens)
-        count = tokens = context = pairs = growth = 0
+            shape = StepShape(self._decodes, self._context_tokens)
+            if self._windows:
+                self._windows.fill_in(shape, self._step)
+            return shape
+        count = tokens = context = pairs = growth = window_pairs = 0
         for prompt, chunk in zip(self.prefilling, chunks, strict=True):
             if chunk:
                 before = prompt.prefill_tokens - prompt.prompt_left
@@ -230,7 +279,13 @@ class Replica:
                 context += before + chunk
                 pairs += chunk * before + chunk * (chunk + 1) // 2
                 growth += chunk * chunk
-        return StepShape(self._decodes, self._context_tokens, count, tokens, context, pairs, growth)
+                if self._windows:
+                    window_pairs += self._windows.pairs(before, chunk)
+        shape = StepShape(self._decodes, self._context_tokens, count, tokens, context, pairs, growth)
+        if self._windows:
+            self._windows.fill_in(shape, self._step)
+            shape.window_pairs = window_pairs
+        return shape
 
     def _affordable(self, run: Run) -> int:
         """How many of the planned steps the free blocks allow, at least one."""
@@ -259,7 +314,10 @@ class Replica:
         self._shares, self._step = self._no_shares(), 0  # nobody holds a mark: start afresh, lest rounding grow
         self._due_step = 0
         self._finishing.clear()
+        if self._windows:
+            self._windows.clear()
         self.host.change(-self.spec.host_cores)
+        self._rest()
 
     # ---- boundaries
 
@@ -364,6 +422,8 @@ class Replica:
         self._context_tokens += prompt.prefill_tokens + 1
         prompt.entry = next(self._entries)
         heappush(self._finishing, (prompt.finish_step, prompt.task, prompt.entry, prompt))
+        if self._windows:
+            self._windows.begin(prompt, self._step)
 
     def _first_finish(self) -> int:
         """The step after which the first of the decoding sequences finishes."""
@@ -395,6 +455,8 @@ class Replica:
     def _stop_decoding(self, prompt: Prompt) -> None:
         """Take a sequence out of the decoding batch, charged for its part of it."""
         self._shares.charge_decoding(prompt)
+        if self._windows:
+            self._windows.end(prompt, self._step)
         steps = self._step - prompt.first_step
         prompt.generated_tokens += steps
         prompt.decoding, prompt.entry = False, 0

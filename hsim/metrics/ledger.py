@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hsim.log import Log, Stage
-from hsim.metrics.accounts import Accounts
-from hsim.metrics.meters import HostMeter, host_meters, inside, rows_of, steps_until
+from hsim.metrics.accounts import Accounts, TierAccounts
+from hsim.metrics.meters import HostMeter, ServerRest, host_meters, inside, rest_of, rows_of, steps_until
 
 Attribution = Literal["marginal", "occupancy", "full"]
 Boundary = Literal["accelerator", "wall", "facility"]
@@ -93,20 +93,33 @@ def keep_books(log: Log, tables: dict[str, Any], accounts: Accounts, window: Win
     What is booked to a stage is what its visits drew inside the window, those that began before it or end after it
     included. Devices have meters that can be cut at any instant; `shares_gap_j` is the law that ties them to visits.
     """
+    rests = [rest_of(tables["states"], log, i, window.start_s, window.end_s) for i in range(len(log.hosts))]
     entries = [
-        *_accelerator_entries(log, tables, window),
-        *_host_entries(log, tables, accounts, window),
+        *_accelerator_entries(log, tables, accounts, window, rests),
+        *_host_entries(log, tables, accounts, window, rests),
         *_transfer_entries(tables["transfers"], window),
     ]
     for name, tier in accounts.tiers.items():
-        entries.append(
-            Entry(f"{name} servers: fans, memory, network", "idle", "base", name, tier.base_w * window.seconds)
-        )
-        if tier.spare_accelerators_w:
-            spare_j = tier.spare_accelerators_w * window.seconds
-            entries.append(Entry(f"{name} spare accelerators", "idle", "accelerator", name, spare_j))
+        mine = [rest for rest, host in zip(rests, log.hosts, strict=True) if host.tier == name]
+        entries.extend(_server_entries(name, tier, window, mine))
     efficiency = {name: tier.psu_efficiency for name, tier in accounts.tiers.items()}
     return Ledger(window, tuple(entries), efficiency, accounts.site.pue)
+
+
+def _server_entries(name: str, tier: TierAccounts, window: Window, rests: Sequence[ServerRest]) -> Iterator[Entry]:
+    """What servers draw whatever they do: while they are on, off and booting."""
+    base_j, spare_j = tier.base_w * window.seconds, tier.spare_accelerators_w * window.seconds
+    if tier.rest:
+        base_j -= tier.rest.base_w * sum(rest.down_s for rest in rests)
+        spares = zip(tier.rest.spare_accelerators_w, rests, strict=True)
+        spare_j -= sum(watts * rest.down_s for watts, rest in spares)
+    yield Entry(f"{name} servers: fans, memory, network", "idle", "base", name, base_j)
+    if tier.spare_accelerators_w:
+        yield Entry(f"{name} spare accelerators", "idle", "accelerator", name, spare_j)
+    if tier.rest and any(rest.down_s for rest in rests):
+        off_s, boot_s = (sum(getattr(rest, key) for rest in rests) for key in ("off_s", "boot_s"))
+        yield Entry(f"{name} servers off", "idle", "base", name, tier.rest.off_w * off_s)
+        yield Entry(f"{name} servers booting", "idle", "base", name, tier.rest.boot_w * boot_s)
 
 
 def shares_gap_j(log: Log, tables: dict[str, Any], accounts: Accounts) -> float:
@@ -149,7 +162,9 @@ class _Totals:
             yield Entry(account, kind, self.component, tier, joules)
 
 
-def _accelerator_entries(log: Log, tables: dict[str, Any], window: Window) -> Iterator[Entry]:
+def _accelerator_entries(
+    log: Log, tables: dict[str, Any], accounts: Accounts, window: Window, rests: Sequence[ServerRest]
+) -> Iterator[Entry]:
     totals = _Totals("accelerator")
     for i, device in enumerate(log.accelerators):
         steps = rows_of(tables["steps"], device=i)
@@ -157,8 +172,14 @@ def _accelerator_entries(log: Log, tables: dict[str, Any], window: Window) -> It
         for stage, part in _parts(tables["visits"], i, window).items():
             totals.add(stage, "dynamic", device.tier, drawn.joules * part)
             totals.add(stage, "occupied", device.tier, device.idle_w * drawn.seconds * part)
+        pool, rest = device.name.rpartition("/")[0], accounts.tiers[device.tier].rest
         idle_j = device.idle_w * (window.seconds - drawn.seconds)
-        totals.add(f"{device.name.rpartition('/')[0]} accelerators idle", "idle", device.tier, idle_j)
+        if rest:
+            bare_s, down_s = rests[device.host].bare_s[i], rests[device.host].down_s
+            idle_j -= device.idle_w * (bare_s + down_s)
+            bare_j = device.accelerators * rest.bare_accelerator_w * bare_s
+            totals.add(f"{pool} accelerators without a model", "idle", device.tier, bare_j)
+        totals.add(f"{pool} accelerators idle", "idle", device.tier, idle_j)
     return totals.entries()
 
 
@@ -177,13 +198,15 @@ def _parts(visits: Any, device: int, window: Window) -> dict[str, float]:
     return {stage: seconds / total for stage, seconds in by_stage.items()} if total else {}
 
 
-def _host_entries(log: Log, tables: dict[str, Any], accounts: Accounts, window: Window) -> Iterator[Entry]:
+def _host_entries(
+    log: Log, tables: dict[str, Any], accounts: Accounts, window: Window, rests: Sequence[ServerRest]
+) -> Iterator[Entry]:
     """Cores that did jobs, cores that ran engines while those were in a step, and cores that nobody used."""
     totals, visits = _Totals("cpu"), tables["visits"]
     meters = host_meters(log, tables, accounts)
     for i, (host, meter) in enumerate(zip(log.hosts, meters, strict=True)):
         busy = meter.until(window.end_s).minus(meter.until(window.start_s))
-        idle_core_s = host.capacity * window.seconds - busy.seconds
+        idle_core_s = host.capacity * (window.seconds - rests[i].down_s) - busy.seconds
         totals.add(f"{host.tier} cores idle", "idle", host.tier, meter.core_idle_w * idle_core_s)
         for stage in (s for s in Stage if s not in ENGINE_STAGES):
             jobs = rows_of(visits, device=i, stage=stage)

@@ -16,6 +16,7 @@ from hsim.workload.tasks import Drawn
 FULL = 0.95  # a pool of cores busier than this, or a KV cache reserved beyond it, is called full
 QUEUE = 0.1  # a stage that waits for longer than this part of a task's time is called a queue
 LONG_DRAIN = 0.2
+ERRING = {"tpot": "TPOT", "ttft": "TTFT", "joules_per_token": "J per token"}  # quantities whose errors are printed
 STRETCHES = 10  # with fewer independent stretches in a replication, its mean is too skewed for t intervals
 
 
@@ -136,6 +137,41 @@ def assumptions_of(system: System) -> tuple[Assumption, ...]:
                 why = "as many as fit" if key == "replicas" else f"default of {engine.name}: {engine.defaults_source}"
                 found.append(Assumption(f"pools.{name}.{key}", f"{getattr(pool, key):g}", why))
     return tuple(found)
+
+
+def accuracy_of(system: System) -> tuple[str, ...]:
+    """How far predictions of such pools have erred on measured runs: the uncertainty that no replication shows."""
+    said = []
+    for name in system.engine_pools():
+        table = system.step_tables.get(name)
+        if table is None:
+            said += [f"pool {name}: {line}" for line in _composed_errors(system, name)]
+        elif table.median_error_fraction is not None:
+            tail = f" (p90 {table.p90_error_fraction:.0%})" if table.p90_error_fraction is not None else ""
+            said.append(f"pool {name}: steps read from {table.name} erred by {table.median_error_fraction:.0%}{tail}")
+    return tuple(said)
+
+
+def _composed_errors(system: System, name: str) -> list[str]:
+    """One line a quantity: of this chip and code path where there are runs of it, else of the chip with the worst."""
+    engine, chip, path = system.engines[name], system.tier_of(name).chip, system.model.path
+    assert chip is not None
+    lines = []
+    for quantity, called in ERRING.items():
+        known = [e for e in engine.errors if e.quantity == quantity and e.path == path]
+        here = [e for e in known if e.chip == chip.name]
+        if known:
+            e = max(here or known, key=lambda error: error.p90_fraction)
+            where = "" if here else f"; on {chip.name} none was measured"
+            as_engine = "" if e.engine == engine.name else f", as {e.engine}"
+            lines.append(
+                f"{called} of {e.path} models on {e.chip} under {engine.name}{as_engine} erred by {e.mean_fraction:.0%} "
+                f"(p90 {e.p90_fraction:.0%}) on {e.runs} runs that it was not fitted on{where}"
+            )
+    if not lines:
+        paths = ", ".join(sorted({e.path for e in engine.errors})) or "none"
+        lines = [f"no run of {path} models under {engine.name} was measured (it was on {paths}): error unknown"]
+    return lines
 
 
 def evidence_of(system: System) -> dict[str, int]:

@@ -111,7 +111,8 @@ class Assumption:
 class Result:
     """One run: a terminating window, one path, no sampling interval. `tasks` were completed.
 
-    `unavailable` says why energy, money or CO2 is None; `evidence` counts the figures that the run stood on by tier.
+    `unavailable` says why energy, money or CO2 is None; `evidence` counts the figures that the run stood on by tier;
+    `accuracy` says how far the cost models behind it have erred on measured runs.
     """
 
     scenario: str
@@ -139,6 +140,7 @@ class Result:
     pools: tuple[PoolUse, ...]
     bottleneck: str
     warnings: tuple[str, ...]
+    accuracy: tuple[str, ...]
     unavailable: dict[str, str]
     evidence: dict[str, int]
     assumptions: tuple[Assumption, ...]
@@ -303,6 +305,7 @@ class Study:
     pools: tuple[PoolUse, ...]
     bottleneck: str
     warnings: tuple[str, ...]
+    accuracy: tuple[str, ...]
     unavailable: dict[str, str]
     evidence: dict[str, int]
     assumptions: tuple[Assumption, ...]

@@ -16,7 +16,7 @@ from hsim.metrics import statistics
 from hsim.metrics.accounts import Accounts
 from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES, Attribution, Boundary
 from hsim.metrics.measured import Cohort, Measured
-from hsim.metrics.notes import assumptions_of, bottleneck_of, evidence_of, study_warnings
+from hsim.metrics.notes import accuracy_of, assumptions_of, bottleneck_of, evidence_of, study_warnings
 from hsim.metrics.result import (
     Calibration,
     EnergyStudy,
@@ -284,6 +284,7 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
         pools=pools,
         bottleneck=bottleneck_of(stages, pools),
         warnings=_warnings(material, stability, warm_up),
+        accuracy=accuracy_of(system),
         unavailable=unavailable,
         evidence=evidence_of(system),
         assumptions=assumptions_of(system),
@@ -293,7 +294,8 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
 def _warnings(material: Material, stability: Stability | None, warm_up: WarmUp | None) -> tuple[str, ...]:
     truncated = sum(replication.truncated for replication in material.replications)
     first = material.replications[0].warnings
-    return (*study_warnings(stability, warm_up, material.paths[0].cohort.tasks, truncated), *first)
+    own = study_warnings(stability, warm_up, material.paths[0].cohort.tasks, truncated)
+    return (*own, *first, *material.system.figures.cautions)
 
 
 def _latencies(paths: Sequence[Measured], intervals: Mapping[str, Interval]) -> dict[str, LatencyStudy]:

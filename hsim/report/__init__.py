@@ -16,9 +16,14 @@ from hsim.units import plain_error, readable, readable_error, readable_range, re
 if TYPE_CHECKING:
     from hsim.calibrate.options import CalibrationReport
     from hsim.drivers.live import MeteredJoules
-    from hsim.validate import LiveResult, Validation
+    from hsim.validate import LiveResult, LoadsValidation, Validation
+    from hsim.validate.quantities import Accounted
 
 NAME_SHOWN = 14  # last letters of a scenario's name, at the head of a column
+LOAD_QUANTITIES = (
+    "tasks, middle of the run",
+    *(f"{latency} {what}" for latency in ("ttft", "tpot", "e2e") for what in ("mean", "p95")),
+)
 LEFT_OUT_SHOWN = 4  # of what a calibration's budget did not allow; fit.json has all
 
 LATENCY_NAMES = {
@@ -45,6 +50,8 @@ FIGURE_NAMES = {
     "usd_per_1k_output_tokens": ("Cost of 1,000 tokens", "USD"),
     "gco2_per_task": ("CO2 a task", "g"),
 }
+JUDGED_STYLES = {"within": "green", "noise": "yellow", "beyond": "bold red"}
+SMALL_PART = 0.002  # of the mean end-to-end time: parts below it are not shown
 VERDICT_STYLES = {"PASS": "green", "FAIL": "bold red", "UNDECIDED": "yellow"}
 
 
@@ -55,27 +62,141 @@ def result_tables(result: Result, explain: bool = False) -> RenderableType:
         parts += [_slo_table(result), Text()]
     parts += [_latency_table(result), Text(), *_energy_tables(result), _stage_table(result), Text()]
     parts += [_pool_table(result), Text(), Text(f"Bottleneck  {result.bottleneck}.")]
+    parts += [Text(f"Accuracy    {line}.") for line in result.accuracy]
     parts += [Text(f"Warning     {warning}.", style="yellow") for warning in result.warnings]
     parts += [Text(), *_assumptions(result, explain)]
     return Group(*parts)
 
 
 def validation_tables(validation: Validation) -> RenderableType:
-    """Predicted beside measured."""
-    table = _table("", "predicted", "measured", "error")
+    """Predicted beside measured, judged, and what is to blame."""
+    lines = [
+        f"{Path(validation.scenario).stem}: simulated, then run live on {validation.device}, {_times(validation)}",
+        f"Calibration  sha256 {validation.calibration_sha256[:16]}, frozen before the live run",
+        *_became_of_tasks(validation.tasks, validation.failures, validation.stopped),
+        *(f"Backend      {note}" for note in validation.notes),
+        *_energies(validation.energy),
+    ]
+    texts = [Text(line, style="bold yellow" if line.startswith("STOPPED") else "") for line in lines]
+    if not validation.compared:
+        return Group(*texts)
+    rule = "within: in what the calibration states; noise: no further off than twice the spread of repeats; else beyond"
+    parts: list[RenderableType] = [*texts, Text(), _compared_table(validation), Text(rule, style="dim"), Text()]
+    return Group(*parts, _parts_table(validation), Text(), _charges_table(validation), Text(), *_verdict(validation))
+
+
+def _times(validation: Validation) -> str:
+    done = sum(not one.unfinished for one in validation.tasks)
+    asked = validation.tasks[0].asked if validation.tasks else 0
+    return f"{asked:,} tasks, {done} of {validation.repeats} times"
+
+
+def _became_of_tasks(runs: Iterable[Accounted], failures: dict[str, int], stopped: str) -> list[str]:
+    """Every task of every run accounted for, where not all were served."""
+    lines = [f"STOPPED      by {stopped}" if stopped == "Ctrl-C" else f"STOPPED      {stopped}"] if stopped else []
+    for number, one in enumerate(runs, 1):
+        if one.served < one.asked:
+            kinds = (
+                ("timed out", one.timed_out),
+                ("shed", one.shed),
+                ("failed", one.failed),
+                ("not finished", one.unfinished),
+            )
+            told = "".join(f", {count} {kind}" for kind, count in kinds if count)
+            lines.append(f"Tasks        run {number}: of {one.asked} {one.served} served{told}")
+    return lines + [f"Failed       {count} x {why}" for why, count in failures.items()]
+
+
+def _energies(runs: Iterable[Iterable[MeteredJoules]]) -> list[str]:
+    told = list(dict.fromkeys(f"Energy       {_metered(meter)}" for run in runs for meter in run))
+    return told or ["Energy       unavailable: no meter at hand"]
+
+
+def _compared_table(validation: Validation) -> Table:
+    table = _table("", "predicted", "stated", "measured", "repeats ±", "error", "at its pace", "error", "verdict")
     for row in validation.compared:
         show = readable_seconds if row.unit == "s" else lambda value: f"{value:.4g}/s"
-        error = "–" if row.error_fraction is None else f"{row.error_fraction:+.1%}"
-        table.add_row(row.quantity, show(row.predicted), show(row.measured), error)
+        stated = (
+            "–"
+            if row.low is None or row.high is None
+            else readable_range(row.low, row.high, "s" if row.unit == "s" else "")
+        )
+        spread = "–" if row.spread_fraction is None else f"{row.spread_fraction:.1%}"
+        at_pace = "–" if row.at_pace is None else show(row.at_pace)
+        errors = ["–" if e is None else f"{e:+.1%}" for e in (row.error_fraction, row.pace_error_fraction)]
+        verdict = Text(row.verdict, style=JUDGED_STYLES[row.verdict])
+        cells = (show(row.predicted), stated, show(row.measured), spread, errors[0], at_pace, errors[1])
+        table.add_row(row.quantity, *cells, verdict)
+    return table
+
+
+def _parts_table(validation: Validation) -> Table:
+    """Where a task's time went, and which part carries the error."""
+    blame = validation.blame
+    table = _table("Mean of a task", "predicted", "measured", "of the error")
+    error_s = blame.e2e_measured_s - blame.e2e_predicted_s
+    for part in sorted(blame.parts, key=lambda p: -abs(p.measured_s - p.predicted_s)):
+        if max(part.predicted_s, part.measured_s) < SMALL_PART * blame.e2e_measured_s:
+            continue
+        share = f"{(part.measured_s - part.predicted_s) / error_s:.0%}" if error_s else "–"
+        table.add_row(part.part, readable_seconds(part.predicted_s), readable_seconds(part.measured_s), share)
+    table.add_row("end to end", readable_seconds(blame.e2e_predicted_s), readable_seconds(blame.e2e_measured_s), "")
+    return table
+
+
+def _charges_table(validation: Validation) -> Table:
+    """Each term as predicted, in the live runs and alone now, and the prediction had it been right."""
+    table = _table("Term", "count", "predicted", "live", "live ratio", "alone now", "on a core", "end to end if right")
+    for charge in validation.blame.charges:
+        seen = charge.seen
+        cells = ["", "", "", "", "", ""] if seen is None else [
+            f"{seen.count:,}", readable_seconds(seen.predicted_s), readable_seconds(seen.measured_s),
+            f"{seen.measured_s / seen.predicted_s:.2f}" if seen.predicted_s else "–",
+            f"{charge.pace:.2f}" if charge.pace else "–",
+            f"{seen.core_fraction:.0%}" if seen.core_fraction is not None else "–",
+        ]  # fmt: skip
+        table.add_row(charge.term, *cells, readable_seconds(charge.e2e_if_right_s))
+    return table
+
+
+def _verdict(validation: Validation) -> list[Text]:
+    ratios = [one.measured_s / one.predicted_s for one in validation.pace]
+    if not ratios:
+        return [Text(f"Blame        {validation.blame.verdict}.")]
+    middle = sorted(ratios)[len(ratios) // 2]
+    pace = f"alone on it, work now takes {middle:.2f} times what the calibration says ({min(ratios):.2f} to {max(ratios):.2f})"
+    return [Text(f"Pace         of this machine: {pace}."), Text(f"Blame        {validation.blame.verdict}.")]
+
+
+def loads_tables(validation: LoadsValidation) -> RenderableType:
+    """Several loads side by side: the quantities that matter, and what is to blame at each."""
+    table = _table("", "predicted", "measured", "repeats ±", "error", "at its pace", "verdict")
+    for one in validation.runs:
+        table.add_row(Text(one.name, style="bold"))
+        for row in one.validation.compared:
+            if row.quantity not in LOAD_QUANTITIES or (one.load_fraction is None) != (row.unit == "1/s"):
+                continue
+            show = readable_seconds if row.unit == "s" else lambda value: f"{value:.4g}/s"
+            spread = "–" if row.spread_fraction is None else f"{row.spread_fraction:.1%}"
+            errors = ["–" if e is None else f"{e:+.1%}" for e in (row.error_fraction, row.pace_error_fraction)]
+            verdict = Text(row.verdict, style=JUDGED_STYLES[row.verdict])
+            name = "capacity" if row.unit == "1/s" else row.quantity
+            table.add_row(f"  {name}", show(row.predicted), show(row.measured), spread, *errors, verdict)
+    first = validation.runs[0].validation
+    capacities = ", ".join(f"{kind} {rate:.3g} tasks/s" for kind, rate in validation.capacities_per_s.items())
     lines = [
-        f"{Path(validation.scenario).stem}: {validation.tasks:,} tasks simulated, then run live on {validation.device}",
-        f"Calibration  sha256 {validation.calibration_sha256[:16]}, frozen before the live run",
-        *(f"Backend      {note}" for note in validation.notes),
-        *(f"Energy       {_metered(meter)}" for meter in validation.energy),
+        f"{Path(validation.scenario).stem}: predicted capacity {capacities}; {first.tasks[0].asked if first.tasks else 0} tasks at each load, run live on {first.device}",
+        f"Calibration  sha256 {first.calibration_sha256[:16]}, frozen before the live runs",
     ]
-    if not validation.energy:
-        lines.append("Energy       unavailable: no meter at hand")
-    return Group(*(Text(line) for line in lines), Text(), table)
+    for one in validation.runs:
+        told = _became_of_tasks(one.validation.tasks, one.validation.failures, one.validation.stopped)
+        lines += [f"{line} ({one.name})" for line in told]
+    blames = [
+        Text(f"Blame        {one.name}: {one.validation.blame.verdict}.")
+        for one in validation.runs
+        if one.validation.blame.verdict
+    ]
+    return Group(*(Text(line) for line in lines), Text(), table, Text(), *blames)
 
 
 def live_tables(result: LiveResult) -> RenderableType:
@@ -83,11 +204,10 @@ def live_tables(result: LiveResult) -> RenderableType:
     table = _table("", "measured")
     for name, (value, unit) in result.measured.items():
         table.add_row(name, readable_seconds(value) if unit == "s" else f"{value:.4g}/s")
-    lines = [f"{Path(result.scenario).stem}: {result.tasks:,} tasks run live on {result.device}"]
+    lines = [f"{Path(result.scenario).stem}: {result.tasks.asked:,} tasks run live on {result.device}"]
+    lines += _became_of_tasks([result.tasks], result.failures, result.stopped)
     lines += [f"Backend      {note}" for note in result.notes]
-    lines += [f"Energy       {_metered(meter)}" for meter in result.energy] or [
-        "Energy       unavailable: no meter at hand"
-    ]
+    lines += _energies([result.energy])
     return Group(*(Text(line) for line in lines), Text(), table)
 
 
@@ -276,6 +396,7 @@ def study_tables(study: Study, explain: bool = False) -> RenderableType:
     for table in study_parts(study).values():
         parts += [table, Text()]
     parts.append(Text(f"Bottleneck  {study.bottleneck}."))
+    parts += [Text(f"Accuracy    {line}.") for line in study.accuracy]
     parts += [Text(f"Warning     {warning}.", style="yellow") for warning in study.warnings]
     parts += [Text(), *_calibration_notes(study, explain), *_assumptions(study, explain)]
     return Group(*parts)
