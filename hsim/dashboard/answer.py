@@ -56,10 +56,8 @@ def _preview(state: State) -> None:
         st.info("Simulating …")
         tile_row([])
         return
-    result: Result = job.update.result
-    st.info(
-        f"**Preview:** one short path of {result.tasks:,} tasks from an empty system; the simulated result follows."
-    )
+    result: Study | Result = job.update.result
+    st.info(f"**Preview** of one short path ({result.tasks:,} tasks), without intervals; the simulated result follows.")
     tile_row(tiles(result, state), preview=True)
     plot("goes", pictures.where_it_goes(result.stages, result.energy.accounts if result.energy else ()))
 

@@ -25,7 +25,7 @@ PAGES: dict[str, Callable[[State, System], None]] = {
 }
 SIDEBAR_PX = 340
 STYLE = """<style>
-[data-testid="stMainBlockContainer"] {padding-top: 3.6rem; padding-bottom: 2rem; max-width: 1180px;}
+[data-testid="stMainBlockContainer"] {padding-top: 4.4rem; padding-bottom: 2rem; max-width: 1180px;}
 [data-testid="stStatusWidget"] {display: none;}
 [data-testid="stMetricValue"] {font-variant-numeric: tabular-nums;}
 [data-testid="stSidebar"] [data-testid="stVerticalBlock"] {gap: 0.6rem;}

@@ -126,10 +126,10 @@ def slider(label: str, path: str, value: float, base: float, whole: bool = False
     """A quantity, on a scale of equal ratios."""
     widget, callback = setting(path, lambda v: int(v) if float(v).is_integer() else v)
     options = steps_about(value, base, whole)
-    st.select_slider(label, options, value=value, key=widget, on_change=callback, format_func=_plain, **more)
+    st.select_slider(label, options, value=value, key=widget, on_change=callback, format_func=plain, **more)
 
 
-def _plain(value: float) -> str:
+def plain(value: float) -> str:
     return f"{value:,.6g}"
 
 

@@ -13,11 +13,12 @@ from hsim.dashboard.jobs import Job
 from hsim.dashboard.limits import admitted
 from hsim.dashboard.parts import plot, share, table, tile_row
 from hsim.dashboard.session import changed, job_of, key, progress, put, watch
-from hsim.dashboard.sidebar import steps_about
+from hsim.dashboard.sidebar import plain, steps_about
 from hsim.dashboard.state import State
 from hsim.dashboard.variants import gpu_only, is_split, length_ratio, scaled_lengths, split
 from hsim.dashboard.words import differences_table, says_difference, tiles
 from hsim.dashboard.work import Compare, Preview
+from hsim.description.hardware import LinkProfile
 from hsim.description.system import System
 from hsim.errors import HsimError
 from hsim.metrics.result import Comparison
@@ -135,13 +136,14 @@ def _sliders(system: System, other: System) -> None:
         for name in other.engine_pools():
             _engine_sliders(name, other)
         for link in other.networks.values():
-            _assumed(f"{link.name}: bandwidth", f"{link.name}.bytes_per_s", link.bytes_per_s.value, NETWORKS, other)
+            _network(link, other)
 
 
 def _slider(label: str, path: str, value: float, options: Sequence[float], **more: Any) -> None:
     """A slider that sets what stands at a path of the variation."""
     widget = key(f"vary-{path}")
     callback = changed(widget, lambda state, v: state.with_variation({path: v}))
+    more = {"format_func": plain} | more
     st.select_slider(label, sorted({*options, value}), value, key=widget, on_change=callback, **more)
 
 
@@ -156,7 +158,7 @@ def _load_sliders(system: System, other: System) -> None:
         if (now := length_ratio(before, after, length)) is not None:
             widget = key(f"vary-{length}")
             callback = changed(widget, partial(_scaled, before, length))
-            st.select_slider(label, sorted({*FACTORS, now}), now, key=widget, on_change=callback)
+            st.select_slider(label, sorted({*FACTORS, now}), now, key=widget, on_change=callback, format_func=plain)
 
 
 def _scaled(before: Any, length: str, state: State, factor: float) -> State:
@@ -172,14 +174,19 @@ def _engine_sliders(name: str, other: System) -> None:
         f"{name}: precision", options, default=pool.precision, key=widget, on_change=callback, required=True
     )
     assert chip is not None  # an engine runs on accelerators
-    _assumed(f"{chip.name}: power cap", f"{chip.name}.power.cap_w", chip.power.cap_w.value, CAPS, other)
+    if (most := chip.power.cap_w.value) is not None:
+        caps = [round(most * fraction) for fraction in CAPS]
+        _slider(f"{name}: power cap, W", f"pools.{name}.power_cap_w", pool.power_cap_w or most, [*caps, most])
 
 
-def _assumed(label: str, figure: str, value: float | None, factors: Sequence[float], other: System) -> None:
-    """A slider over a figure of a profile, which it sets under `assume`."""
-    if value is None:
-        return
-    unit = "W" if figure.endswith("_w") else "B/s"
-    options = [float(f"{value * factor:.3g}") for factor in factors]
-    now = other.scenario.assume.get(figure, value)
-    _slider(label, f"assume.{figure}", now, [*options, value], format_func=lambda v: readable(v, unit))
+def _network(link: LinkProfile, other: System) -> None:
+    """A slider over a link's bandwidth, which it sets under `assume`."""
+    if (profile := link.bytes_per_s.value) is not None:
+        figure = f"{link.name}.bytes_per_s"
+        options = [float(f"{profile * factor:.3g}") for factor in NETWORKS]
+        now = other.scenario.assume.get(figure, profile)
+        _slider(f"{link.name}: bandwidth", f"assume.{figure}", now, [*options, profile], format_func=_per_s)
+
+
+def _per_s(value: float) -> str:
+    return readable(value, "B/s")

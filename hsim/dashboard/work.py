@@ -12,12 +12,17 @@ from hsim.comparison import compare
 from hsim.dashboard.limits import admitted
 from hsim.dashboard.state import Question
 from hsim.description.system import System
+from hsim.drivers.prepared import prepare
+from hsim.metrics.measured import Cohort
 from hsim.metrics.result import Comparison, Study
+from hsim.metrics.study import Material, Worlds, study_of
 from hsim.runs import Options, is_one_path, path_of, study
 from hsim.runs.closeup import Closeup, close_up
+from hsim.runs.paths import Job, replicate
+from hsim.runs.studies import is_steady
 
 LOOKS = (1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 30, 40)  # after so many replications the figures so far are shown
-PREVIEW_TASKS = 200
+PREVIEW_TASKS = (150, 200)  # before the cohort, and in it
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,20 @@ class Update:
 
 @dataclass(frozen=True)
 class Preview:
-    """Ask for one short path: a rough picture at once."""
+    """Ask for one short path: a rough picture at once, without intervals and verdicts."""
 
     question: Question
 
     def updates(self) -> Iterator[Update]:
-        """The path of a few tasks, from an empty system to an empty one."""
-        yield Update(1, 1, path_of(_with_tasks(admitted(self.question), PREVIEW_TASKS)))
+        """A short cohort of a steady state, as a study; else a path of few tasks from an empty system to an empty one."""
+        system = _with_tasks(admitted(self.question), sum(PREVIEW_TASKS))
+        workload = system.scenario.workload
+        if not is_steady(workload) or workload.arrivals.kind == "closed":
+            yield Update(1, 1, path_of(system))
+            return
+        accounts = prepare(system).accounts
+        path = replicate(Job(system, 0, Cohort(*PREVIEW_TASKS)))
+        yield Update(1, 1, study_of(Material(system, accounts, "steady", (path,), 1, Worlds((), (), ())), None))
 
 
 @dataclass(frozen=True)
