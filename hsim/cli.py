@@ -461,6 +461,20 @@ def scenarios() -> None:
 
 
 @app.command()
+def dashboard(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens.")] = 8501,
+    address: Annotated[
+        str, typer.Option(help="Who may connect; 0.0.0.0 is everybody, and there is no password.")
+    ] = "127.0.0.1",
+) -> None:
+    """Open the what-if dashboard in a browser: fleets, load and objectives by slider."""
+    from hsim.dashboard.launch import launch
+
+    print(f"hsim: http://{address}:{port} (Ctrl-C stops it)", file=sys.stderr)
+    raise typer.Exit(launch(port, address))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of scenarios, with which editors check and complete them."""
     from hsim.description.schema import scenario_schema
