@@ -296,7 +296,11 @@ def _method_section(study: Study, system: System) -> str:
     """The points of STRESS-DES (Monks et al., Journal of Simulation 13 (2019) 55) that differ from run to run."""
     scenario = system.scenario
     pools = "; ".join(f"{name} on {pool.runs_on}, router {pool.router}" for name, pool in scenario.pools.items())
-    stages = ", ".join(f"{stage} on {pool}" for stage, pool in scenario.stages.model_dump().items() if pool)
+    stages = ", ".join(
+        f"{stage} on {' or '.join(serving)}"
+        for stage in type(scenario.stages).model_fields
+        if (serving := scenario.stages.pools(stage))
+    )
     warm_up = (
         f"{study.warm_up.tasks:,} tasks, from an empty system" if study.warm_up else "none: all of a finite run counts"
     )
