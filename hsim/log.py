@@ -26,6 +26,20 @@ class Outcome(IntEnum):
     SERVED = 0
     TIMED_OUT = 1
     SHED = 2
+    FAILED = 3  # live: its work raised, hung or died
+
+
+class Power(IntEnum):
+    """Power states that something stays in. It is active, beyond these, while Log.steps or Log.cores say so.
+
+    A server is off, boots, or is on and idle. An engine's accelerators are off with their server, idle while they hold
+    no model, or loaded.
+    """
+
+    OFF = 0
+    BOOT = 1
+    IDLE = 2
+    LOADED = 3
 
 
 class Table:
@@ -55,8 +69,9 @@ class Table:
 class Device:
     """Something that draws power: an accelerator group, or the CPU packages of a server.
 
-    `idle_w` is what it draws while it does nothing; `capacity` is how many it can serve at once. While an accelerator
-    group is in a step, its engine keeps `host_cores` cores of Log.hosts[host] busy.
+    `idle_w` is what it draws while it does nothing, its model loaded; `capacity` is how many it can serve at once.
+    A group of `accelerators` stands in Log.hosts[host], of which its engine keeps `host_cores` cores busy while it is
+    in a step.
     """
 
     name: str
@@ -65,6 +80,7 @@ class Device:
     capacity: int = 1
     host: int = -1
     host_cores: int = 0
+    accelerators: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,10 +95,11 @@ class PoolRecord:
 
 
 def _visits() -> Table:
+    # pool: its place in Log.pools; device: in Log.accelerators where the pool has engines, else in Log.hosts.
     # ready: asked for; queued: its input is at the pool; served: the device is done; ended: a wait outside too.
     # Joules: above idle, idle while serving it, and the same two of the host cores that run an engine.
     return Table(
-        "task", "round", "stage", "device", "outcome", "ready_s", "queued_s", "started_s", "first_token_s",
+        "task", "round", "stage", "pool", "device", "outcome", "ready_s", "queued_s", "started_s", "first_token_s",
         "served_s", "ended_s", "input_tokens", "output_tokens",
         "dynamic_j", "idle_j", "host_dynamic_j", "host_idle_j",
     )  # fmt: skip
@@ -110,10 +127,17 @@ class Log:
     cores: Table = field(default_factory=lambda: Table("host", "time_s", "busy"))
     preemptions: Table = field(default_factory=lambda: Table("device", "time_s", "task", "computed_tokens"))
     transfers: Table = field(default_factory=lambda: Table("task", "link", "start_s", "end_s", "bytes", "joules"))
+    # From time_s on; device -1 is the server itself. Before its first row each is on, its model loaded.
+    states: Table = field(default_factory=lambda: Table("host", "device", "time_s", "state"))
+
+    def on_engines(self, visits: Any) -> NDArray[np.bool_]:
+        """Which of these rows of visits were served by model replicas. Shape (rows,)."""
+        engines = [number for number, pool in enumerate(self.pools.values()) if pool.engine]
+        return np.isin(visits["pool"], engines)
 
     def arrays(self) -> dict[str, Any]:
         """All tables as columns, by table name."""
         return {
             name: getattr(self, name).arrays()
-            for name in ("tasks", "visits", "steps", "cores", "preemptions", "transfers")
+            for name in ("tasks", "visits", "steps", "cores", "preemptions", "transfers", "states")
         }

@@ -32,6 +32,7 @@ class Mutant:
     test: str
 
 
+SLEEP = "test_power_states.py"
 REPLICA = "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries"
 CORES = "test_exact.py::test_cores_are_exactly_a_first_come_first_served_queue[hyper-exponential-2]"
 SHARED_POWER = "test_exact.py::test_jobs_share_the_power_of_their_host_equally_at_each_instant"
@@ -145,6 +146,14 @@ MUTANTS = (
     Mutant("kv: published pieces are counted twice", "engine/kv.py", "prompt.own_blocks -= blocks", "prompt.own_blocks -= 0 * blocks", PREFIXES),
     Mutant("kv: a piece is found though the one before is not", "engine/kv.py", "if here < tokens: break", "if here < 0:\n                break", PREFIXES),
     Mutant("kv: a context keeps its last token", "engine/kv.py", "self._keep(key, min(tokens // self.block_tokens, prompt.held_blocks))", "self._keep(key, min((tokens + self.block_tokens) // self.block_tokens, prompt.held_blocks + 1))", ROUNDS),
+    # power states
+    Mutant("power: a server that boots is at rest", "engine/power.py", "if not math.isnan(self._up_at_s): return False", "pass", SLEEP),
+    Mutant("power: a rest counts from the first", "engine/power.py", "self._rest_since_s = self.env.now if not self._armed", "if not self._armed", SLEEP),
+    Mutant("power: engines load while their server boots", "engine/power.py", "self.under.wake() return", "self.under.wake()", SLEEP),
+    Mutant("power: a cache outlives its power", "engine/replica.py", "self.kv.forget()", "pass", SLEEP),
+    Mutant("power: an engine that unloads loads for nothing", "engine/power.py", "self._up_at_s = self.env.now + self.sleep.wake_s", "self._up_at_s = self.env.now", SLEEP),
+    Mutant("ledger: servers that are off keep their fans running", "metrics/ledger.py", "base_j -= tier.rest.base_w", "base_j -= 0 * tier.rest.base_w", SLEEP),
+    Mutant("ledger: cores idle in servers that are off", "metrics/ledger.py", "(window.seconds - rests[i].down_s)", "window.seconds", SLEEP),
     # policies
     Mutant("batching: one sequence too many", "policies/batching.py", "view.max_num_seqs - view.decodes - len", "view.max_num_seqs + 1 - view.decodes - len", REPLICA),
     Mutant("batching: decodes take no budget", "policies/batching.py", "budget = view.max_num_batched_tokens - view.decodes", "budget = view.max_num_batched_tokens", REPLICA),
@@ -209,7 +218,7 @@ MUTANTS = (
     Mutant("costs: no host time for prompts", "costs/composed.py", "self._host_sequence_s * (decodes + shape.chunks)", "self._host_sequence_s * decodes", KERNELS),
     Mutant("costs: joules of context without those of busy seconds", "costs/composed.py", "each_j = full * context_j + self._kernel_w * timing.context_step_s", "each_j = full * context_j", KERNELS),
     Mutant("costs: growth of one sequence only", "costs/composed.py", "growth_s = self._full_layers * decodes * context_s", "growth_s = self._full_layers * context_s", SEGMENT),
-    Mutant("costs: form held a step too long", "costs/composed.py", "math.floor(start / -growth) + 1", "math.floor(start / -growth) + 2", SEGMENT),
+    Mutant("costs: form held a step too long", "costs/shapes.py", "math.floor(start / -growth) + 1", "math.floor(start / -growth) + 2", SEGMENT),
     Mutant("costs: the cap may bind unseen", "costs/composed.py", "work.valid_steps = min(work.valid_steps, steps_until_negative(*side))", "pass", SEGMENT),
     Mutant("costs: a window that never fills", "costs/composed.py", "if room <= 0:", "if False:", WINDOW),
     Mutant(

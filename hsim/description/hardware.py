@@ -23,22 +23,55 @@ class Profile(Strict):
     description: str = ""
 
 
-class Operation(Strict):
-    """Cost of a CPU operation on one busy core: base + per_unit * n + per_unit_squared * n^2 seconds.
+UNKNOWN = Figure(value=None, source="the profile does not say", tier="assumed")
 
-    `unit` says what n counts (tokens, calls, candidates ...).
+
+class OperationCode(Strict):
+    """A person's own function that carries out an operation: see hsim/stages.py. Live runs load it with --allow-code."""
+
+    file: str
+    sha256: str
+    timeout_s: PositiveFloat
+
+
+class Operation(Strict):
+    """Cost of a CPU operation on one busy core.
+
+    base + per_unit n + per_unit_squared n^2 + per_unit_beyond max(0, n - knee_units) seconds: beyond the knee its data
+    no longer fit in a cache. `unit` says what n counts (tokens, calls, candidates ...).
     """
 
     unit: str
     base_s: Figure
     per_unit_s: Figure | None = None
     per_unit_squared_s: Figure | None = None
+    per_unit_beyond_s: Figure | None = None
+    knee_units: NonNegativeFloat | None = None
+    code: OperationCode | None = None
+
+    @model_validator(mode="after")
+    def _knee_has_a_slope(self) -> Operation:
+        if (self.per_unit_beyond_s is None) != (self.knee_units is None):
+            raise ValueError("has only one of per_unit_beyond_s and knee_units; give both or neither")
+        return self
+
+
+class CoreProducts(Strict):
+    """How a model's passes go on cores: matrix products at flops_per_core_per_s[precision], and weights, keys and values
+    read at bandwidth_fraction of the memory's rate; layer_sync_s passes at the end of each layer, where cores wait for
+    each other.
+    """
+
+    flops_per_core_per_s: dict[Precision, Figure]
+    bandwidth_fraction: Figure
+    layer_sync_s: Figure
 
 
 class CpuProfile(Profile):
     """A CPU socket. Power above idle is (max_w - idle_w) * busy_fraction ** load_power_exponent.
 
     A core takes contention_slowdown times as long when all are busy as when it is alone, in proportion in between.
+    Without `products`, no engine runs on its cores.
     """
 
     kind: Literal["cpu"]
@@ -49,6 +82,7 @@ class CpuProfile(Profile):
     memory_bytes_per_s: Figure
     contention_slowdown: Figure
     operations: dict[str, Operation]
+    products: CoreProducts | None = None
 
 
 class GemmLaw(Strict):
@@ -214,7 +248,8 @@ class ServerProfile(Profile):
     """A server that people buy or rent: sockets, base load, power supply, and perhaps accelerators.
 
     `base_w` is everything behind the power supply that is neither CPU package nor accelerator board: DRAM, fans,
-    network cards, storage, switches.
+    network cards, storage, switches. Switched off, all of it together draws `off_w`; for `boot_s` after it is switched
+    on, `boot_w`.
     """
 
     kind: Literal["server"]
@@ -226,6 +261,9 @@ class ServerProfile(Profile):
     psu_efficiency: Figure
     rent_usd_per_h: Figure
     capex_usd: Figure
+    off_w: Figure = UNKNOWN
+    boot_w: Figure = UNKNOWN
+    boot_s: Figure = UNKNOWN
 
 
 class LinkProfile(Profile):
@@ -265,6 +303,7 @@ class EngineProfile(Profile):
     predictions with this profile erred on runs that it was not fitted on: results print those of their chip and path.
     `request_latency_s` passes between a client and the queue, and back, and holds no accelerator: the first token is later
     by it. `step_tables` names profiles of measured steps; one that is of a run's chip, model and precision is used for it.
+    `load_s` is the time from a server that is on to an engine that serves: its processes, weights and graphs.
     """
 
     kind: Literal["engine"]
@@ -289,6 +328,7 @@ class EngineProfile(Profile):
     host_cores_per_replica: Figure
     host_cores_per_accelerator: Figure
     step_tables: tuple[str, ...] = ()
+    load_s: Figure = UNKNOWN
 
 
 class StepTable(Profile):
@@ -299,7 +339,7 @@ class StepTable(Profile):
     where chunks do not begin their prompts, `later_s[i]` more; for each chunk but one, `extra_chunk_s` more. A step of
     both takes the sum and `mixed_s[i][j]` more (a negative number: it reads the weights once), where
     `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. `between_s` passes between the end of one step and
-    the start of the next.
+    the start of the next. All of them are to be multiplied by `scale`: 1, with bounds on how far the table may be off.
     """
 
     kind: Literal["step-table"]
@@ -321,6 +361,7 @@ class StepTable(Profile):
     later_s: tuple[NonNegativeFloat, ...]
     extra_chunk_s: NonNegativeFloat
     between_s: NonNegativeFloat = 0.0
+    scale: Figure | None = None
     mixed_decodes: tuple[PositiveInt, ...] = Field(min_length=1)
     mixed_chunk_tokens: tuple[PositiveInt, ...] = Field(min_length=1)
     mixed_s: tuple[tuple[float, ...], ...]

@@ -13,6 +13,7 @@ from simpy.events import Event
 from hsim.costs.cpu import HostPower
 from hsim.engine.environment import TASK_GOES_ON, WORK_ENDS, EngineEnvironment
 from hsim.engine.executor import Done, Executor
+from hsim.engine.power import Sleeper
 from hsim.engine.visits import Job
 from hsim.log import Log, Outcome
 from hsim.policies.views import DeviceView, VisitView
@@ -28,6 +29,7 @@ class Host:
 
     def __init__(self, env: EngineEnvironment, log: Log, index: int, power: HostPower, slowdown: float = 1.0) -> None:
         self.env, self.log, self.index, self.power, self.slowdown = env, log, index, power, slowdown
+        self.sleeper: Sleeper | None = None  # of a server that is switched off when it has nothing to do
         self.busy = 0
         self.core_idle_w = power.idle_w / power.cores
         self._core_w, self._speed = 0.0, 1.0
@@ -106,11 +108,23 @@ class Cores:
         self.waiting: deque[Job] = deque()
         self.running = 0
         self._looks_s = math.nan
+        self.sleeper = host.sleeper
+        if self.sleeper:
+            self.sleeper.devices.append(self)
 
     def view(self, visit: VisitView) -> DeviceView:
         """What a router may see."""
-        waiting = len(self.waiting)
-        return DeviceView(waiting + self.running, 0, waiting, self.running, self.cores)
+        waiting, wake_s = len(self.waiting), self.sleeper.wake_s() if self.sleeper else 0.0
+        return DeviceView(waiting + self.running, 0, waiting, self.running, self.cores, 0, wake_s)
+
+    def at_rest(self) -> bool:
+        """See Sleepy."""
+        return not self.waiting and not self.running
+
+    def power_changed(self, up: bool) -> None:
+        """See Sleepy."""
+        if up:
+            self._dispatch()
 
     def submit(self, job: Job) -> None:
         """Queue a job; its `done` happens when it has been served."""
@@ -125,8 +139,17 @@ class Cores:
             self.waiting.remove(job)
             job.started_s = job.served_s = self.env.now
             self.env.trigger_at(job.done, self.env.now, TASK_GOES_ON + job.task)
+            self._rest()
+
+    def _rest(self) -> None:
+        if self.sleeper and self.at_rest():
+            self.sleeper.rest()
 
     def _dispatch(self, event: Event | None = None) -> None:
+        if self.sleeper and not self.sleeper.up:
+            if self.waiting:
+                self.sleeper.wake()
+            return
         while self.waiting and self.running < self.cores:
             batch = self._next_batch()
             if not batch:
@@ -179,3 +202,4 @@ class Cores:
             self.running -= 1
             self.host.change(-1)
             self._dispatch()  # those that wait for their window must be looked at when it is over
+            self._rest()

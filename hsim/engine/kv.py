@@ -125,6 +125,11 @@ class KvCache:
         prompt.shared_keys.clear()
         prompt.own_blocks = prompt.held_blocks = 0
 
+    def forget(self) -> None:
+        """What free blocks held is lost."""
+        self._cached.clear()
+        self._cached_blocks = 0
+
     def _held(self, key: Hashable) -> int:
         shared = self._shared.get(key)
         return shared[1] if shared else self._cached.get(key, 0)

@@ -18,6 +18,7 @@ from hsim.engine.cores import Host
 from hsim.engine.environment import DEVICE_STARTS, TASK_GOES_ON, EngineEnvironment
 from hsim.engine.executor import Executor
 from hsim.engine.kv import KvCache
+from hsim.engine.power import Sleep, Sleeper
 from hsim.engine.shares import Run, Shares
 from hsim.engine.visits import Prompt
 from hsim.engine.windows import WindowSums
@@ -43,6 +44,7 @@ class ReplicaSpec:
     idle_w: float
     host_cores: int
     window_tokens: int = 0
+    load_s: float = 0.0
 
 
 class Replica:
@@ -77,6 +79,18 @@ class Replica:
         self._host_mark_j = 0.0
         self._run: Run | None = None
         self._version, self._starting = 0, False
+        self._sleeper = self._own_sleeper()
+
+    def _own_sleeper(self) -> Sleeper | None:
+        """What says whether its model is loaded, if that can change."""
+        after_s = self.spec.pool.unload_after_s
+        if after_s is None and self.host.sleeper is None:
+            return None
+        sleep = Sleep(inf if after_s is None else after_s, self.spec.load_s)
+        sleeper = Sleeper(self.env, self.log, (self.host.index, self.index), sleep, self.host.sleeper)
+        sleeper.devices.append(self)
+        sleeper.rest()
+        return sleeper
 
     # ---- what others see and do
 
@@ -89,7 +103,8 @@ class Replica:
             self._take_due_blocks()
             cached = self.kv.cached_tokens(visit.prefix)
         waiting, running = len(self.waiting), len(self.running)
-        return DeviceView(waiting + running, tokens, waiting, running, self.spec.pool.max_num_seqs, cached)
+        wake_s = self._sleeper.wake_s() if self._sleeper else 0.0
+        return DeviceView(waiting + running, tokens, waiting, running, self.spec.pool.max_num_seqs, cached, wake_s)
 
     def submit(self, prompt: Prompt) -> None:
         """Queue a prompt; its `done` happens at the boundary at which its answer is complete, or when it is shed."""
@@ -115,12 +130,35 @@ class Replica:
         self._outstanding_tokens -= prompt.prefill_tokens + prompt.max_output_tokens - prompt.generated_tokens
         self._finish(prompt)
         self._attend(joined=bool(self.waiting))  # whoever was behind it may fit
+        self._rest()
+
+    def fail(self) -> None:
+        """The step under way has failed, and the cache may be lost: all who run leave at its end, unserved."""
+        for prompt in self.running:
+            prompt.outcome = Outcome.FAILED
+            self._leaving.append(prompt)
 
     def let_go(self, prompt: Prompt) -> None:
         """The KV cache of a finished prompt that was kept for its transfer is free."""
         self._take_due_blocks()
         self.kv.release(prompt, prompt.input_tokens)
         self._attend(joined=bool(self.waiting))
+        self._rest()
+
+    def at_rest(self) -> bool:
+        """See Sleepy."""
+        return self._run is None and not self.waiting and self.kv.free_blocks == self.kv.capacity_blocks
+
+    def power_changed(self, up: bool) -> None:
+        """See Sleepy."""
+        if up:
+            self._attend(joined=False)
+        else:
+            self.kv.forget()
+
+    def _rest(self) -> None:
+        if self._sleeper and self.at_rest():
+            self._sleeper.rest()
 
     def batch(self) -> Iterator[tuple[Prompt, int, int]]:
         """The sequences of the step under way, each with the position of its first new token and how many there are."""
@@ -135,7 +173,9 @@ class Replica:
     def _attend(self, joined: bool) -> None:
         """Somebody may be able to join: start if idle, else plan anew at the next boundary if that could change it."""
         if self._run is None:
-            if self.waiting and not self._starting:
+            if self.waiting and self._sleeper and not self._sleeper.up:
+                self._sleeper.wake()
+            elif self.waiting and not self._starting:
                 self._starting = True  # at the end of this instant, so that all who arrive in it start together
                 self.env.call_at(self.env.now, DEVICE_STARTS, self._start)
         elif joined and not self._run.shape.chunks and len(self.running) < self.spec.pool.max_num_seqs:
@@ -277,6 +317,7 @@ class Replica:
         if self._windows:
             self._windows.clear()
         self.host.change(-self.spec.host_cores)
+        self._rest()
 
     # ---- boundaries
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hsim.costs.cpu import HostPower
 from hsim.costs.shapes import Segment
-from hsim.log import Log
+from hsim.log import Log, Power
 from hsim.metrics.accounts import Accounts
 
 Floats = NDArray[np.float64]
@@ -76,6 +76,36 @@ class HostMeter:
         whole = np.concatenate(([0.0], np.cumsum(rates[:-1] * np.diff(self._times))))
         at = np.searchsorted(self._times, until_s, side="right") - 1
         return np.asarray(whole[at] + rates[at] * (until_s - self._times[at]))
+
+
+class ServerRest(NamedTuple):
+    """Seconds of a window that a server was off and booting, and that each engine on it was without its model."""
+
+    off_s: float
+    boot_s: float
+    bare_s: dict[int, float]
+
+    @property
+    def down_s(self) -> float:
+        return self.off_s + self.boot_s
+
+
+def rest_of(states: Any, log: Log, host: int, from_s: float, to_s: float) -> ServerRest:
+    """What a server and its engines rested inside a window. `states` are the arrays of Log.states."""
+    mine = rows_of(states, host=host)
+    engines = [i for i, device in enumerate(log.accelerators) if device.host == host]
+    return ServerRest(
+        seconds_in(mine, -1, Power.OFF, from_s, to_s),
+        seconds_in(mine, -1, Power.BOOT, from_s, to_s),
+        {i: seconds_in(mine, i, Power.IDLE, from_s, to_s) for i in engines},
+    )
+
+
+def seconds_in(states: Any, device: int, state: Power, from_s: float, to_s: float) -> float:
+    """For how long of a window a device (of one host's rows) was in a state."""
+    rows = rows_of(states, device=device)
+    start_s, end_s = inside(rows["time_s"], np.append(rows["time_s"][1:], math.inf), from_s, to_s)
+    return float((end_s - start_s)[rows["state"] == state].sum())
 
 
 def inside(start_s: Floats, end_s: Floats, from_s: float, to_s: float) -> tuple[Floats, Floats]:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hsim.log import Log
-from hsim.metrics.accounts import Accounts
+from hsim.log import Log, Power
+from hsim.metrics.accounts import Accounts, TierAccounts
 from hsim.metrics.ledger import Window
 
 
@@ -24,8 +24,35 @@ def facility_joules(log: Log, tables: dict[str, Any], accounts: Accounts, window
             if device.tier == name:
                 times, watts = _host_power(tables["cores"], i, tier.host.dynamic_w, window)
                 direct_j += float(np.sum((device.idle_w + watts) * np.diff(times)))
+        if tier.rest:
+            direct_j -= _rested_joules(log, tables["states"], name, tier, window)
         wall_j += direct_j / tier.psu_efficiency
     return (wall_j + _transfer_joules(tables["transfers"], window)) * accounts.site.pue
+
+
+def _rested_joules(log: Log, states: Any, tier: str, accounts: TierAccounts, window: Window) -> float:
+    """What servers saved beside such as are always on with their models loaded: a walk over the states of each."""
+    rest, saved_j = accounts.rest, 0.0
+    assert rest is not None
+    servers = [i for i, host in enumerate(log.hosts) if host.tier == tier]
+    for server, spare_w in zip(servers, rest.spare_accelerators_w, strict=True):
+        engines = {i: engine for i, engine in enumerate(log.accelerators) if engine.host == server}
+        always_w = rest.base_w + spare_w + log.hosts[server].idle_w + sum(e.idle_w for e in engines.values())
+        now, since_s = {-1: Power.IDLE, **dict.fromkeys(engines, Power.LOADED)}, window.start_s
+        mine = states["host"] == server
+        changes = zip(*(states[column][mine].tolist() for column in ("time_s", "device", "state")), strict=True)
+        for time_s, device, state in [*changes, (window.end_s, -1, now[-1])]:
+            until_s = min(max(time_s, since_s), window.end_s)
+            if now[-1] == Power.IDLE:
+                watts = rest.base_w + spare_w + log.hosts[server].idle_w
+                for i, engine in engines.items():
+                    loaded = now[i] == Power.LOADED
+                    watts += engine.idle_w if loaded else engine.accelerators * rest.bare_accelerator_w
+            else:
+                watts = rest.off_w if now[-1] == Power.OFF else rest.boot_w
+            saved_j += (always_w - watts) * (until_s - since_s)
+            since_s, now[int(device)] = until_s, Power(int(state))
+    return saved_j
 
 
 def _step_joules(steps: Any, device: int, window: Window) -> float:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from hsim.description.system import Figures, FigureUse, System
 from hsim.log import Log
-from hsim.metrics.accounts import Accounts, accounts_of
+from hsim.metrics.accounts import Accounts, TierAccounts, accounts_of
 from hsim.metrics.ledger import Ledger
-from hsim.metrics.meters import rows_of
+from hsim.metrics.meters import ServerRest, rest_of, rows_of
 from hsim.workload.streams import uniforms
 
 Floats = NDArray[np.float64]
@@ -62,20 +62,40 @@ def _fresh(system: System, assume: Mapping[str, float]) -> Figures:
 
 def facility_joules_in(worlds: Sequence[Accounts], nominal: Accounts, ledger: Ledger, log: Log) -> Floats:
     """Facility joules of a ledger's window by the books of other worlds. Shape (worlds,)."""
-    cores, window = log.cores.arrays(), ledger.window
+    cores, states, window = log.cores.arrays(), log.states.arrays(), ledger.window
     totals = np.zeros(len(worlds))
     for name, own in nominal.tiers.items():
         entries = [e.joules for e in ledger.entries if e.component == "accelerator" and e.tier == name]
         chips_j = sum(entries) - own.spare_accelerators_w * window.seconds
         hosts = [i for i, host in enumerate(log.hosts) if host.tier == name]
+        rests = [rest_of(states, log, host, window.start_s, window.end_s) for host in hosts] if own.rest else []
+        chips_j -= _rested_chips_j(own, rests, log)
         levels, seconds = _seconds_at_levels(cores, hosts, window.start_s, window.end_s)
         for k, world in enumerate(worlds):
             tier = world.tiers[name]
             constant_w = tier.base_w + tier.spare_accelerators_w + len(hosts) * tier.host.idle_w
             busy_j = sum(tier.host.dynamic_w(n) * s for n, s in zip(levels, seconds, strict=True))
-            totals[k] += (chips_j + constant_w * window.seconds + busy_j) / tier.psu_efficiency
+            rested_j = _rested_chips_j(tier, rests, log) + _rested_servers_j(tier, rests)
+            totals[k] += (chips_j + constant_w * window.seconds + busy_j + rested_j) / tier.psu_efficiency
     links_j = sum(entry.joules for entry in ledger.entries if entry.component == "link")
     return np.asarray((totals + links_j) * np.array([world.site.pue for world in worlds]))
+
+
+def _rested_chips_j(tier: TierAccounts, rests: Sequence[ServerRest], log: Log) -> float:
+    """Joules of accelerators without a model, less those that spare ones save while their server is down."""
+    if tier.rest is None:
+        return 0.0
+    chips_s = sum(log.accelerators[i].accelerators * bare_s for rest in rests for i, bare_s in rest.bare_s.items())
+    saved_j = sum(w * rest.down_s for w, rest in zip(tier.rest.spare_accelerators_w, rests, strict=True))
+    return tier.rest.bare_accelerator_w * chips_s - saved_j
+
+
+def _rested_servers_j(tier: TierAccounts, rests: Sequence[ServerRest]) -> float:
+    """Joules of servers that are off and that boot, less what they would have drawn had they been on and idle."""
+    if tier.rest is None:
+        return 0.0
+    on_w = tier.rest.base_w + tier.host.idle_w
+    return sum(tier.rest.off_w * r.off_s + tier.rest.boot_w * r.boot_s - on_w * r.down_s for r in rests)
 
 
 def _seconds_at_levels(cores: Any, hosts: list[int], start_s: float, end_s: float) -> tuple[list[int], list[float]]:

@@ -52,11 +52,16 @@ def prefix_affinity(visit: VisitView, pool: PoolView) -> int:
 
 
 def least_energy(visit: VisitView, pool: PoolView) -> int:
-    """The busiest device that still has room: a sequence more costs a large batch little, and others may stay idle."""
+    """The busiest device that still has room: a sequence more costs a large batch little, and others may stay idle.
 
-    def rank(device: DeviceView) -> tuple[bool, int]:
+    One that would have to wake up first comes after all that have room.
+    """
+
+    def rank(device: DeviceView) -> tuple[bool, float, int]:
         has_room = not device.waiting and device.running < device.max_running
-        return (not has_room, -device.running if has_room else device.outstanding)
+        if device.wake_s:
+            has_room = device.outstanding < device.max_running
+        return (not has_room, device.wake_s, -device.running if has_room else device.outstanding)
 
     ranks = [rank(device) for device in pool.devices]
     return ranks.index(min(ranks))

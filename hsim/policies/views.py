@@ -10,7 +10,8 @@ class DeviceView(NamedTuple):
     """A device as of its last step boundary.
 
     `outstanding` visits wait or run; `outstanding_tokens` are prompt tokens still to prefill plus answer tokens
-    that they may yet ask for (their declared limits); `cached_tokens` of the visit's prefix lie in its KV cache.
+    that they may yet ask for (their declared limits); `cached_tokens` of the visit's prefix lie in its KV cache. One
+    that is off or without its model could start in `wake_s`.
     """
 
     outstanding: int
@@ -19,6 +20,7 @@ class DeviceView(NamedTuple):
     running: int = 0
     max_running: int = 1
     cached_tokens: int = 0
+    wake_s: float = 0.0
 
 
 class PoolView(NamedTuple):
