@@ -221,15 +221,14 @@ class _Calibration:
         self.pace.progress("fitting", 1.0, self.pace.left_s(), "fitting step times to what was seen")
         mine = [row for row in rows if row.device == self.device]
         sweep = blackbox.sweep_of(mine)
-        limit = blackbox.most_together(sweep)
-        model, laws = blackbox.fit_model(sweep, limit)
+        model, laws = blackbox.fit_model(sweep)
         if model is None:
             what = f"too few of {len(mine)} units gave what step times are fitted to"
             raise CalibrationError(
                 self.options.spec.where, what, "give it a larger --budget, or look into what failed: rows.jsonl"
             )
         findings = Findings(self.machine, self.name, laws=laws)
-        model, limits = self._chosen(model, sweep, limit)
+        model, limits = self._chosen(model, sweep)
         table = self._table(model, sweep, findings)
         loads = blackbox.load_points(sweep, blackbox.costs_of(table), limits)
         findings.laws += blackbox.load_laws(loads)
@@ -256,7 +255,7 @@ class _Calibration:
             failed=failed,
             noisy=noisy,
             unavailable=findings.unavailable,
-            warnings=_warnings(mine, sweep, limit, loads),
+            warnings=_warnings(mine, sweep, loads),
             files=(*files, *written),
             scenario=scenario,
             simulated=_simulated(scenario),
@@ -264,7 +263,7 @@ class _Calibration:
             loads=tuple(loads),
         )
 
-    def _chosen(self, model: StepModel, sweep: Sweep, limit: int | None) -> tuple[StepModel, Limits]:
+    def _chosen(self, model: StepModel, sweep: Sweep) -> tuple[StepModel, Limits]:
         """The token budget and the cost of further chunks with which bursts are met best; no load is looked at."""
         bursts = {one.point: one for one in sweep.seen if one.row.kind == "burst" and one.number("users") > 1}
         measured: dict[str, list[dict[str, float]]] = {}
@@ -273,7 +272,7 @@ class _Calibration:
                 measured.setdefault(one.point, []).append(blackbox.measured_of(one, sweep.pace.get(one.row.round, 1.0)))
         tried: list[tuple[float, StepModel, Limits]] = []
         for budget in blackbox.BUDGETS:
-            limits = Limits(limit or NO_LIMIT_SEEN, budget, blackbox.ROOM_TOKENS, model.request_s)
+            limits = Limits(sweep.limit or NO_LIMIT_SEEN, budget, blackbox.ROOM_TOKENS, model.request_s)
             for part in blackbox.EXTRA_PARTS:
                 this = replace(model, extra_chunk_s=part * model.level_s[0])
                 costs = blackbox.costs_of(self._table(this, sweep, Findings(self.machine, self.name)))
@@ -445,12 +444,12 @@ def _notes(answers: list[Answer]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _warnings(rows: list[Row], sweep: Sweep, limit: int | None, loads: list[LoadPoint]) -> tuple[str, ...]:
+def _warnings(rows: list[Row], sweep: Sweep, loads: list[LoadPoint]) -> tuple[str, ...]:
     """What a reader must know before trusting the profiles."""
     warnings = [f"{note}, in {row.key}" for row in rows for note in row.reading.notes if "tried again" in note][:3]
     if any("pieces of text" in note for row in rows for note in row.reading.notes):
         warnings.append("it gave no usage: tokens are counted by pieces of text, of which one may hold several tokens")
-    if limit:
+    if limit := sweep.limit:
         warnings.append(f"it decoded {limit} answers at a time and let others wait: max_num_seqs is {limit}")
     slow = [pace for pace in sweep.pace.values() if abs(pace - 1) > 0.1]
     if slow:

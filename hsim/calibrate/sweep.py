@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hsim.backends.endpoint import Answer, Endpoint
-from hsim.backends.prompts import Prompts
+from hsim.backends.prompts import Prompts, fresh_seeds
 from hsim.calibrate.work import Unit
 
 BURST_TOKENS = 32  # of each answer: enough steps to time, few enough to repeat
@@ -84,8 +83,7 @@ class Asker:
 
     def __init__(self, endpoint: Endpoint, prompts: Prompts) -> None:
         self.endpoint, self.prompts = endpoint, prompts
-        # Prompts of an earlier run may still be in the server's prefix cache: begin elsewhere each time.
-        self._seeds = itertools.count(random.SystemRandom().randrange(1 << 40))
+        self._seeds = fresh_seeds()
 
     def ask(self, unit: Unit) -> list[Answer]:
         """The answers of a unit's requests, in the order of its description."""
