@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -15,12 +16,13 @@ from calibrated_world import MACHINE
 from fake_endpoint import MODEL, serving
 
 from hsim.backends.endpoint import Answer, EndpointSpec
+from hsim.backends.meters import Meter, Unavailable
 from hsim.calibrate.endpoint import Asks, EndpointOptions, Tools, calibrate_endpoint
 from hsim.calibrate.options import CalibrationReport
 from hsim.calibrate.sweep import BURST_TOKENS, FEWEST_TOKENS, JOIN_AFTER, JOIN_TOKENS, PER_USER, load_lengths
 from hsim.calibrate.work import Unit
 from hsim.description.catalogue import load_profile
-from hsim.description.hardware import EngineProfile, StepTable
+from hsim.description.hardware import AcceleratorProfile, EngineProfile, StepTable
 from hsim.errors import CalibrationError, DescriptionError
 
 FIXED_S, SEQUENCE_S, CONTEXT_S, TOKEN_S, PAIR_S, REQUEST_S = 4e-3, 5e-4, 2e-8, 3e-5, 4e-9, 3e-3
@@ -50,6 +52,8 @@ class Batcher:
     broken_after: int = 10**9
     now_s: float = 0.0
     units: int = 0
+    busy_s: float = 0.0
+    tokens: int = 0
     draw: random.Random = field(default_factory=lambda: random.Random(0))
 
     def ask(self, unit: Unit) -> list[Answer]:
@@ -95,6 +99,8 @@ class Batcher:
                 self.now_s = min(r.sent_s for r in waiting) + REQUEST_S * self.pace
                 continue
             self.now_s += self.pace * self.step_s(decoding, chunks)
+            self.busy_s += self.pace * self.step_s(decoding, chunks)
+            self.tokens += len(decoding) + sum(not r.left - chunk for r, chunk in chunks)
             for r, chunk in chunks:
                 if r in waiting:
                     waiting.remove(r)
@@ -122,13 +128,36 @@ class Batcher:
         return seconds
 
 
-def run(server: Batcher, out: Path, **options: Any) -> CalibrationReport:
+IDLE_W, ABOVE_W, TOKEN_J = 60.0, 140.0, 0.5
+
+
+@dataclass
+class ServerMeter:
+    """Counts what the server draws."""
+
+    server: Batcher
+    name: str = "gpu 0"
+    boundary: str = "accelerator board"
+    unavailable_reason: str | None = None
+
+    def joules(self) -> float | None:
+        return IDLE_W * self.server.now_s + ABOVE_W * self.server.busy_s + TOKEN_J * self.server.tokens
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+def run(server: Batcher, out: Path, metered: bool = False, **options: Any) -> CalibrationReport:
+    def sleep(seconds: float) -> None:
+        server.now_s += seconds
+
     @contextmanager
     def asker(options: EndpointOptions) -> Iterator[tuple[Asks, tuple[str, ...]]]:
         yield server, ("a made-up server",)
 
     spec = EndpointSpec("http://127.0.0.1:1/v1", "tiny-12m")
-    tools = Tools(asker, lambda: MACHINE, lambda: server.now_s)
+    meters: list[Meter] = [ServerMeter(server)] if metered else [Unavailable("gpu 0", "board", "there is no meter")]
+    tools = Tools(asker, lambda: MACHINE, lambda: server.now_s, sleep, lambda: meters)
     return calibrate_endpoint(EndpointOptions(spec, out=out, **{"budget_s": 60.0} | options), tools=tools)
 
 
@@ -197,6 +226,21 @@ def test_a_server_that_dies_keeps_what_was_measured_and_can_be_gone_on_with(tmp_
     assert max(errors(report).values()) < 0.1
 
 
+def test_joules_beside_a_local_endpoint_are_fitted_and_without_a_meter_they_are_null(tmp_path: Path) -> None:
+    run(Batcher(), tmp_path / "metered", metered=True)
+    chip, _ = load_profile("tiny-12m-endpoint", AcceleratorProfile, "test", tmp_path / "metered")
+    power = chip.power
+    assert power.loaded_idle_w.value == pytest.approx(IDLE_W)
+    assert power.floor_w.value == pytest.approx(IDLE_W + ABOVE_W, rel=0.05)
+    assert power.joules_per_output_token.value == pytest.approx(TOKEN_J, rel=0.2)
+    assert power.idle_w.value is None  # it was never seen without its model
+    report = run(Batcher(), tmp_path / "bare")
+    chip, _ = load_profile("tiny-12m-endpoint", AcceleratorProfile, "test", tmp_path / "bare")
+    assert chip.power.floor_w.value is None
+    assert "there is no meter" in chip.power.floor_w.source
+    assert any("there is no meter" in why for why in report.unavailable.values())
+
+
 def test_too_small_a_budget_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="give it a larger --budget"):
         run(Batcher(), tmp_path, budget_s=0.5)
@@ -212,12 +256,15 @@ def test_over_http_a_sweep_goes_from_asking_to_a_scenario(tmp_path: Path) -> Non
     """The fake server answers at once, whatever is asked: what matters is that everything is asked and written."""
     with serving() as (url, how):
         spec = EndpointSpec(url, MODEL)
-        options = EndpointOptions(spec, 4.0, tmp_path, architecture="tiny-12m", max_concurrency=2, max_input_tokens=64)
-        report = calibrate_endpoint(options)
+        ticks = itertools.count()  # whatever the machine is doing, the budget is so many looks at the clock
+        options = EndpointOptions(
+            spec, 120.0, tmp_path, architecture="tiny-12m", max_concurrency=2, max_input_tokens=64
+        )
+        report = calibrate_endpoint(options, tools=Tools(clock=lambda: float(next(ticks))))
     assert report.scenario is not None and report.scenario.is_file()
     assert report.simulated is not None
     assert {"burst", "join", "load"} <= {
         json.loads(row)["kind"] for row in report.files[0].with_name("rows.jsonl").read_text().splitlines()
     }
-    assert max(body["max_tokens"] for body in how.asked) == 48
+    assert {BURST_TOKENS, JOIN_TOKENS, FEWEST_TOKENS} <= {body["max_tokens"] for body in how.asked}
     assert not report.failed

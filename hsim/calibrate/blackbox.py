@@ -20,6 +20,7 @@ from hsim.calibrate.sweep import PER_USER, from_data
 from hsim.calibrate.work import Row
 from hsim.costs.measured import MeasuredCosts
 from hsim.description.hardware import StepTable
+from hsim.description.model import ModelArchitecture
 from hsim.drivers.replay import Limits, replay
 from hsim.units import readable
 from hsim.workload.tasks import Round, Task
@@ -284,6 +285,34 @@ def fit_model(sweep: Sweep) -> tuple[StepModel | None, list[Law]]:
         for p in sweep.joins
     }
     return replace(model, joins_s=joins), [decode_law, first_law]
+
+
+def fit_watts(sweep: Sweep, idle_w: float, model: ModelArchitecture) -> tuple[fit.Array | None, Law]:
+    """Watts above loaded idle while busy, joules of an output token and of a FLOP, from what meters counted beside units.
+
+    The rounds of a unit are taken together: their windows are short for counters that tick ten times a second.
+    """
+    drawn: dict[str, list[float]] = {}
+    for one in sweep.seen:
+        reading = one.row.reading
+        if reading.watts is not None and reading.window_s:
+            inputs = sum(answer.input_tokens or 0 for answer in one.answers)
+            outputs = sum(answer.output_tokens for answer in one.answers)
+            work = [
+                reading.watts * reading.window_s,
+                reading.window_s,
+                outputs,
+                2.0 * model.parameters * (inputs + outputs),
+            ]
+            drawn[one.point] = [a + b for a, b in zip(drawn.get(one.point, [0.0] * 4), work, strict=True)]
+    # A law is of seconds elsewhere; here joules take their place.
+    points = [
+        Point("joules", "", dict(zip(("s", "out", "flops"), x[1:], strict=True)), x[0], 0.0, 1) for x in drawn.values()
+    ]
+    fitted, predicted = fit.fit_sum(
+        lambda p: [p.number(key) for key in ("s", "out", "flops")], [0.0] * 3, lambda p: idle_w * p.number("s")
+    )
+    return fit.tested("joules beside the endpoint", points, 4, fitted, predicted)
 
 
 def table_fields(model: StepModel, sweep: Sweep) -> dict[str, Any]:

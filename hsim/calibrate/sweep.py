@@ -73,7 +73,8 @@ def _join(device: str, users: int, tokens: int, joiner: int) -> Unit:
 
 def load_lengths(unit: Unit) -> list[tuple[int, int]]:
     """(input, output) tokens of a load's requests, user after user: the same in every round."""
-    draw, at = random.Random(unit.point), {key: int(value) for key, value in unit.parameters.items()}
+    at = {key: int(value) for key, value in unit.parameters.items()}
+    draw = random.Random(str(at))
     count = at["users"] * PER_USER
     return [(draw.randint(at["from"], at["to"]), draw.randint(at["least"], at["most"])) for _ in range(count)]
 
