@@ -19,7 +19,7 @@ from hsim.calibrate.points import Point, points_of
 from hsim.calibrate.profiles import Findings
 from hsim.calibrate.store import Store, open_store, write_atomically
 from hsim.calibrate.work import SPREAD, THROTTLED, Reading, Row, Unit
-from hsim.calibrate.write import local_scenario, write_fit, write_profiles
+from hsim.calibrate.write import local_scenario, write_fit, write_profiles, write_report
 from hsim.costs.composed import ELEMENT_BYTES
 from hsim.costs.measured import MeasuredCosts
 from hsim.description.catalogue import load_model
@@ -212,7 +212,8 @@ class _Calibration:
         failed = {row.key: row.reading.failure for row in rows if row.reading.failure and row.key not in succeeded}
         left_out = _told(self.left_out)
         more = {"noisy": noisy, "failed": failed, "left_out": left_out}
-        files = [write_fit(self.folder, findings, more), *write_profiles(options.out, findings)]
+        files = [write_fit(self.folder, findings, more), write_report(self.folder, findings)]
+        files += write_profiles(options.out, findings)
         for file, text in scenarios.items():
             write_atomically(file, text)
         scenario = next(iter(scenarios), None)

@@ -32,10 +32,11 @@ class TableName:
     source: str
 
 
-class _SecondsAlone:
+class SecondsAlone:
     """Joules of nothing: for a table that is only asked for seconds."""
 
     def with_joules(self, shape: StepShape, timing: Timing) -> Segment:
+        """See costs.measured.Joules."""
         return Segment(timing.seconds, timing.growth_s, math.nan, math.nan, math.nan, timing.valid_steps)
 
 
@@ -55,7 +56,7 @@ def shape_of(point: Point) -> StepShape:
 
 def predicted_s(table: StepTable, point: Point) -> float:
     """Seconds of a step point by the table, without what passes between steps."""
-    return MeasuredCosts(table, _SecondsAlone()).segment(shape_of(point)).seconds - table.between_s
+    return MeasuredCosts(table, SecondsAlone()).segment(shape_of(point)).seconds - table.between_s
 
 
 def fit_steps(points: Sequence[Point], served: Served, name: TableName) -> tuple[StepTable | None, Law]:
@@ -153,7 +154,7 @@ def _mixed_grid(table: StepTable, points: Sequence[Point]) -> dict[str, Any]:
     """What steps of both take more than the two apart: never so much less that one of the two would take nothing."""
     cells: dict[tuple[int, int], float] = {}
     for point in points:
-        costs, shape = MeasuredCosts(table, _SecondsAlone()), shape_of(point)
+        costs, shape = MeasuredCosts(table, SecondsAlone()), shape_of(point)
         both_s = predicted_s(table, point)
         decode_s = costs.segment(StepShape(shape.decodes, shape.context_tokens)).seconds - table.between_s
         saved_s = min(decode_s, both_s - decode_s)
