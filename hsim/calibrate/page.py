@@ -102,12 +102,12 @@ def step_figures(table: StepTable, points: Sequence[Point]) -> list[str]:
 
 def contention_figures(slower: dict[str, dict[str, float]]) -> list[str]:
     """How many times longer each operation takes when more and more cores do it at the same time."""
-    found = []
+    found: list[Curve] = []
     for name, by_cores in slower.items():
         cores = [1.0, *map(float, by_cores)]
         times = [1.0, *by_cores.values()]
-        found.append(figure(f"{name}: times as long by busy cores", [Curve(name, cores, times, measured=True)], ""))
-    return found
+        found.append(Curve(name, cores, times, measured=True))
+    return [figure("Times as long by busy cores, a line for each operation", found, "")]
 
 
 def told_unavailable(unavailable: dict[str, str]) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hsim.calibrate import fit
-from hsim.calibrate.agenda import Served, Target
+from hsim.calibrate.agenda import Served, Target, one_layer
 from hsim.calibrate.bench import Facts
 from hsim.calibrate.machine import Machine
 from hsim.calibrate.options import Law
@@ -19,6 +20,7 @@ from hsim.calibrate.points import Point
 from hsim.calibrate.steptable import TableName, fit_steps, shape_of
 from hsim.calibrate.work import CAPPED
 from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, working_precision
+from hsim.description.catalogue import load_model
 from hsim.description.hardware import AcceleratorProfile, EngineProfile, Precision, StepTable
 from hsim.description.system import Figures
 from hsim.description.yamlfile import Document, validated
@@ -127,8 +129,86 @@ def kernels(points: Sequence[Point], target: Target, findings: Findings) -> Prof
             "gemm": gemm,
             "decode_attention": decode,
             "prefill_attention": prefill,
+            **_experts(points, served.precision, (bandwidth, peaks[working]), device, findings),
+            **_all_reduce(points, device, findings),
         },
     }
+
+
+def _experts(
+    points: Sequence[Point], precision: Precision, peaks: tuple[float, float], device: str, findings: Findings
+) -> Profile:
+    """ExpertsLaw where experts were measured: as a product of the touched experts' weights, launches and all."""
+    mine = of(points, "experts", dtype=precision)
+    bandwidth, peak = peaks
+
+    def at_peaks(point: Point) -> tuple[float, float]:
+        m, count, each = (point.number(name) for name in ("tokens", "experts", "per_token"))
+        matrices = 3.0 * point.number("hidden") * point.number("width")
+        touched = count * (1 - (1 - each / count) ** m)
+        return touched * matrices * ELEMENT_BYTES[precision] / bandwidth, 2.0 * matrices * m * each / peak
+
+    def fitted(some: Sequence[Point]) -> fit.Array:
+        bytes_s, flops_s = np.array([at_peaks(p) for p in some]).T
+        return fit.fit_gemm(bytes_s, flops_s, np.array([p.seconds for p in some]))
+
+    def predicted(law: fit.Array, point: Point) -> float:
+        return fit.gemm_seconds(law, *at_peaks(point))
+
+    if not mine:
+        return {}
+    name = f"routed experts in {precision} on {device}"
+    law, test = fit.tested(name, mine, 4, fitted, predicted)
+    findings.keep(test, mine, law, predicted)
+    source = findings.source(device, f"{name}: {findings.tested(test)}")
+    figures = _figures(("launch_s", "bandwidth_fraction", "flops_fraction"), law, source)
+    if figures is None:
+        return {}
+    why = "taken into the law's launch and fractions; routes were drawn evenly"
+    others = {"per_expert_s": 0.0, "per_element_s": 0.0, "padding_tokens": 0.0, "imbalance": 1.0, "sharpness": 4.0}
+    return {"experts": {precision: figures | {key: known(value, "assumed", why) for key, value in others.items()}}}
+
+
+def _all_reduce(points: Sequence[Point], device: str, findings: Findings) -> Profile:
+    """AllReduceLaw where several devices were measured together."""
+    mine = of(points, "all-reduce")
+
+    def terms(point: Point) -> tuple[float, ...]:
+        n = point.number("devices")
+        return 1.0, n - 1, 2 * (n - 1) / n * point.number("bytes")
+
+    if not mine:
+        return {}
+    fitted, predicted = fit.fit_sum(terms, (0.0, 0.0, 0.0))
+    law, test = fit.tested(f"all-reduce from {device}", mine, 4, fitted, predicted)
+    findings.keep(test, mine, law, predicted)
+    source = findings.source(device, f"all-reduce: {findings.tested(test)}")
+    if law is None or not law[2]:
+        return {}
+    return {
+        "all_reduce": _figures(("launch_s", "per_peer_s", "bytes_per_s"), np.array([*law[:2], 1.0 / law[2]]), source)
+    }
+
+
+def whole_layers(points: Sequence[Point], target: Target, made: tuple[Profile, Profile], findings: Findings) -> None:
+    """A cross-check that fits nothing: whole layers against what the laws of chip and engine have for them."""
+    mine, chip, engine = of(points, "layer"), *made
+    if not mine:
+        return
+    costs = {}
+    for name in {str(point.parameters["model"]) for point in mine}:
+        whole = target.served.model if name == target.served.model.name else load_model(name, "calibrate", Path())
+        costs[name] = composed(replace(target.served, model=one_layer(whole)), chip, engine)
+
+    def predicted(_: fit.Array, point: Point) -> float:
+        return costs[str(point.parameters["model"])].segment(shape_of(point)).seconds
+
+    nothing = np.empty(0)
+    errors = [abs(predicted(nothing, point) / point.seconds - 1) for point in mine]
+    noisy = sum(bool(point.marks) for point in mine)
+    law = fit.law_of(f"whole layers on {target.device}", len(mine), noisy, errors, "kernels added up, nothing fitted")
+    findings.laws.append(law)
+    findings.keep(law, mine, nothing, predicted)
 
 
 def _bandwidth(points: Sequence[Point]) -> float | None:
@@ -514,14 +594,21 @@ def transfers(points: Sequence[Point], target: Target, findings: Findings) -> No
     """Seconds and bytes per second of host-device transfers, by direction and kind of host memory, into the findings."""
     for memory in ("pinned", "pageable"):
         for direction in ("h2d", "d2h"):
-            mine = of(points, "transfer", memory=memory, direction=direction)
+            every = of(points, "transfer", memory=memory, direction=direction)
+            mine = [point for point in every if "pieces" not in point.parameters]
             fitted, predicted = fit.fit_sum(lambda p: (1.0, p.number("bytes")), (0.0, 0.0))
             law, test = fit.tested(f"{memory} {direction} of {target.device}", mine, 3, fitted, predicted)
             findings.keep(test, mine, law, predicted, "bytes")
             if law is not None:
                 findings.laws.append(test)
                 rate = 1.0 / law[1] if law[1] else None
-                findings.extra.setdefault("transfers", {})[test.name] = {"latency_s": law[0], "bytes_per_s": rate}
+                findings.extra.setdefault("transfers", {})[test.name] = {
+                    "latency_s": law[0],
+                    "bytes_per_s": rate,
+                    "times_as_long_in_pieces": {
+                        str(p.parameters["pieces"]): p.seconds / predicted(law, p) for p in every if p not in mine
+                    },
+                }
 
 
 def sections(findings: Findings) -> list[str]:
