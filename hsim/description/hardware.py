@@ -56,10 +56,22 @@ class Operation(Strict):
         return self
 
 
+class CoreProducts(Strict):
+    """How a model's passes go on cores: matrix products at flops_per_core_per_s[precision], and weights, keys and values
+    read at bandwidth_fraction of the memory's rate; layer_sync_s passes at the end of each layer, where cores wait for
+    each other.
+    """
+
+    flops_per_core_per_s: dict[Precision, Figure]
+    bandwidth_fraction: Figure
+    layer_sync_s: Figure
+
+
 class CpuProfile(Profile):
     """A CPU socket. Power above idle is (max_w - idle_w) * busy_fraction ** load_power_exponent.
 
     A core takes contention_slowdown times as long when all are busy as when it is alone, in proportion in between.
+    Without `products`, no engine runs on its cores.
     """
 
     kind: Literal["cpu"]
@@ -70,6 +82,7 @@ class CpuProfile(Profile):
     memory_bytes_per_s: Figure
     contention_slowdown: Figure
     operations: dict[str, Operation]
+    products: CoreProducts | None = None
 
 
 class GemmLaw(Strict):
