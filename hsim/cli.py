@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -130,7 +131,7 @@ def compare(
     processes: Processes = None,
     fair: Annotated[
         bool,
-        typer.Option(help="Give each the cheapest fleet that meets the objectives, of those that its counts list."),
+        typer.Option(help="Give each the best fleet of those that its lists allow, as hsim plan certifies it."),
     ] = False,
     worlds: Worlds = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
@@ -139,7 +140,7 @@ def compare(
     """Send the same tasks through several scenarios, and show the differences with their intervals."""
     from hsim import runs
     from hsim.comparison import compare as compare_systems
-    from hsim.comparison import compare_fairly
+    from hsim.plan.fair import compare_fairly
     from hsim.report import comparison_tables
 
     if len(scenarios) < 2:
@@ -284,6 +285,15 @@ def _there(have: str | None) -> dict[str, float | str | None]:
 
 
 Device = Annotated[str, typer.Option(help="Where the decoder runs: cpu or cuda:0.")]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="An OpenAI-compatible server; its key, if it needs one, is read from HSIM_API_KEY."
+    ),
+]
+ServedTokenizer = Annotated[
+    Path | None, typer.Option(help="The served model's tokenizer.json, or its folder, for prompts of exact length.")
+]
 
 
 @app.command()
@@ -359,16 +369,23 @@ def calibrate(
     budget: Annotated[str, typer.Option(help="How long it may take, such as 9m or 90s.")] = "9m",
     out: Annotated[Path, typer.Option(help="Where calibration/ and hardware_profiles/ are written.")] = Path(),
     name: Annotated[str | None, typer.Option(help="What to call it; the machine's name when left out.")] = None,
-    model: Annotated[str | None, typer.Option(help="The model whose decoder steps are tabled.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model whose decoder steps are tabled; of an endpoint, the one it serves.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with what an earlier calibration of that name measured.")] = False,
+    endpoint: BaseUrl = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="How an endpoint's model is built: a catalogue entry or a config.json.")
+    ] = None,
+    tokenizer: ServedTokenizer = None,
+    max_concurrency: Annotated[int, typer.Option(min=2, help="The most requests at once at an endpoint.")] = 8,
+    max_input_tokens: Annotated[int, typer.Option(min=64, help="The longest prompt sent to an endpoint.")] = 512,
     stages: Annotated[
         Path | None, typer.Option(help="A Python file of stages of your own; needs --allow-code.")
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Measure this machine's kernels and tools, fit cost and power models, and write them as profiles."""
-    from hsim.calibrate.options import CalibrationOptions
-    from hsim.calibrate.run import calibrate as run
+    """Measure this machine's kernels and tools, or an endpoint from outside; fit cost models, write them as profiles."""
     from hsim.report import calibration_tables
     from hsim.units import parse_seconds
 
@@ -376,9 +393,24 @@ def calibrate(
         budget_s = parse_seconds(budget)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--budget") from None
-    options = CalibrationOptions(device, budget_s, out, name, resume, model, stages=stages, allow_code=allow_code)
     with _Progress() as progress:
-        report = run(options, progress)
+        if endpoint:
+            from hsim.backends.endpoint import spec_of
+            from hsim.calibrate.endpoint import EndpointOptions, calibrate_endpoint
+
+            spec = spec_of(endpoint, model, "--endpoint")
+            asked = EndpointOptions(spec, budget_s, out, name, resume, architecture, tokenizer)
+            report = calibrate_endpoint(
+                replace(asked, max_concurrency=max_concurrency, max_input_tokens=max_input_tokens), progress
+            )
+        else:
+            from hsim.calibrate.options import CalibrationOptions
+            from hsim.calibrate.run import calibrate as run
+
+            options = CalibrationOptions(
+                device, budget_s, out, name, resume, model, stages=stages, allow_code=allow_code
+            )
+            report = run(options, progress)
     _print(calibration_tables(report))
 
 

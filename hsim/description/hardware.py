@@ -324,7 +324,7 @@ class StepTable(Profile):
     where chunks do not begin their prompts, `later_s[i]` more; for each chunk but one, `extra_chunk_s` more. A step of
     both takes the sum and `mixed_s[i][j]` more (a negative number: it reads the weights once), where
     `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. `between_s` passes between the end of one step and
-    the start of the next.
+    the start of the next. All of them are to be multiplied by `scale`: 1, with bounds on how far the table may be off.
     """
 
     kind: Literal["step-table"]
@@ -346,6 +346,7 @@ class StepTable(Profile):
     later_s: tuple[NonNegativeFloat, ...]
     extra_chunk_s: NonNegativeFloat
     between_s: NonNegativeFloat = 0.0
+    scale: Figure | None = None
     mixed_decodes: tuple[PositiveInt, ...] = Field(min_length=1)
     mixed_chunk_tokens: tuple[PositiveInt, ...] = Field(min_length=1)
     mixed_s: tuple[tuple[float, ...], ...]

@@ -9,7 +9,7 @@ from pathlib import Path
 from hsim.costs.clocks import ClockedCosts
 from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, check_runs, working_precision
 from hsim.costs.cpu import HostPower, OperationCost, host_power, operation_cost
-from hsim.costs.measured import MeasuredCosts
+from hsim.costs.measured import MeasuredCosts, TimedWhole, scaled
 from hsim.costs.memory import kv_capacity_tokens
 from hsim.costs.shapes import StepCosts, StepShape
 from hsim.description.system import FilledPool, System, Tier
@@ -127,7 +127,8 @@ def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
         system.model, tier.chip, engine, pool.tensor_parallel, pool.precision, pool.data_parallel, pool.expert_parallel,
         pool.kv_precision, power_cap_w=pool.power_cap_w,
     )  # fmt: skip
-    check_runs(placement, system.document.where(("pools", name, "precision")))
+    if name not in system.step_tables:
+        check_runs(placement, system.document.where(("pools", name, "precision")))
     at = system.document.where(("pools", name))
     host_cores = figures.value(engine, "host_cores_per_replica")
     host_cores += placement.devices * figures.value(engine, "host_cores_per_accelerator")
@@ -152,13 +153,17 @@ def _step_costs(system: System, name: str, placement: Placement) -> StepCosts:
         clocked.check_fits(_heaviest(system, name))
         system.figures.cautions |= dict.fromkeys(f"pool {name}: {note}" for note in clocked.notes)
         return clocked
-    composed = ComposedCosts(placement, system.figures)
     table = system.step_tables.get(name)
     if table is None:
+        composed = ComposedCosts(placement, system.figures)
         system.figures.cautions |= dict.fromkeys(f"pool {name}: {note}" for note in composed.notes)
         return composed
     system.figures.stands_on(table.name, len(table.decodes) * len(table.contexts), table.tier, table.source)
-    return MeasuredCosts(table, composed)
+    if table.scale:
+        table = scaled(table, system.figures.value(table, "scale"))
+    if placement.chip.kernels.gemm:
+        return MeasuredCosts(table, ComposedCosts(placement, system.figures))
+    return MeasuredCosts(table, TimedWhole(placement, system.figures))
 
 
 def _heaviest(system: System, name: str) -> list[StepShape]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -138,7 +139,7 @@ def _steps(steps: Any, place: tuple[int, int]) -> Iterator[Event]:
         args = {key: values[i] for key, values in counts.items()}
         parts = [f"decode {args['decodes']}"] * (args["decodes"] > 0)
         parts += [f"prefill {args['chunk_tokens']}"] * (args["chunk_tokens"] > 0)
-        args["dynamic_j"] = float(joules[i])
+        args["dynamic_j"] = _known(float(joules[i]))
         yield _slice(place, (int(start[i]), int(end[i])), " + ".join(parts), "steps", args)
 
 
@@ -154,7 +155,11 @@ def _visit(visits: Any, i: int) -> Event:
         args["ttft_s"] = row["first_token_s"] - row["ready_s"]
     args["dynamic_j"] = row["dynamic_j"] + row["host_dynamic_j"]
     args["idle_j"] = row["idle_j"] + row["host_idle_j"]
-    return {key: None if isinstance(value, float) and np.isnan(value) else value for key, value in args.items()}
+    return {key: _known(value) for key, value in args.items()}
+
+
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _flow(task: int, points: Sequence[tuple[int, tuple[int, int]]]) -> Iterator[Event]:

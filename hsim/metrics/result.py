@@ -46,7 +46,7 @@ class SloOutcome:
 
 @dataclass(frozen=True)
 class StageAnatomy:
-    """What one stage costs a task, on average over all tasks. Joules behind the power supply."""
+    """What one stage costs a task, on average over all tasks. Joules behind the power supply; None where watts are unknown."""
 
     stage: str
     pool: str
@@ -55,8 +55,8 @@ class StageAnatomy:
     wait_s: float
     service_s: float
     outside_s: float
-    dynamic_j: float
-    occupied_j: float
+    dynamic_j: float | None
+    occupied_j: float | None
 
 
 @dataclass(frozen=True)

@@ -155,8 +155,9 @@ def anatomy_of(paths: Sequence[Measured], scenario: Scenario) -> tuple[StageAnat
     for stage in (s.name.lower() for s in Stage):
         sums = [path.stages[stage] for path in paths if stage in path.stages]
         if sums:
-            visits, *rest = (float(value) / served for value in np.sum(sums, axis=0))
-            anatomy.append(StageAnatomy(stage, getattr(scenario.stages, stage), visits, *rest))
+            visits, *times_s, work_j, idle_j = (float(value) / served for value in np.sum(sums, axis=0))
+            joules = (None if np.isnan(value) else value for value in (work_j, idle_j))
+            anatomy.append(StageAnatomy(stage, getattr(scenario.stages, stage), visits, *times_s, *joules))
     return tuple(anatomy)
 
 

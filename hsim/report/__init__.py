@@ -14,7 +14,7 @@ from hsim.metrics.result import Comparison, Difference, Interval, Result, Spread
 from hsim.units import plain_error, readable, readable_error, readable_range, readable_seconds, scale_of
 
 if TYPE_CHECKING:
-    from hsim.calibrate.options import CalibrationReport
+    from hsim.calibrate.options import CalibrationReport, LoadPoint
     from hsim.drivers.live import MeteredJoules
     from hsim.validate import LiveResult, LoadsValidation, Validation
     from hsim.validate.quantities import Accounted
@@ -222,7 +222,10 @@ def calibration_tables(report: CalibrationReport) -> RenderableType:
     parts: list[RenderableType] = [
         Text(f"Calibration {report.name}: {report.measured} points in {readable_seconds(report.seconds)}{resumed}")
     ]
+    parts += [Text(f"Endpoint    {line}") for line in report.said]
     parts += [Text(), table, Text()]
+    if report.loads:
+        parts += [_loads_table(report.loads), Text()]
     said = [f"Unavailable {what}: {why}" for what, why in report.unavailable.items()]
     said += [f"Failed      {what}: {why}" for what, why in report.failed.items()]
     said += [f"Warning     {warning}" for warning in report.warnings]
@@ -242,6 +245,17 @@ def calibration_tables(report: CalibrationReport) -> RenderableType:
             _latency_table(report.simulated),
         ]
     return Group(*parts)
+
+
+def _loads_table(loads: Iterable[LoadPoint]) -> Table:
+    """What an endpoint did under loads that no fit has seen, beside what was predicted."""
+    table = _table("Load left out", "", "predicted", "measured", "error", "spread", "rounds")
+    for point in loads:
+        show = readable_seconds if point.unit == "s" else lambda value: f"{value:.3g}/s"
+        spread, rounds = f"{point.spread_fraction:.0%}", str(point.rounds)
+        error = f"{point.error_fraction:+.1%}"
+        table.add_row(point.load, point.quantity, show(point.predicted), show(point.measured), error, spread, rounds)
+    return table
 
 
 def pairs_table(pairs: Iterable[tuple[str, str]]) -> RenderableType:
@@ -356,7 +370,8 @@ def _stage_table(result: Result | Study) -> Table:
     )
     for s in result.stages:
         times = [readable_seconds(v) if v else "–" for v in (s.transfer_s, s.wait_s, s.service_s, s.outside_s)]
-        joules = [readable(v, "J") if result.energy else "–" for v in (s.dynamic_j, s.occupied_j)]
+        known = (v if result.energy else None for v in (s.dynamic_j, s.occupied_j))
+        joules = [readable(v, "J") if v is not None else "–" for v in known]
         table.add_row(s.stage, s.pool, f"{s.visits_per_task:.2f}", *times, *joules)
     return table
 
