@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+import simpy
 from simpy.core import EmptySchedule
 from simpy.events import NORMAL, Event, EventPriority
 
@@ -42,6 +43,10 @@ class LiveEnvironment(EngineEnvironment):
         """Seconds since the run began."""
         return self.clock.now_s()
 
+    def run_out(self) -> None:
+        """See EngineEnvironment."""
+        self.run()
+
     def schedule(self, event: Event, priority: EventPriority = NORMAL, delay: float = 0) -> None:
         """See simpy.Environment; delays count from the clock."""
         self._now = self.now
@@ -61,7 +66,7 @@ class LiveEnvironment(EngineEnvironment):
             if math.isinf(self.peek()) and not self._awaited:
                 raise EmptySchedule
             self._take_answers(self.peek())
-        super().step()
+        simpy.Environment.step(self)
 
     def _take_answers(self, until_s: float) -> None:
         if not self._awaited and until_s <= self.now:

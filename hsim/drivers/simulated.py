@@ -11,7 +11,7 @@ from simpy.events import Event
 from hsim.costs.cpu import OperationCost
 from hsim.drivers.prepared import Prepared
 from hsim.engine.cores import Cores, Host
-from hsim.engine.environment import TASK_ARRIVES, EngineEnvironment
+from hsim.engine.environment import TASK_ARRIVES, EngineEnvironment, Living
 from hsim.engine.executor import Executor, ModelledTime
 from hsim.engine.life import OperationTime, Pipeline, Send, live, run_tasks
 from hsim.engine.link import Link, Network
@@ -48,7 +48,7 @@ def _run_until_ended(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks
 
     def arrive(task: Task, event: Event) -> None:
         nonlocal seen, left
-        env.process(live(env, log, pipeline, task))
+        Living(live(env, log, pipeline, task))
         ended = log.tasks.column("task", seen)
         seen += len(ended)
         left -= sum(number < followed for number in ended)
@@ -58,7 +58,7 @@ def _run_until_ended(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks
 
     first = next(waiting)
     env.call_at(first.arrival_s, TASK_ARRIVES + first.id, partial(arrive, first))
-    env.run()
+    env.run_out()
 
 
 def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Executor) -> Pipeline:
