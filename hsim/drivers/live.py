@@ -39,7 +39,7 @@ class LiveEnvironment(EngineEnvironment):
         super().__init__()
 
     @property
-    def now(self) -> float:
+    def now(self) -> float:  # type: ignore[override]
         """Seconds since the run began."""
         return self.clock.now_s()
 
