@@ -20,8 +20,10 @@ from scipy.optimize import least_squares
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import accelerators as acc
+import fitted
 import kernel_laws
 import rows as measured
+import server_power
 import serving_fit
 
 from hsim.costs import laws
@@ -44,13 +46,9 @@ def kernel_rows(data: Path, refusals: measured.Refusals) -> pd.DataFrame:
             if sheet is None:
                 refusals.refuse("kernels", mine, f"no data sheet of GPU {gpu}")
                 continue
-            peak = sheet.peaks["bf16"] or 0.0
-            chip = kernel_laws.Chip(
-                sheet.memory_bytes_per_s, peak, sheet.peaks.get("fp8") or peak, CACHES.get(str(gpu), 50e6)
-            )
-            tables.append(kernel_laws.with_chip(mine, chip))
+            tables.append(kernel_laws.with_chip(mine, kernel_chip(sheet)))
     if not tables:
-        raise measured.MissingColumns(f"{data}: there is no *_kernels.csv of a known GPU")
+        raise measured.Unreadable(f"{data}: there is no *_kernels.csv of a known GPU")
     known = pd.concat(tables)
     odd = ~known.op.isin(kernel_laws.OPS)
     known = refusals.drop("kernels", known, odd, "an operation that hsim has no law for")
@@ -61,6 +59,14 @@ def kernel_rows(data: Path, refusals: measured.Refusals) -> pd.DataFrame:
         "kernels", known, windowed, "attention within a window: composed from context, not a law of its own"
     )
     return refusals.drop("kernels", known, _lacking(known), "a size that its law needs is NaN")
+
+
+def kernel_chip(sheet: acc.Sheet) -> kernel_laws.Chip:
+    """What kernel laws need of a data sheet."""
+    peak = sheet.peaks["bf16"] or 0.0
+    return kernel_laws.Chip(
+        sheet.memory_bytes_per_s, peak, sheet.peaks.get("fp8") or peak, CACHES.get(sheet.row_name, 50e6)
+    )
 
 
 def _lacking(rows: pd.DataFrame) -> Any:
@@ -84,6 +90,8 @@ def fit_kernels(rows: pd.DataFrame) -> dict[str, Values]:
         if not precision.startswith("kv_"):
             found.setdefault(gpu, {})[law.name, precision] = kernel_laws.fit(law, _believed(law, mine))
     hopper = rows[rows.gpu.isin(HOPPER_ROWS)].assign(gpu="hopper")
+    if hopper.empty:
+        raise measured.Unreadable("no kernels of H100 or H200 are left to fit on")
     for law, gpu, precision, mine in kernel_laws.groups(hopper):
         if not precision.startswith("kv_"):
             found.setdefault(gpu, {})[law.name, precision] = kernel_laws.fit(law, _believed(law, mine))
@@ -118,7 +126,7 @@ class Fit:
 
     kernels: dict[str, Values]
     host: serving_fit.Host
-    power: dict[str, float]
+    power: dict[str, float] | None
     rows: pd.DataFrame
 
 
@@ -141,7 +149,7 @@ def profile_text(sheet: acc.Sheet, fitted: Fit | None, kernels: dict[str, Values
         law = acc.transferred_laws(hopper, sheet)
     law = _ordered(law)
     note = _factor_line(factor, sheet)
-    extras = _extra_lines(sheet, bool(own))
+    extras = _extra_lines(sheet)
     power, tier, source, spread = _power_of(sheet, fitted)
     comment = [
         f"{sheet.description}. Peaks are dense.",
@@ -169,15 +177,15 @@ def _factor_line(factor: float, sheet: acc.Sheet) -> str:
     )
 
 
-def _extra_lines(sheet: acc.Sheet, own: bool) -> list[str]:
-    tier = "fitted" if own else "transferred"
-    vidur = "bytes of unfused norms and gates in Vidur's layer profiles @7d47513, A100 and H100: 0.5; fused ones of today half as many"
-    lines = ["  elementwise:", f"    bandwidth_fraction: {acc.figure(0.75, tier, vidur, 0.3)}"]
-    state = "hsim's study of Nemotron-Nano-9B-v2 on H100"
+def _extra_lines(sheet: acc.Sheet) -> list[str]:
+    """What no table of kernels has."""
+    vidur = "unfused norms and gates reach 0.5 in Vidur's layer profiles @7d47513 (A100, H100); fused ones of today move half as many bytes"
+    lines = ["  elementwise:", f"    bandwidth_fraction: {acc.figure(0.75, 'assumed', vidur, 0.3)}"]
+    state = "no state kernel was measured: as other kernels bound by memory; Nemotron-Nano-9B-v2 on H100 fits"
     lines += [
         "  state:",
-        f"    launch_s: {acc.figure(10e-6, tier, state, 0.5)}",
-        f"    bandwidth_fraction: {acc.figure(0.85, tier, state, 0.15)}",
+        f"    launch_s: {acc.figure(10e-6, 'assumed', state, 0.5)}",
+        f"    bandwidth_fraction: {acc.figure(0.85, 'assumed', state, 0.15)}",
     ]
     lines.append(
         f"    per_element_s: {acc.figure(3e-12, 'assumed', 'as prefill attention; nobody published chunked-scan times', 0.6)}"
@@ -198,6 +206,8 @@ def _power_of(sheet: acc.Sheet, fitted: Fit | None) -> tuple[dict[str, float] | 
             None,
         )
     h100 = fitted.power
+    if h100 is None:
+        return None, "published", "no run with watts to fit on", None
     runs = "ML.ENERGY v3 and v2 runs (H100, NVML)"
     if sheet.name == "h100-sxm":
         return h100, "fitted", runs, None
@@ -319,10 +329,10 @@ FEATURES = ["kernel_s", "kernel_median_s", "layers", "all_sequences", "median_se
             "bytes", "flops", "unpacked", "tokens", "path", "precision"]  # fmt: skip
 
 
-def fit_all(data: Path, refusals: measured.Refusals, say: Any = print) -> Fit:
-    """Kernels, then host time, then mxfp4 and host time again, then power."""
-    kernels = fit_kernels(kernel_rows(data, refusals))
-    serving = measured.serving_rows(data, refusals)
+def fit_all(data: Path, refusals: measured.Refusals, without_gpu: str | None = None) -> Fit:
+    """Kernels, then host time, then mxfp4 and host time again, then power; perhaps without one GPU's rows."""
+    kernels = fit_kernels(_without(kernel_rows(data, refusals), without_gpu))
+    serving = _without(measured.serving_rows(data, refusals), without_gpu)
     models, engines = measured.catalogue(), {name: engine_stub(name) for name in ENGINES}
 
     def featured(count: measured.Refusals) -> tuple[pd.DataFrame, serving_fit.World]:
@@ -335,13 +345,27 @@ def fit_all(data: Path, refusals: measured.Refusals, say: Any = print) -> Fit:
 
     mxfp4 = dict(MXFP4_START)
     rows, world = featured(measured.Refusals())
+    if host_rows(rows).empty:
+        raise measured.Unreadable(f"{data}: no serving run on H100 or H200 is left to fit on")
     host = serving_fit.fit_host(host_rows(rows))
     mxfp4 = fit_mxfp4(rows, world, host, kernels)
     rows, world = featured(refusals)
-    for gpu in (*HOPPER_ROWS, "hopper"):
+    for gpu in {*HOPPER_ROWS, "hopper"} & set(kernels):
         kernels[gpu]["experts", "mxfp4"] = _mxfp4_on(mxfp4, gpu)
     host = serving_fit.fit_host(host_rows(rows))
-    return Fit(kernels, host, fit_h100_power(rows, host), rows)
+    return Fit(kernels, host, fit_h100_power(rows, host) if powered(rows) else None, rows)
+
+
+def _without(rows: pd.DataFrame, gpu: str | None) -> pd.DataFrame:
+    return rows[rows.gpu != gpu] if gpu else rows
+
+
+LEAST_POWERED = 20  # runs on H100 with watts that a fit of six constants needs
+
+
+def powered(rows: pd.DataFrame) -> bool:
+    """Whether there are enough runs with watts to fit power on."""
+    return bool(((rows.gpu == "H100-SXM-80GB") & rows.avg_power_W.notna()).sum() > LEAST_POWERED)
 
 
 def host_rows(rows: pd.DataFrame) -> pd.DataFrame:
@@ -353,8 +377,8 @@ H100_CAP_W, H100_FLOOR_LEAST_W = 690.0, 121.7  # NVML's highest reading in the r
 
 
 def fit_h100_power(rows: pd.DataFrame, host: serving_fit.Host) -> dict[str, float]:
-    powered = rows[(rows.gpu == "H100-SXM-80GB") & rows.avg_power_W.notna()]
-    return serving_fit.fit_power(powered, host.factor, H100_CAP_W, H100_FLOOR_LEAST_W) | {"cap_w": H100_CAP_W}
+    with_watts = rows[(rows.gpu == "H100-SXM-80GB") & rows.avg_power_W.notna()]
+    return serving_fit.fit_power(with_watts, host.factor, H100_CAP_W, H100_FLOOR_LEAST_W) | {"cap_w": H100_CAP_W}
 
 
 ALSO = {  # engines without serving runs of their own that could be fitted
@@ -370,7 +394,7 @@ _DEFAULTS = {
 }
 
 
-def engine_text(name: str, like: str, description: str, fit: Fit, latency_s: float | None) -> str:
+def engine_text(name: str, like: str, description: str, fit: Fit, latency_s: float | None, errors: list[str]) -> str:
     """The YAML of an engine profile."""
     constants, own = fit.host.engines[like], name == like
     tier, runs = (
@@ -412,6 +436,7 @@ def engine_text(name: str, like: str, description: str, fit: Fit, latency_s: flo
     )
     paths = sorted(fit.rows.path[fit.rows.engine_profile == like].unique())
     lines.append(f"measured_paths: [{', '.join(paths)}]")
+    lines += ["errors:", *errors] if errors else []
     lines.append(
         "reserved_bytes: {value: 4e9, low: 2e9, high: 8e9, tier: assumed, source: 'CUDA context, graphs and activation peak of one GPU; vLLM measures it at start'}"
     )
@@ -422,7 +447,7 @@ def engine_text(name: str, like: str, description: str, fit: Fit, latency_s: flo
     return "\n".join(lines) + "\n"
 
 
-def write_profiles(fit: Fit, latencies_s: dict[str, float]) -> None:
+def write_profiles(fit: Fit, latencies_s: dict[str, float], errors: dict[str, list[str]]) -> None:
     """Accelerators and engines into hardware_profiles/."""
     for sheet in acc.SHEETS.values():
         (PROFILES / f"{sheet.name}.yaml").write_text(
@@ -430,11 +455,57 @@ def write_profiles(fit: Fit, latencies_s: dict[str, float]) -> None:
         )
     for name, (description, _) in ENGINES.items():
         if name in fit.host.engines:
-            text = engine_text(name, name, description, fit, latencies_s.get(name))
+            text = engine_text(name, name, description, fit, latencies_s.get(name), errors.get(name, []))
             (PROFILES / f"{name}.yaml").write_text(text, encoding="utf-8")
     for name, (description, like) in ALSO.items():
-        text = engine_text(name, like, description, fit, latencies_s.get(like))
+        text = engine_text(name, like, description, fit, latencies_s.get(like), errors.get(like, []))
         (PROFILES / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+QUANTITIES = {"TPOT": "tpot", "ITL": "tpot", "throughput": "throughput", "TTFT": "ttft", "J/token": "joules_per_token"}
+
+
+def errors_by_engine(data: Path, fit: Fit) -> dict[str, list[str]]:
+    """Lines of YAML: errors of each engine by chip, code path and quantity, every architecture left out in turn."""
+    import cells  # these import this module
+    import score_serving
+
+    rows = measured.serving_rows(data, measured.Refusals())
+    table = score_serving.long_table(score_serving.left_out(fit, rows, measured.Refusals(), None))
+    table = cells.without_suspects(table, measured.Refusals())
+    table = table.assign(called=table.quantity.map(QUANTITIES)).dropna(subset="called")
+    found: dict[str, list[str]] = {}
+    for (engine, gpu, path, quantity), mine in table.groupby(["engine", "gpu", "path", "called"]):
+        mean, median, p90 = (f"{x:.3f}" for x in cells.mean_median_p90(mine.error))
+        names = ", ".join(sorted(mine.architecture.unique()))
+        found.setdefault(str(engine), []).append(
+            f"  - {{engine: {engine}, chip: {acc.BY_ROW[gpu].name}, path: {path}, quantity: {quantity}, mean_fraction: {mean}, "
+            f"median_fraction: {median}, p90_fraction: {p90}, runs: {mine.row_id.nunique()}, architectures: [{names}]}}"
+        )
+    return found
+
+
+def kept(data: Path, fit: Fit) -> fitted.Fitted:
+    """What only the scoring scripts need, fitted on the same rows."""
+    import score_hosts  # these import this module
+    import score_kernels
+    import score_serving
+
+    steps = measured.read(data / "measured_steps.csv", "steps", measured.Refusals())
+    steps = steps[steps.engine.str.contains("2023") & (steps.gpu == "H100-SXM-80GB")]
+    world = score_serving.refitted_world(fit, ["tensorrt-llm"])
+    composed = score_kernels.composed(steps, world.chips, engine_stub("none"), world.models, measured.Refusals())
+    servers = measured.read(data / "server_power_spec.csv", "server_power", measured.Refusals())
+    servers = server_power.usable(servers, measured.Refusals())
+    columns = ("wall_power_full_W", "wall_power_idle_W")
+    hopper = fit.kernels["hopper"]
+    return fitted.Fitted(
+        {"warm_speedup": hopper["decode_attention", "bf16"]["warm_speedup"]}
+        | {name: hopper["gemm", "fp8_block"][name] for name in ("eager_small_s", "eager_large_s")},
+        fitted.fit_splitwise(composed),
+        score_hosts.node_caps(score_hosts.nodes(data, world, measured.Refusals())),
+        {column: server_power.fit(servers, column).coefficients.tolist() for column in columns},
+    )
 
 
 def main() -> int:
@@ -445,7 +516,7 @@ def main() -> int:
     refusals = measured.Refusals()
     try:
         fit = fit_all(options.data, refusals)
-    except (measured.MissingColumns, FileNotFoundError) as error:
+    except (measured.Unreadable, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
     for gpu, values in fit.kernels.items():
@@ -454,13 +525,14 @@ def main() -> int:
     print(f"factor {fit.host.factor:.4g}, unfused experts {fit.host.special_s * 1e6:.0f} us a layer")
     for engine, constants in fit.host.engines.items():
         print(f"{engine}: " + ", ".join(f"{name} {value * 1e6:.1f} us" for name, value in constants.items()))
-    print("H100 power: " + ", ".join(f"{k} {v:.4g}" for k, v in fit.power.items()))
+    print("H100 power: " + ", ".join(f"{k} {v:.4g}" for k, v in (fit.power or {}).items()))
     for (schema, reason), count in sorted(refusals.counts.items()):
         print(f"refused {count} {schema} rows: {reason}")
     if options.write:
-        from score_models import first_token_latencies  # it imports this module
+        from score_serving import first_token_latencies  # it imports this module
 
-        write_profiles(fit, first_token_latencies(fit))
+        write_profiles(fit, first_token_latencies(fit), errors_by_engine(options.data, fit))
+        kept(options.data, fit).write()
     return 0
 
 

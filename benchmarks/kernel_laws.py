@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ from scipy.optimize import least_squares
 from hsim.costs import laws
 from hsim.units import GB
 
-MICRO, NANO, PICO = 1e-6, 1e-9, 1e-12
+OWN_REDUCE = "custom"  # all-reduce of engines; other libraries' are slower, and engines do not take them in decoding
+IDEAL_SHARPNESS = 30.0  # a hard maximum, or nearly
+LINK_BYTES_PER_S = 450 * GB  # one direction of NVLink 4: the roofline of an exchange
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,6 @@ class Law:
     parameters: dict[str, tuple[float, float, float]]
     seconds: Callable[[Any, pd.DataFrame], Any]
     shape: tuple[str, ...]
-
-
-@dataclass
-class Fitted:
-    """Parameters of a law on one chip (or several together), with relative errors in and out of sample."""
-
-    law: str
-    chip: str
-    precision: str
-    values: dict[str, float]
-    inside: Any
-    outside: Any = field(default_factory=lambda: np.array([]))
 
 
 def _peak(rows: pd.DataFrame) -> Any:
@@ -167,7 +157,9 @@ OPS = {"gemm": GEMM, "moe_ffn": EXPERTS, "attn_decode": DECODE, "attn_prefill": 
 
 
 def with_chip(rows: pd.DataFrame, chip: Chip) -> pd.DataFrame:
-    """Rows with the data-sheet figures of the chip they were measured on."""
+    """Rows with the data-sheet figures of the chip they were measured on; keys and values as the rest where unsaid."""
+    if "kv_dtype" in rows:
+        rows = rows.assign(kv_dtype=rows.kv_dtype.where(rows.kv_dtype != "", rows.dtype))
     return rows.assign(
         seconds=rows.time_ms * 1e-3, bandwidth=chip.memory_bytes_per_s, peak_bf16=chip.bf16_flops_per_s,
         peak_fp8=chip.fp8_flops_per_s, cache=chip.cache_bytes,
@@ -205,42 +197,42 @@ def fit(law: Law, rows: pd.DataFrame, start: dict[str, float] | None = None) -> 
     return dict(zip(free, (found.x * scale).tolist(), strict=True)) | fixed
 
 
-def errors(law: Law, values: dict[str, float], rows: pd.DataFrame) -> Any:
-    """Absolute relative errors on rows."""
-    return np.abs(law.seconds(values, rows) / rows.seconds.to_numpy() - 1)
-
-
-def groups(rows: pd.DataFrame) -> Iterator[tuple[Law, str, str, pd.DataFrame]]:
+def groups(rows: pd.DataFrame, refusals: Any = None) -> Iterator[tuple[Law, str, str, pd.DataFrame]]:
     """Rows of one law, chip and precision; keys and values of 8 bits are a precision of their own."""
     for op, law in OPS.items():
         mine = rows[rows.op == op]
         if law is ALL_REDUCE:
-            mine = mine[mine.kernel_source.str.contains("custom")]
-        precision = mine.dtype.where(
-            mine.kv_dtype.isna() | (mine.kv_dtype == mine.dtype), "kv_" + mine.kv_dtype.astype(str)
-        )
+            other = ~mine.kernel_source.str.contains(OWN_REDUCE)
+            if refusals is not None:
+                refusals.refuse("kernels", mine[other], "all-reduce of a library that engines do not take in decoding")
+            mine = mine[~other]
+        precision = mine.dtype.where(mine.kv_dtype == mine.dtype, "kv_" + mine.kv_dtype)
         for (chip, name), group in mine.groupby(["gpu", precision]):
             yield law, str(chip), str(name), group
 
 
-def fit_and_leave_out(law: Law, chip: str, precision: str, rows: pd.DataFrame) -> Fitted:
-    """Fit all rows, then predict each shape from a fit on the others."""
-    values = fit(law, rows)
-    outside = []
+def left_out_seconds(law: Law, rows: pd.DataFrame) -> pd.Series:
+    """Predicted seconds of each row by a fit on all other shapes; nan where there is no other."""
+    start, found = fit(law, rows), pd.Series(np.nan, index=rows.index)
     for shape in rows.groupby(list(law.shape)).groups:
         key = shape if isinstance(shape, tuple) else (shape,)
         mine = np.all([rows[c] == v for c, v in zip(law.shape, key, strict=True)], axis=0)
-        if mine.all():
-            continue
-        outside.append(errors(law, fit(law, rows[~mine], values), rows[mine]))
-    return Fitted(
-        law.name,
-        chip,
-        precision,
-        values,
-        errors(law, values, rows),
-        np.concatenate(outside) if outside else np.array([]),
-    )
+        if not mine.all():
+            found[mine] = law.seconds(fit(law, rows[~mine], start), rows[mine])
+    return found
+
+
+def ideal_seconds(law: Law, rows: pd.DataFrame) -> Any:
+    """The plain roofline: all bytes at the full bandwidth or all FLOPs at the peak, and nothing else."""
+    values = dict.fromkeys(law.parameters, 0.0)
+    values |= {
+        "bandwidth_fraction": 1.0,
+        "flops_fraction": 1.0,
+        "sharpness": IDEAL_SHARPNESS,
+        "imbalance": 1.0,
+        "warm_speedup": 1.0,
+    }
+    return law.seconds(values | {"bytes_per_s": LINK_BYTES_PER_S}, rows)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,7 +58,16 @@ SCHEMAS: dict[str, dict[str, tuple[float, float] | None]] = {
         "cpu": None, "load_kind": None, "requested_load": (0, 100), "cores_used": (0, 4096), "cpu_load_percent": (0, 100.5),
         "package_power_W": (0, 5000),
     },
-    "cpu_stage": {"row_id": None, "stage": None, "operation": None, "hardware": None, "work_unit": None, "time_ms_median": (0, 1e8)},
+    "cpu_stage": {
+        "row_id": None, "stage": None, "operation": None, "hardware": None, "work_unit": None, "batch_or_concurrency": None,
+        "time_ms_median": (1e-5, 1e8), "source": None,
+    },
+    "request_level": {
+        "run": None, "gpu": None, "model": None, "tp": (1, 1024), "dp": (1, 1024), "max_num_seqs": (1, 1e5),
+        "max_num_batched_tokens": (1, 1e7), "vllm_version": None, "request_id": None, "arrival_s": (0, 1e7),
+        "input_tokens": (1, 2e6), "output_tokens": (1, 2e6), "ttft_ms": (0.5, 3.6e6), "tpot_ms": (0.05, 5e3), "e2e_ms": (0.5, 3.6e7),
+        "source": None,
+    },
 }  # fmt: skip
 
 
@@ -78,19 +89,29 @@ class Refusals:
         return rows[~bad]
 
 
-class MissingColumns(Exception):
-    """A file without a column that its schema needs."""
+class Unreadable(Exception):
+    """A file that cannot be read at all, with why: it is not there, is no table, or lacks a column of its schema."""
 
 
 def read(file: Path, schema: str, refusals: Refusals, needs: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Rows of a CSV. A missing column stops the file; NaN in `needs` and numbers out of range refuse the row."""
-    rows = pd.read_csv(file, low_memory=False)
+    """Rows of a CSV, text without NaN. A missing column stops the file, and all its rows are counted as refused.
+
+    NaN in `needs` and numbers out of range refuse the row.
+    """
+    if not file.is_file():
+        raise Unreadable(f"{file}: there is no such file")
+    try:
+        rows = pd.read_csv(file, low_memory=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
+        raise Unreadable(f"{file}: is no table ({error}); a CSV with a header is needed") from None
     wanted = SCHEMAS[schema]
     missing = [name for name in wanted if name not in rows.columns]
     if missing:
-        raise MissingColumns(f"{file}: column {', '.join(missing)} is missing; the {schema} schema needs it")
+        refusals.refuse(schema, rows, f"{file.name} has no column {', '.join(missing)}")
+        raise Unreadable(f"{file}: column {', '.join(missing)} is missing; the {schema} schema needs it")
     for name, span in wanted.items():
         if span is None:
+            rows = rows.assign(**{name: rows[name].astype(object).where(rows[name].notna(), "").astype(str)})
             continue
         numbers = pd.to_numeric(rows[name], errors="coerce")
         rows = refusals.drop(schema, rows, (numbers.isna() & rows[name].notna()).to_numpy(), f"{name} is not a number")
@@ -99,19 +120,54 @@ def read(file: Path, schema: str, refusals: Refusals, needs: tuple[str, ...] = (
         out = rows[name].notna() & ((rows[name] < low) | (rows[name] > high))
         rows = refusals.drop(schema, rows, out, f"{name} is outside {low:g} to {high:g}: another unit?")
     for name in needs:
-        rows = refusals.drop(schema, rows, rows[name].isna(), f"{name} is NaN")
+        rows = refusals.drop(schema, rows, rows[name].isna() | (rows[name].astype(str) == ""), f"{name} is NaN")
     if "gpu" in rows:
         rows = rows.assign(gpu=rows.gpu.map(str).map(row_name))
     return refusals.drop(schema, rows, rows.duplicated(subset=[c for c in rows if c != "row_id"]), "the same row twice")
 
 
-def catalogue() -> dict[str, ModelArchitecture]:
-    """Shipped architectures by the Hugging Face names that they stand for."""
-    models = {}
+class Catalogue(dict[str, ModelArchitecture]):
+    """Shipped architectures by the names that rows may know them by: Hugging Face's, hsim's, or one of these in other words."""
+
+    def __missing__(self, name: str) -> ModelArchitecture:
+        """By its words alone: without owner, precision, kind of tuning and date. Raises KeyError where none is that model."""
+        plain = plain_name(name)
+        found = next((model for known, model in self.items() if plain_name(known) == plain), None)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As dict.get, with other words for the same model."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+
+# Words of a name that say nothing of the architecture: precisions, kinds of tuning, dates, formats.
+_DECORATION = re.compile(r"^(fp8|fp4|nvfp4|mxfp4|bf16|fp16|w8a8|w4a16|int8|int4|awq|gptq|dynamic|block|instruct|it|pt|chat|hf|base|thinking"
+                         r"|preview|latest|meta|nvidia|v0\.\d|2[45]\d\d|0\d{3}|\d{4})$")  # fmt: skip
+
+
+def plain_name(name: str) -> str:
+    """A model's name in small letters without its owner and words that say nothing of its architecture."""
+    words = re.split(r"[-_ ]+", name.rpartition("/")[2].lower())
+    return "-".join(word for word in words if not _DECORATION.match(word))
+
+
+def catalogue() -> Catalogue:
+    """Every shipped architecture."""
+    models = Catalogue()
     for file in sorted(shipped("models").glob("*.yaml")):
         model = validated(read_document(file), ModelArchitecture)
-        models |= dict.fromkeys(model.hugging_face, model)
+        models |= dict.fromkeys((*model.hugging_face, model.name), model)
     return models
+
+
+def no_model(name: str) -> str:
+    """Why a row of an unknown model is refused, and what would let it in."""
+    return f"no model {name!r}: add models/<name>.yaml whose hugging_face names it, from its config.json"
 
 
 def architecture_of(model: ModelArchitecture) -> str:
@@ -151,12 +207,8 @@ def serving_rows(data: Path, refusals: Refusals) -> pd.DataFrame:
     """Closed-loop serving runs that can be predicted, with their loads."""
     name = "serving"
     rows = read(data / "measured_serving.csv", name, refusals, ("gpu", "model", "output_tokens_mean"))
-    rows = refusals.drop(
-        name,
-        rows,
-        rows.n_gpus.isna() | rows.quality_note.fillna("").str.contains("ambiguous"),
-        "number of GPUs unknown",
-    )
+    unsure = rows.n_gpus.isna() | rows.quality_note.str.contains("ambiguous")
+    rows = refusals.drop(name, rows, unsure, "number of GPUs unknown")
     rows = refusals.drop(
         name, rows, rows.concurrency.isna() & rows.avg_batch_size.isna(), "open arrivals: scored per request elsewhere"
     )
@@ -167,7 +219,10 @@ def serving_rows(data: Path, refusals: Refusals) -> pd.DataFrame:
         name, rows, drafts, "looks like speculative decoding: faster than V3 in the same configuration"
     )
     if "pp" in rows:
-        rows = refusals.drop(name, rows, rows.pp.fillna(1) > 1, "pipeline parallelism is not modelled")
+        rows = refusals.drop(
+            name, rows, pd.to_numeric(rows.pp, errors="coerce") > 1, "pipeline parallelism is not modelled"
+        )
+    rows = _without_contradictions(rows, refusals)
     latency = rows.ttft_mean_ms + rows.tpot_mean_ms * rows.output_tokens_mean
     queued = rows.ttft_mean_ms > 0.3 * latency
     rows = refusals.drop(
@@ -189,34 +244,49 @@ def serving_rows(data: Path, refusals: Refusals) -> pd.DataFrame:
         .fillna(rows.concurrency)
         .fillna(rows.avg_batch_size)
     )
-    return rows.assign(
-        cv=cv, prompt_tokens=prompt, sequences=batch, architecture="", engine_profile=rows.apply(engine_of, axis=1)
-    )
+    engines = [engine_of(row) for row in rows.itertuples()]
+    return rows.assign(cv=cv, prompt_tokens=prompt, sequences=batch, architecture="", engine_profile=engines)
 
 
-def engine_of(row: pd.Series) -> str:
+CONTRADICTION = 20.0  # numbers of one run that should agree and differ by more are in different units
+
+
+def _without_contradictions(rows: pd.DataFrame, refusals: Refusals) -> pd.DataFrame:
+    """Refuse runs whose numbers contradict each other: no run of their size has both."""
+    sequences = rows.concurrency.fillna(rows.avg_batch_size)
+    in_flight = rows.output_throughput_tok_s * rows.tpot_mean_ms.fillna(rows.itl_median_ms) * 1e-3 / sequences
+    watts = rows.output_throughput_tok_s * rows.energy_J_per_output_token / rows.avg_power_W
+    for what, ratio in (
+        ("tokens/s times seconds a token is not the sequences in flight", in_flight),
+        ("tokens/s times J a token is not the watts", watts),
+    ):
+        odd = (ratio > CONTRADICTION) | (ratio < 1 / CONTRADICTION)
+        rows = refusals.drop("serving", rows, odd.reindex(rows.index), f"{what}: another unit?")
+    return rows
+
+
+def engine_of(row: Any) -> str:
     """The engine profile that stands for a row's engine and version."""
     version = str(row.engine_version)
     if row.engine == "vllm":
         if row.source == "mlenergy_v2" or version.startswith("0.5"):
             return "vllm-0.5"
         return "vllm-0.11.1" if version.startswith(("0.11.0", "0.11.1")) else "vllm"
-    return {"trtllm": "tensorrt-llm", "sglang": "sglang"}.get(str(row.engine), str(row.engine))
+    known = {"trtllm": "tensorrt-llm", "tensorrt_llm": "tensorrt-llm", "trt-llm": "tensorrt-llm"}
+    return known.get(str(row.engine).lower(), str(row.engine).lower())
 
 
-def precision_of(row: pd.Series, model: ModelArchitecture) -> str | None:
+def precision_of(row: Any, model: ModelArchitecture) -> str | None:
     """The precision of a row's weights in hsim's words; None where it is none of them."""
     if model.name.startswith("gpt-oss"):
         return "mxfp4"
-    given = row.weight_precision
+    given = str(row.weight_precision).lower() or "bf16"
     if given == "fp8" and model.latent:
         return "fp8_block"  # DeepSeek's own checkpoints
-    if pd.isna(given):
-        return "bf16"
-    return {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "mxfp4": "mxfp4"}.get(str(given))
+    return {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "mxfp4": "mxfp4"}.get(given)
 
 
-def kv_precision_of(row: pd.Series, precision: str) -> str | None:
+def kv_precision_of(row: Any, precision: str) -> str | None:
     """Keys and values of 8 bits in InferenceMAX's quantised vLLM and TensorRT-LLM runs, by their recipes; else as usual."""
     eight = str(row.source).endswith("inferencemax") and row.engine in ("vllm", "trtllm") and precision != "bf16"
     return "fp8" if eight else None

@@ -136,7 +136,7 @@ def features(rows: pd.DataFrame, world: World, refusals: Refusals) -> pd.DataFra
             {
                 "index": row.Index,
                 "architecture": architecture_of(model),
-                "path": costs.path,
+                "path": model.path,
                 "precision": placement.precision,
             }
             | _features(row, costs)

@@ -14,26 +14,18 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from hsim.costs.cpu import HostPower
-from hsim.costs.shapes import Segment, StepShape
-from hsim.description.system import FilledPool
-from hsim.engine.cores import Host
-from hsim.engine.environment import EngineEnvironment
-from hsim.engine.executor import ModelledTime
-from hsim.engine.life import Pipeline, run_tasks
-from hsim.engine.pool import Pool
-from hsim.engine.replica import Replica, ReplicaSpec
-from hsim.log import Log, Stage
-from hsim.policies.batching import decode_first
-from hsim.policies.routing import ROUTERS
+from hsim.costs.shapes import Segment, StepCosts, StepShape
+from hsim.drivers.replay import Limits
+from hsim.drivers.replay import replay as replay_tasks
 from hsim.workload.tasks import Round, Task
 
 EARLY = 1 / 3
@@ -77,53 +69,37 @@ def read_logs(file: Path) -> list[RequestLog]:
     """The runs of request_level_vllm.csv.gz."""
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
-    logs = []
-    for name in dict.fromkeys(row["run"] for row in rows):
-        mine = sorted((row for row in rows if row["run"] == name), key=lambda row: float(row["arrival_s"]))
-
-        def column(key: str, scale: float = 1.0, mine: list[dict[str, str]] = mine) -> NDArray[np.float64]:
-            return np.array([float(row[key]) for row in mine]) * scale
-
-        first = mine[0]
-        logs.append(
-            RequestLog(
-                name,
-                int(first["dp"]) * int(first["max_num_seqs"]),
-                int(first["dp"]) * int(first["max_num_batched_tokens"]),
-                column("arrival_s"),
-                column("input_tokens").astype(np.int64),
-                column("output_tokens").astype(np.int64),
-                {quantity: column(f"{quantity}_ms", 1e-3) for quantity in QUANTITIES},
-            )
-        )
-    return logs
+    names = dict.fromkeys(row["run"] for row in rows)
+    by_run = ([row for row in rows if row["run"] == name] for name in names)
+    return [log_of(sorted(mine, key=lambda row: float(row["arrival_s"]))) for mine in by_run]
 
 
-def replay(log: RequestLog, costs: LinearSteps) -> dict[str, NDArray[np.float64]]:
-    """The log's requests through the engine. Shapes (requests,)."""
-    env, record = EngineEnvironment(), Log()
-    settings = FilledPool.model_construct(
-        runs_on="x.gpu",
-        max_num_seqs=log.max_num_seqs,
-        max_num_batched_tokens=log.max_num_batched_tokens,
-        block_tokens=16,
-        prefix_caching=False,
-        max_waiting=None,
-        replicas=1,
-        tensor_parallel=1,
+def log_of(rows: Sequence[Mapping[str, Any]]) -> RequestLog:
+    """The log of one run's rows, in order of arrival."""
+
+    def column(key: str, scale: float = 1.0) -> NDArray[np.float64]:
+        return np.array([float(row[key]) for row in rows]) * scale
+
+    first = rows[0]
+    return RequestLog(
+        str(first["run"]),
+        int(first["dp"]) * int(first["max_num_seqs"]),
+        int(first["dp"]) * int(first["max_num_batched_tokens"]),
+        column("arrival_s"),
+        column("input_tokens").astype(np.int64),
+        column("output_tokens").astype(np.int64),
+        {quantity: column(f"{quantity}_ms", 1e-3) for quantity in QUANTITIES},
     )
-    spec = ReplicaSpec(settings, costs, decode_first, KV_TOKENS // 16, 0.0, 0)
-    host = Host(env, record, 0, HostPower(1, 0.0, 0.0, 1.0))
-    pool = Pool("decode", [Replica(env, record, 0, spec, host, ModelledTime(env))], ROUTERS["round-robin"])
-    pipeline = Pipeline({Stage.GENERATE: pool}, {}, {}, {}, {}, 0.0, 0.0, 0.0, False)
+
+
+def replay(log: RequestLog, costs: StepCosts) -> dict[str, NDArray[np.float64]]:
+    """The log's requests through the engine. Shapes (requests,)."""
     lengths = zip(log.arrival_s, log.input_tokens, log.output_tokens, strict=True)
     tasks = [
         Task(i, float(at), "request", 0, int(n_out), (Round(None, int(n_in), int(n_out)),))
         for i, (at, n_in, n_out) in enumerate(lengths)
     ]
-    run_tasks(env, record, pipeline, tasks)
-    visits = record.visits.arrays()
-    rows = {name: values[np.argsort(visits["task"])] for name, values in visits.items()}
+    rows = replay_tasks(tasks, costs, Limits(log.max_num_seqs, log.max_num_batched_tokens, KV_TOKENS))
     later = np.maximum(1, rows["output_tokens"] - 1)
     return {
         "ttft": rows["first_token_s"] - rows["ready_s"],

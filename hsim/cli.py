@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,9 @@ from hsim.errors import HsimError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from hsim.plan.result import Step
+    from hsim.runs import Options
 
 MIN_WIDTH = 124
 
@@ -133,8 +137,20 @@ def compare(
     worlds: Worlds = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     out: Out = None,
+    architectures: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Compare architectures of one scenario, each at its own cheapest fleet."),
+    ] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH", help="With --architectures: tasks/s, doubled from low to high, or a list."),
+    ] = None,
 ) -> None:
     """Send the same tasks through several scenarios, and show the differences with their intervals."""
+    if architectures is not None or rates is not None:
+        options = _options(replications, processes, worlds, out)
+        _compare_architectures(scenarios, (architectures or "").split(","), rates or "", settings, options, json)
+        return
     from hsim import runs
     from hsim.comparison import compare as compare_systems
     from hsim.comparison import compare_fairly
@@ -150,7 +166,170 @@ def compare(
     print(runs.as_json(comparison), end="") if json else _print(comparison_tables(comparison))
 
 
+def _options(replications: int, processes: int | None, worlds: int, out: Path | None) -> Options:
+    from hsim.runs import Options
+
+    return Options(replications, processes, worlds, out)
+
+
+def _compare_architectures(
+    scenarios: list[str], architectures: list[str], rates: str, settings: list[str], options: Options, json: bool
+) -> None:
+    from hsim.placement import place, rates_of
+    from hsim.report import placement_tables
+    from hsim.runs import as_json
+
+    if len(scenarios) != 1 or architectures == [""] or not rates:
+        raise typer.BadParameter("--architectures and --rates go together, with one scenario", param_hint="SCENARIOS")
+    try:
+        rates_per_s = rates_of(rates)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--rates") from None
+    placement = place(scenarios[0], architectures, rates_per_s, settings, options)
+    print(as_json(placement), end="") if json else _print(placement_tables(placement))
+
+
+class Exported(StrEnum):
+    """What export writes."""
+
+    ALL = "all"
+    TABLES = "tables"
+    TRACE = "trace"
+
+
+@app.command()
+def export(
+    scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped scenario.")],
+    out: Annotated[Path, typer.Option(help="The folder to write into.")],
+    settings: Settings = [],  # noqa: B006
+    replication: Annotated[int, typer.Option(min=0, help="Whose seed the path has; 0 is the scenario's own.")] = 0,
+    only: Annotated[Exported, typer.Option(help="tables: parquet. trace: for ui.perfetto.dev.")] = Exported.ALL,
+    gzip: Annotated[bool, typer.Option("--gzip", help="Write the trace as trace.json.gz.")] = False,
+) -> None:
+    """Write every task, visit, step and transfer of one path: parquet tables, and a trace for Perfetto or Chrome."""
+    from hsim.runs import system_of
+    from hsim.runs.exports import export_path
+
+    trace = "" if only is Exported.TABLES else "trace.json.gz" if gzip else "trace.json"
+    for file in export_path(system_of(scenario, settings), out, replication, only is not Exported.TRACE, trace):
+        print(f"hsim: wrote {file}", file=sys.stderr)
+
+
+@app.command()
+def report(
+    scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped scenario.")],
+    out: Annotated[Path, typer.Option(help="The page to write, such as report.html.")],
+    settings: Settings = [],  # noqa: B006
+    replications: Replications = 10,
+    processes: Processes = None,
+    worlds: Worlds = 0,
+    runs: Annotated[
+        Path | None, typer.Option(help="The --out folder of simulate: go on with the runs that it keeps.")
+    ] = None,
+) -> None:
+    """Write a study as one HTML page that works offline: verdicts, figures, the joule ledger, what it stands on."""
+    import shlex
+
+    from hsim.report.page import page
+    from hsim.runs import Options, system_of, write_atomically
+    from hsim.runs.closeup import close_up
+
+    system = system_of(scenario, settings)
+    closeup = close_up(system, Options(replications, processes, worlds, runs))
+    options = [f"--set={setting}" for setting in settings] + [f"--replications={replications}"]
+    options += [f"--worlds={worlds}"] if worlds else []
+    write_atomically(out, page(closeup, system, shlex.join(["hsim", "report", scenario, *options, f"--out={out}"])))
+    print(f"hsim: wrote {out}", file=sys.stderr)
+    if not closeup.study.complete:
+        print("hsim: interrupted; the page is of the replications that were finished", file=sys.stderr)
+        raise typer.Exit(130)
+
+
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Execute stages of your own (hsim/stages.py): only code that you trust.")
+]
+Have = Annotated[
+    str | None,
+    typer.Option(metavar="SERVER=COUNT,...", help="Servers that are there, by profile: none of these beyond so many."),
+]
+
+
+class Aim(StrEnum):
+    """What a plan minimises."""
+
+    COST = "cost"
+    TST = "tst"
+    CO2 = "co2"
+
+
+@app.command()
+def plan(
+    scenario: Annotated[
+        str, typer.Argument(help="A scenario whose lists stand for choices, or the name of a shipped one.")
+    ],
+    settings: Settings = [],  # noqa: B006
+    have: Have = None,
+    rate: Annotated[float | None, typer.Option(help="Tasks a second, instead of the scenario's.")] = None,
+    minimise: Annotated[Aim | None, typer.Option(help="Dollars, joules a task, or CO2.")] = None,
+    max_usd_per_h: Annotated[float | None, typer.Option(help="A budget, USD an hour.")] = None,
+    max_w: Annotated[float | None, typer.Option(help="What the fleet may draw at most, at the facility.")] = None,
+    neighbours: Annotated[bool, typer.Option(help="Compare with one server more or fewer of each kind.")] = False,
+    headroom: Annotated[bool, typer.Option(help="Look for how much the rate may grow.")] = False,
+    preview: Annotated[
+        bool, typer.Option(help="A queueing approximation at once instead, without a certificate.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show every fleet that was looked at.")] = False,
+    processes: Processes = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write plan.json into this folder, and keep replications there to go on with.")
+    ] = None,
+) -> None:
+    """Find the best fleet of those that a scenario's lists allow, certify it, and say why no other."""
+    from hsim.plan import PlanOptions, read_problem
+    from hsim.plan import plan as run
+    from hsim.plan import preview as previewed
+    from hsim.report.plans import plan_tables, preview_tables
+    from hsim.runs import as_json
+
+    asked = {"workload.arrivals.rate_per_s": rate, "plan.minimise": minimise and minimise.value}
+    asked |= {"plan.max_usd_per_h": max_usd_per_h, "plan.max_w": max_w}
+    asked |= _there(have)
+    problem = read_problem(
+        scenario, [*settings, *(f"{path}={value}" for path, value in asked.items() if value is not None)]
+    )
+    if preview:
+        _print(preview_tables(previewed(problem), everything))
+        return
+    with _Steps() as steps:
+        found = run(problem, PlanOptions(processes, out, neighbours, headroom), steps)
+    print(as_json(found), end="") if json else _print(plan_tables(found, everything))
+    if not found.complete:
+        kept = (
+            f"; what was finished is kept in {out}, and the same command goes on with it" if out else "; --out keeps it"
+        )
+        print(f"hsim: interrupted after {found.replications} replications{kept}", file=sys.stderr)
+        raise typer.Exit(130)
+
+
+def _there(have: str | None) -> dict[str, float | str | None]:
+    """`server=count,...` as settings."""
+    pairs = [pair.partition("=") for pair in have.split(",")] if have else []
+    if any(not name or not count.isdigit() for name, _, count in pairs):
+        raise typer.BadParameter("write server=count,..., such as hgx-h100-8=4,epyc-9654-2s=2", param_hint="--have")
+    return {f"plan.have.{name}": count for name, _, count in pairs}
+
+
 Device = Annotated[str, typer.Option(help="Where the decoder runs: cpu or cuda:0.")]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="An OpenAI-compatible server; its key, if it needs one, is read from HSIM_API_KEY."
+    ),
+]
+ServedTokenizer = Annotated[
+    Path | None, typer.Option(help="The served model's tokenizer.json, or its folder, for prompts of exact length.")
+]
 
 
 @app.command()
@@ -158,21 +337,48 @@ def validate(
     scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped scenario.")],
     settings: Settings = [],  # noqa: B006
     device: Device = "cpu",
+    repeats: Annotated[int, typer.Option(min=1, help="Run the tasks live so often: the spread is the machine's.")] = 1,
+    loads: Annotated[
+        str | None,
+        typer.Option(help="Per cent of the predicted capacity, such as 30,60,85: agentic, single-shot, and capacity."),
+    ] = None,
+    allow_code: AllowCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write validation.json into this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write validation.json and validation.html into this folder.")
+    ] = None,
 ) -> None:
     """Simulate a scenario, run the same tasks live on this machine, and show how far the prediction was off."""
-    from hsim.report import validation_tables
+    from hsim.report import loads_tables, validation_tables
     from hsim.runs import as_json, write_atomically
+    from hsim.validate import Options, validate_loads
     from hsim.validate import validate as run
+    from hsim.validate.page import page
 
-    validation = run(scenario, settings, device)
-    if out:
-        write_atomically(out / "validation.json", as_json(validation))
-    if json:
-        print(as_json(validation), end="")
+    options = Options(device, repeats, allow_code=allow_code)
+    if loads is None:
+        single = run(scenario, settings, options)
+        text, drawn, tables, stopped = as_json(single), page([("", single)]), validation_tables(single), single.stopped
     else:
-        _print(validation_tables(validation))
+        several = validate_loads(scenario, settings, _fractions(loads), options)
+        drawn = page([(one.name, one.validation) for one in several.runs])
+        text, tables, stopped = as_json(several), loads_tables(several), several.stopped
+    if out:
+        write_atomically(out / "validation.json", text)
+        write_atomically(out / "validation.html", drawn)
+    print(text, end="") if json else _print(tables)
+    if stopped:
+        raise typer.Exit(130 if stopped == "Ctrl-C" else 2)
+
+
+def _fractions(per_cents: str) -> list[float]:
+    try:
+        found = [float(one) / 100 for one in per_cents.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < one < 1 for one in found):
+        raise typer.BadParameter("give per cents between 0 and 100, such as 30,60,85", param_hint="--loads")
+    return found
 
 
 @app.command()
@@ -181,12 +387,16 @@ def live(
     settings: Settings = [],  # noqa: B006
     device: Device = "cpu",
     sleep: Annotated[bool, typer.Option(help="Sleep for the modelled times instead of doing the work.")] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Run a scenario's tasks for real on this machine: its own decoder, encoder and tools, on the wall clock."""
     from hsim.report import live_tables
     from hsim.validate import live as run
 
-    _print(live_tables(run(scenario, settings, device, sleep)))
+    result = run(scenario, settings, device, sleep, allow_code)
+    _print(live_tables(result))
+    if result.stopped:
+        raise typer.Exit(130 if result.stopped == "Ctrl-C" else 2)
 
 
 @app.command()
@@ -195,12 +405,23 @@ def calibrate(
     budget: Annotated[str, typer.Option(help="How long it may take, such as 9m or 90s.")] = "9m",
     out: Annotated[Path, typer.Option(help="Where calibration/ and hardware_profiles/ are written.")] = Path(),
     name: Annotated[str | None, typer.Option(help="What to call it; the machine's name when left out.")] = None,
-    model: Annotated[str | None, typer.Option(help="The model whose decoder steps are tabled.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model whose decoder steps are tabled; of an endpoint, the one it serves.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with what an earlier calibration of that name measured.")] = False,
+    endpoint: BaseUrl = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="How an endpoint's model is built: a catalogue entry or a config.json.")
+    ] = None,
+    tokenizer: ServedTokenizer = None,
+    max_concurrency: Annotated[int, typer.Option(min=2, help="The most requests at once at an endpoint.")] = 8,
+    max_input_tokens: Annotated[int, typer.Option(min=64, help="The longest prompt sent to an endpoint.")] = 512,
+    stages: Annotated[
+        Path | None, typer.Option(help="A Python file of stages of your own; needs --allow-code.")
+    ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
-    """Measure this machine's kernels and tools, fit cost and power models, and write them as profiles."""
-    from hsim.calibrate.options import CalibrationOptions
-    from hsim.calibrate.run import calibrate as run
+    """Measure this machine's kernels and tools, or an endpoint from outside; fit cost models, write them as profiles."""
     from hsim.report import calibration_tables
     from hsim.units import parse_seconds
 
@@ -208,9 +429,24 @@ def calibrate(
         budget_s = parse_seconds(budget)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--budget") from None
-    options = CalibrationOptions(device, budget_s, out, name, resume, model)
     with _Progress() as progress:
-        report = run(options, progress)
+        if endpoint:
+            from hsim.backends.endpoint import spec_of
+            from hsim.calibrate.endpoint import EndpointOptions, calibrate_endpoint
+
+            spec = spec_of(endpoint, model, "--endpoint")
+            asked = EndpointOptions(spec, budget_s, out, name, resume, architecture, tokenizer)
+            report = calibrate_endpoint(
+                replace(asked, max_concurrency=max_concurrency, max_input_tokens=max_input_tokens), progress
+            )
+        else:
+            from hsim.calibrate.options import CalibrationOptions
+            from hsim.calibrate.run import calibrate as run
+
+            options = CalibrationOptions(
+                device, budget_s, out, name, resume, model, stages=stages, allow_code=allow_code
+            )
+            report = run(options, progress)
     _print(calibration_tables(report))
 
 
@@ -230,6 +466,52 @@ def schema() -> None:
     from hsim.description.schema import scenario_schema
 
     print(scenario_schema(), end="")
+
+
+hardware = typer.Typer(
+    help="Look at hardware profiles: what they say, on what it stands, how far it is off.", no_args_is_help=True
+)
+app.add_typer(hardware, name="hardware")
+
+
+@hardware.command("list")
+def hardware_list(
+    kind: Annotated[
+        str | None, typer.Option(help="Only of one kind: cpu, accelerator, server, link, engine ...")
+    ] = None,
+) -> None:
+    """List the profiles that a scenario in this folder may name: shipped ones, and those of hsim calibrate."""
+    from hsim.description.hardware import PROFILE_KINDS
+    from hsim.description.inventory import inventory
+    from hsim.report.hardware import inventory_table
+
+    if kind is not None and kind not in PROFILE_KINDS:
+        raise typer.BadParameter(f"there is no kind {kind!r}; use {', '.join(PROFILE_KINDS)}", param_hint="--kind")
+    _print(inventory_table([entry for entry in inventory() if kind in (None, entry.kind)]))
+
+
+@hardware.command("show")
+def hardware_show(name: Annotated[str, typer.Argument(help="A profile's name.")]) -> None:
+    """Show every figure of a profile with its bounds, tier and source, and the held-out errors of its calibration."""
+    from hsim.description.inventory import entry_of
+    from hsim.report.hardware import profile_tables
+
+    _print(profile_tables(entry_of(name)))
+
+
+@hardware.command("compare")
+def hardware_compare(names: Annotated[list[str], typer.Argument(help="Two profiles of a kind, or more.")]) -> None:
+    """Put profiles side by side, figure by figure."""
+    from hsim.description.inventory import entry_of
+    from hsim.report.hardware import comparison_of_profiles
+
+    if len(names) < 2:
+        raise typer.BadParameter("name two profiles or more", param_hint="NAMES")
+    entries = [entry_of(name) for name in names]
+    if len({entry.kind for entry in entries}) > 1:
+        kinds = ", ".join(f"{entry.profile.name} is of kind {entry.kind}" for entry in entries)
+        raise typer.BadParameter(f"profiles of unlike kinds have no figures in common: {kinds}", param_hint="NAMES")
+    _print(comparison_of_profiles(entries))
 
 
 traces = typer.Typer(help="Look at traces of requests, and convert them.", no_args_is_help=True)
@@ -303,6 +585,24 @@ class _Progress:
     def __call__(self, phase: str, done_fraction: float, left_s: float, message: str) -> None:
         left = f"{left_s:4.0f} s left"
         self._bar.update(self._task, description=phase, completed=done_fraction, left=left, message=message)
+
+
+class _Steps:
+    """The progress of a search on stderr, on one line that goes when it ends."""
+
+    def __enter__(self) -> _Steps:
+        from rich.console import Console
+
+        self._status = Console(stderr=True).status("")
+        self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def __call__(self, step: Step) -> None:
+        where = f"fleet {step.looked_at} of {step.alive}" if step.alive else ""
+        self._status.update(f"{step.phase:<8} {where}, {step.replications} replications: {step.fleet} {step.message}")
 
 
 def _print(tables: RenderableType) -> None:

@@ -8,6 +8,7 @@ import re
 GB = 1e9
 GIB = 2**30
 MS_PER_S = 1000.0
+US_PER_S = 1e6
 HOUR_S = 3600.0
 YEAR_S = 365.25 * 24 * 3600.0
 KWH_J = 3.6e6

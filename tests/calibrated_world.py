@@ -87,7 +87,7 @@ class World:
     closed: int = 0
 
     def tools(self) -> Tools:
-        return Tools(lambda threads: self, lambda: self.now_s, lambda: self.machine)
+        return Tools(lambda threads, codes: self, lambda: self.now_s, lambda: self.machine)
 
     def unmetered(self, device: str) -> str:
         return "" if self.watts else "this machine has no meter"

@@ -368,7 +368,7 @@ def test_memory_that_the_weights_leave_is_kv_cache_to_the_token(ways: int) -> No
     data = generate_only(tensor_parallel=ways, gpu_memory_utilization=UTILIZATION)
     data["workload"]["classes"]["chat"] |= {"input_tokens": 10, "max_output_tokens": 20}
     for room, expected in ((1000.0, 1000), (1000.99, 1000), (999.99, 999)):
-        data["assume"] = {"h100-sxm": {"memory_bytes": memory_bytes_for(room + 1e-3, ways)}}
+        data["assume"] |= {"h100-sxm": {"memory_bytes": memory_bytes_for(room + 1e-3, ways)}}
         for block_tokens in (1, 16, 7):
             data["pools"]["decode"]["block_tokens"] = block_tokens
             assert prepared_of(data).replicas["decode"].kv_blocks == expected // block_tokens

@@ -802,7 +802,7 @@ def test_tasks_do_not_depend_on_the_fleet_nor_on_tasks_or_classes_beside_them(da
 
     longer = deepcopy(data)
     longer["workload"]["tasks"] += more
-    longer["assume"] = {}  # memory for all
+    longer["assume"].pop("h100-sxm", None)  # memory for all
     assert prepared_of(longer).drawn.tasks[: len(drawn)] == drawn
 
     with_class = deepcopy(longer)
@@ -867,7 +867,7 @@ def test_scaling_all_times_scales_all_sojourns_and_no_joule() -> None:
 def test_prices_and_the_site_change_no_second_and_no_direct_joule() -> None:
     data = agents(tensor_parallel=4)
     dear = data | {"site": {"pue": 2.5, "usd_per_kwh": 1.2, "gco2_per_kwh": 700, "cost": {"basis": "own"}}}
-    dear["assume"] = {"hgx-h100-8": {"capex_usd": 300_000}, "epyc-9654-2s": {"capex_usd": 40_000}}
+    dear["assume"] = data["assume"] | {"hgx-h100-8": {"capex_usd": 300_000}, "epyc-9654-2s": {"capex_usd": 40_000}}
     base, other = run(prepared_of(data)), run(prepared_of(dear))
     np.testing.assert_array_equal(base.visits["ended_s"], other.visits["ended_s"])
     a, b = base.result(), other.result()

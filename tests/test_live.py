@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,14 @@ from systems import agents, generate_only, prepared_of
 from test_engine_depth import assert_same
 
 from hsim.backends.hosts import Opened, StepItem
-from hsim.backends.worker import Worker
+from hsim.backends.worker import Worker, WorkerSettings
 from hsim.drivers import live
 from hsim.drivers.clocks import ManualClock
-from hsim.drivers.live import run_live, sleep_through
+from hsim.drivers.live import Stand, run_live, sleep_through
 from hsim.drivers.prepared import Prepared
 from hsim.drivers.simulated import run
-from hsim.errors import BackendError
 from hsim.log import Outcome, Stage
+from hsim.validate.quantities import accounted
 
 
 def closed_loop(**pool: Any) -> dict[str, Any]:
@@ -62,9 +65,11 @@ def test_sleeping_through_a_run_on_the_wall_clock_serves_everybody() -> None:
 
 @dataclass(frozen=True)
 class CorePuppet:
-    """Stands in for tools; its process ends at the request of this number."""
+    """Stands in for tools; at the request of this number it raises, hangs or its process ends: once, if `once` is a file."""
 
-    dies_at: int = -1
+    fault: str = ""
+    at: int = -1
+    once: str = ""
 
     def open(self) -> Opened:
         asked = 0
@@ -72,11 +77,26 @@ class CorePuppet:
         def do(request: tuple[str, float]) -> str:
             nonlocal asked
             asked += 1
-            if asked == self.dies_at:
-                os._exit(7)
+            if asked == self.at:
+                befall(self.fault, self.once)
             return request[0]
 
         return Opened(do, ("a puppet of a core",))
+
+
+def befall(fault: str, once: str) -> None:
+    if once:
+        if Path(once).exists():
+            return
+        Path(once).touch()
+    if fault == "raises":
+        raise ValueError("no such page")
+    if fault == "hangs":
+        time.sleep(60)
+    if fault == "dies":
+        os._exit(7)
+    if fault == "is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -84,11 +104,20 @@ class DecoderPuppet:
     """Stands in for a decoder: answers a token for each item, and refuses a place that does not follow the last."""
 
     slots: int
+    fault: str = ""
+    at: int = -1
+    once: str = ""
 
     def open(self) -> Opened:
         held = [0] * self.slots
 
+        asked = 0
+
         def step(items: list[StepItem]) -> list[int]:
+            nonlocal asked
+            asked += 1
+            if asked == self.at:
+                befall(self.fault, self.once)
             assert len({item.slot for item in items}) == len(items), "a slot is used twice in a step"
             for item in items:
                 assert item.start in (0, held[item.slot]), f"slot {item.slot} holds {held[item.slot]}, not {item.start}"
@@ -98,11 +127,14 @@ class DecoderPuppet:
         return Opened(step, ("a puppet of a decoder",))
 
 
+Use = Callable[..., list[Worker]]
+
+
 @pytest.fixture
-def on_puppets(monkeypatch: pytest.MonkeyPatch) -> Callable[[Prepared, int], list[Worker]]:
+def on_puppets(monkeypatch: pytest.MonkeyPatch) -> Use:
     """Lets live runs work with puppets; returns the list of workers that they start."""
 
-    def use(prepared: Prepared, dies_at: int) -> list[Worker]:
+    def use(prepared: Prepared, core: CorePuppet = CorePuppet(), decoder: tuple[Any, ...] = ()) -> list[Worker]:
         workers: list[Worker] = []
 
         class Kept(Worker):
@@ -110,11 +142,12 @@ def on_puppets(monkeypatch: pytest.MonkeyPatch) -> Callable[[Prepared, int], lis
                 super().start()
                 workers.append(self)
 
-        decoder = DecoderPuppet(prepared.replicas["decode"].pool.max_num_seqs)
-        cores = [("cores", 0, CorePuppet(dies_at)) for _ in range(prepared.cores["agents"])]
-        monkeypatch.setattr(live, "_planned_workers", lambda *_: [("decoder", 0, decoder), *cores])
+        generates = DecoderPuppet(prepared.replicas["decode"].pool.max_num_seqs, *decoder)
+        cores = [("cores", 0, core) for _ in range(prepared.cores["agents"])]
+        monkeypatch.setattr(live, "_planned_workers", lambda *_: [("decoder", 0, generates), *cores])
         monkeypatch.setattr(live, "_warm_up", lambda *_: None)
         monkeypatch.setattr(live, "Worker", Kept)
+        monkeypatch.setattr(live, "WorkerSettings", partial(WorkerSettings, answer_timeout_s=2.0))
         return workers
 
     return use
@@ -128,9 +161,9 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_workers_serve_every_task_and_each_sequence_keeps_its_place(on_puppets: Any) -> None:
+def test_workers_serve_every_task_and_each_sequence_keeps_its_place(on_puppets: Use) -> None:
     prepared = prepared_of(closed_loop(max_num_seqs=2, max_num_batched_tokens=64))
-    workers = on_puppets(prepared, dies_at=-1)
+    workers = on_puppets(prepared)
     done = run_live(prepared, "cpu")
     tables = done.log.arrays()
     assert sorted(tables["tasks"]["task"]) == [task.id for task in prepared.drawn.tasks]
@@ -138,14 +171,75 @@ def test_workers_serve_every_task_and_each_sequence_keeps_its_place(on_puppets: 
     generated = tables["visits"]["stage"] == Stage.GENERATE
     assert tables["visits"]["output_tokens"][generated].sum() == sum(t.output_tokens for t in prepared.drawn.tasks)
     assert "a puppet of a decoder" in done.notes
+    assert len(done.log.steps) == len(done.record.steps)
+    assert len(done.record.jobs) == (tables["visits"]["stage"] <= Stage.TOOL).sum()
     assert len(workers) == 3
     assert not any(alive(worker.process.pid) for worker in workers)
 
 
-def test_a_worker_that_dies_stops_the_run_and_leaves_no_process(on_puppets: Any) -> None:
+# ---- faults: every task is accounted for, what befell it is told, and no process is left
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("raises", "failed with ValueError: no such page"),
+        ("hangs", "gave no answer within 2 s and was killed"),
+        ("dies", "its process ended by itself with code 7"),
+        ("is killed", "its process was ended by SIGKILL"),
+    ],
+)
+def test_a_tool_that_fails_costs_its_task_and_no_other(on_puppets: Use, tmp_path: Path, fault: str, told: str) -> None:
     prepared = prepared_of(closed_loop(max_num_seqs=2))
-    workers = on_puppets(prepared, dies_at=1)
-    with pytest.raises(BackendError, match=r"worker cores 0: its process ended by itself with code 7"):
-        run_live(prepared, "cpu")
-    assert len(workers) == 3
+    workers = on_puppets(prepared, CorePuppet(fault, 3, str(tmp_path / "once")))
+    done = run_live(prepared, "cpu")
+    found = accounted(done.log, len(prepared.drawn.tasks))
+    assert (found.served, found.failed, done.stopped) == (found.asked - 1, 1, "")
+    assert sum(done.record.failures.values()) == 1
+    assert all(told in why for why in done.record.failures)
+    assert len(workers) > 3 or fault == "raises"  # what had died was started anew
+    assert not any(alive(worker.process.pid) for worker in workers)
+
+
+@pytest.mark.parametrize("fault", ["raises", "dies"])
+def test_a_decoder_that_fails_costs_its_batch_and_serves_whoever_comes_after(
+    on_puppets: Use, tmp_path: Path, fault: str
+) -> None:
+    prepared = prepared_of(closed_loop(max_num_seqs=2))
+    workers = on_puppets(prepared, decoder=(fault, 20, str(tmp_path / "once")))
+    done = run_live(prepared, "cpu")
+    found = accounted(done.log, len(prepared.drawn.tasks))
+    assert 0 < found.failed < found.asked
+    assert found.served == found.asked - found.failed
+    assert all(why.startswith("decoder: ") for why in done.record.failures)
+    assert not any(alive(worker.process.pid) for worker in workers)
+
+
+def test_a_worker_that_dies_again_and_again_ends_the_run_which_says_so(on_puppets: Use) -> None:
+    prepared = prepared_of(closed_loop(max_num_seqs=2))
+    workers = on_puppets(prepared, CorePuppet("dies", 1))
+    done = run_live(prepared, "cpu")
+    assert "died 4 times" in done.stopped
+    found = accounted(done.log, len(prepared.drawn.tasks))
+    assert found.failed > 0 and found.unfinished > 0
+    assert not any(alive(worker.process.pid) for worker in workers)
+
+
+def test_ctrl_c_ends_a_run_with_what_was_finished(on_puppets: Use) -> None:
+    prepared = prepared_of(closed_loop(max_num_seqs=2))
+    workers = on_puppets(prepared, CorePuppet("hangs", 2))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with Stand((prepared,), "cpu") as stand:
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            done = stand.run(prepared)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert done.stopped == "Ctrl-C"
+    assert accounted(done.log, len(prepared.drawn.tasks)).unfinished > 0
     assert not any(alive(worker.process.pid) for worker in workers)

@@ -33,6 +33,7 @@ fleet: {gpu-tier: {server: hgx-h100-8, count: 1}}
 pools: {decode: {runs_on: gpu-tier.gpu, replicas: 2}}
 stages: {generate: decode}
 slo: {ttft: {max_s: 0.03, p: 0.9}, tpot: {max_s: 0.01, p: 0.9}}
+assume: {vllm: {request_latency_s: 0}}
 """
 TIGHT = ["pools.decode.replicas=1", "pools.decode.max_num_batched_tokens=512", "assume.h100-sxm.memory_bytes=2.33e10"]
 

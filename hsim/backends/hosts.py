@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from hsim.backends.steps import DecoderShape, Dtype, Llama3Scaling, Rope, StepItem
+from hsim.description.hardware import OperationCode
 from hsim.description.huggingface import from_hugging_face
 from hsim.errors import BackendError, DescriptionError
+
+if TYPE_CHECKING:
+    from hsim.backends.tools import LiveOperation
 
 __all__ = ["DecoderSpec", "Dtype", "Host", "Llama3Scaling", "Opened", "Rope", "StepItem", "ToolSpec"]
 
@@ -52,24 +56,31 @@ class DecoderSpec(DecoderShape):
 
 @dataclass(frozen=True)
 class ToolSpec:
-    """CPU operations by name, each prepared for units up to a size (see tools.OPERATIONS).
+    """CPU operations by name, each prepared for units up to a size (see tools.OPERATIONS); `codes` are people's own.
 
     Opened, it answers (operation, units) with that operation's result.
     """
 
     sizes: Mapping[str, int]
+    codes: Mapping[str, OperationCode] = field(default_factory=dict)
 
     def open(self) -> Opened:
         """See Host."""
-        from hsim.backends.tools import operation
-
-        tools = {name: operation(name).prepare(size) for name, size in self.sizes.items()}
+        tools = {name: live_operation(name, self.codes).prepare(size) for name, size in self.sizes.items()}
 
         def run(request: tuple[str, float]) -> object:
             name, units = request
             return tools[name].run(units)
 
         return Opened(run, tuple(f"{name}: {tool.what}" for name, tool in tools.items()))
+
+
+def live_operation(name: str, codes: Mapping[str, OperationCode]) -> LiveOperation:
+    """The operation of that name: a person's own, or hsim's. For worker processes: people's code is imported."""
+    from hsim.backends.code import own_operation
+    from hsim.backends.tools import operation
+
+    return own_operation(name, codes[name]) if name in codes else operation(name)
 
 
 def hugging_face_decoder(file: Path, slots: int, max_context_tokens: int, dtype: Dtype, device: str) -> DecoderSpec:

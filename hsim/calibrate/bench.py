@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from hsim.backends.hosts import Opened, StepItem
+from hsim.backends.hosts import Opened, StepItem, live_operation
 from hsim.calibrate.agenda import RAMP_S, WAITING_OPERATIONS, WINDOW_S, Served, step_parts
 from hsim.calibrate.kernels import WALL_TIMED, Kernels
-from hsim.calibrate.sampling import Call, sample, sample_cuda
+from hsim.calibrate.sampling import JOBS_REST, STEPS_REST, Call, Rest, sample, sample_cuda
 from hsim.calibrate.work import CAPPED, THROTTLED, Parameters, Reading, Unit
-from hsim.description.hardware import Precision
+from hsim.description.hardware import OperationCode, Precision
 from hsim.errors import BackendError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SPIN_S = 0.05  # work is given to a device in pieces of about so long while its power is measured
 ANY_TOKEN = 1
 BUSY_CORE: Parameters = {"m": 64, "n": 1024, "k": 1024, "dtype": "fp32"}  # what keeps a core busy
+REST_OF: dict[str, Rest] = {"step": STEPS_REST, "operation": JOBS_REST}  # on a CPU
 HARMLESS_CLOCKS = ("GpuIdle", "ApplicationsClocksSetting", "SyncBoost", "DisplayClockSetting")
 
 
@@ -45,6 +46,7 @@ class BenchSpec:
 
     device: str
     threads: int
+    codes: Mapping[str, OperationCode] = field(default_factory=dict)
 
     def open(self) -> Opened:
         """See Host."""
@@ -58,7 +60,7 @@ class Bench:
     def __init__(self, spec: BenchSpec) -> None:
         from hsim.backends.device import open_device
 
-        self.device, self.threads = spec.device, spec.threads
+        self.device, self.threads, self.codes = spec.device, spec.threads, spec.codes
         self.served: Served | None = None
         self.on_cpu = spec.device == "cpu"
         self.opened = open_device(spec.device)
@@ -131,11 +133,9 @@ class Bench:
         return self._kernels.call(kind, at)
 
     def _operation(self, at: Parameters) -> Call:
-        from hsim.backends.tools import operation
-
         name, size, units = str(at["name"]), int(at["size"]), float(at["units"])
         if (name, size) not in self._tools:
-            self._tools[name, size] = operation(name).prepare(size)
+            self._tools[name, size] = live_operation(name, self.codes).prepare(size)
         tool = self._tools[name, size]
         return lambda i: tool.run(units)
 
@@ -157,7 +157,8 @@ class Bench:
             return self._powered(unit, call)
         if self.on_cpu or unit.kind in WALL_TIMED or unit.kind == "step":
             waits = not self.on_cpu or unit.parameters.get("name") in WAITING_OPERATIONS
-            return sample(call, unit.expected_s, own_core=self.threads == 1 and not waits)
+            own_core = self.threads == 1 and not waits
+            return sample(call, unit.expected_s, own_core, REST_OF.get(unit.kind) if self.on_cpu else None)
         reading = sample_cuda(call, unit.expected_s, self.device)
         return replace(reading, notes=(*reading.notes, *_clock_facts(self.device)[0]))
 

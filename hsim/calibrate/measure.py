@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from hsim.backends.meters import rapl_meters
-from hsim.backends.worker import Worker, WorkerSettings
+from hsim.backends.worker import DECODER_SPIN_S, Worker, WorkerSettings
 from hsim.calibrate.agenda import RAMP_S, WINDOW_S, Served
 from hsim.calibrate.bench import BenchSpec, Facts, board_meter, step_items
 from hsim.calibrate.sampling import reading_of
 from hsim.calibrate.work import Reading, Unit
+from hsim.description.hardware import OperationCode
 from hsim.errors import BackendError, CalibrationError
 
 MOST_DEATHS = 3
@@ -55,9 +57,9 @@ def require_torch() -> None:
 class Workers:
     """The Measurer of real runs: for each device a worker with its threads, and workers of one thread for operations."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, codes: Mapping[str, OperationCode] | None = None) -> None:
         require_torch()
-        self._threads, self._served = threads, dict[str, Served]()
+        self._threads, self._codes, self._served = threads, codes or {}, dict[str, Served]()
         self._devices: dict[str, Worker] = {}
         self._cores: list[Worker] = []
         self._deaths = 0
@@ -133,7 +135,7 @@ class Workers:
 
     def _single_cores(self, count: int) -> list[Worker]:
         while len(self._cores) < count:
-            self._cores.append(_started(BenchSpec("cpu", 1), f"core {len(self._cores)}"))
+            self._cores.append(_started(BenchSpec("cpu", 1, self._codes), f"core {len(self._cores)}"))
         return self._cores[:count]
 
     def _together(self, unit: Unit, count: int) -> Reading:
@@ -196,7 +198,10 @@ class Workers:
 
 
 def _started(spec: BenchSpec, name: str) -> Worker:
-    worker = Worker(spec, WorkerSettings(f"calibrate/{name}", threads=spec.threads, answer_timeout_s=ANSWER_S))
+    settings = WorkerSettings(
+        f"calibrate/{name}", threads=spec.threads, spin_s=DECODER_SPIN_S, answer_timeout_s=ANSWER_S
+    )
+    worker = Worker(spec, settings)
     worker.start()
     worker.ready()
     return worker

@@ -17,7 +17,8 @@ class CalibrationOptions:
     name when left out. `models` are the architectures whose decoder steps are tabled, by device kind; the smallest
     shipped one when left out. `decoder_cores` are the cores that the decoder has where it runs on the CPU. A point
     whose spread is above `noisy_spread_fraction` of its median is marked as noisy, and so is one during which this
-    process had less than `quiet_fraction` of the CPU time that it asked for.
+    process had less than `quiet_fraction` of the CPU time that it asked for. `stages` is a file of a person's own,
+    which is only executed with `allow_code`.
     """
 
     device: str = "cpu"
@@ -30,6 +31,8 @@ class CalibrationOptions:
     simulate: bool = True
     noisy_spread_fraction: float = 0.1
     quiet_fraction: float = 0.9
+    stages: Path | None = None
+    allow_code: bool = False
 
 
 class Progress(Protocol):
@@ -60,11 +63,31 @@ class Law:
 
 
 @dataclass(frozen=True)
+class LoadPoint:
+    """One quantity of an endpoint under a load that no fit has seen. `measured` is the median of its rounds,
+    `spread_fraction` their interquartile range over it.
+    """
+
+    load: str
+    quantity: str
+    unit: str
+    predicted: float
+    measured: float
+    spread_fraction: float
+    rounds: int
+
+    @property
+    def error_fraction(self) -> float:
+        return self.predicted / self.measured - 1
+
+
+@dataclass(frozen=True)
 class CalibrationReport:
     """What a calibration did.
 
     `left_out` names what the budget did not allow, `failed` what could not be measured and why, `noisy` which points
-    are marked and why, `unavailable` which figures could not be had at all and why.
+    are marked and why, `unavailable` which figures could not be had at all and why. Of an endpoint `said` is its step
+    model in words, and `loads` are predictions beside measurements.
     """
 
     name: str
@@ -80,3 +103,5 @@ class CalibrationReport:
     files: tuple[Path, ...]
     scenario: Path | None = None
     simulated: Result | None = field(default=None, repr=False)
+    said: tuple[str, ...] = ()
+    loads: tuple[LoadPoint, ...] = ()

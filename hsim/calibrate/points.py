@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hsim.calibrate.work import Parameters, Row
+from hsim.calibrate.work import SPREAD, Parameters, Row
 
 
 @dataclass(frozen=True)
 class Point:
     """One place of a grid. `spread` is the larger of the interquartile range within a round and the range between
-    rounds, over the median; `marks` are why it is noisy.
+    rounds, over the mean; `marks` are why it is noisy.
     """
 
     kind: str
@@ -38,7 +38,8 @@ class Point:
 def points_of(rows: Iterable[Row], noisy_spread_fraction: float) -> list[Point]:
     """The points of all rows that have a figure.
 
-    Rounds without a mark speak for a point; where there are none, those that were least disturbed.
+    Rounds that nobody disturbed speak for a point, unsteady ones too (only the steady ones would be a machine that is
+    quicker than this one); where there are none, those that were least disturbed.
     """
     rounds: dict[str, list[Row]] = {}
     for row in rows:
@@ -48,11 +49,11 @@ def points_of(rows: Iterable[Row], noisy_spread_fraction: float) -> list[Point]:
 
 
 def _point(group: list[Row], noisy_spread_fraction: float) -> Point:
-    chosen = [row for row in group if not row.marks] or _least_disturbed(group)
-    medians = [row.reading.seconds or 0.0 for row in chosen]
-    seconds = statistics.median(medians)
+    chosen = [row for row in group if all(mark.startswith(SPREAD) for mark in row.marks)] or _least_disturbed(group)
+    means_s = [row.reading.seconds or 0.0 for row in chosen]
+    seconds = statistics.fmean(means_s)
     within_s = statistics.median(row.reading.iqr_s or 0.0 for row in chosen)
-    spread = max(within_s, max(medians) - min(medians)) / seconds if seconds else 0.0
+    spread = max(within_s, max(means_s) - min(means_s)) / seconds if seconds else 0.0
     marks = tuple(dict.fromkeys(mark for row in chosen for mark in row.marks))
     if spread > noisy_spread_fraction and not marks:
         marks = (f"its rounds differ by {spread:.0%}",)

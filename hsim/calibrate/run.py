@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hsim.backends.code import declared_in, digest
 from hsim.calibrate import profiles
 from hsim.calibrate.agenda import Served, Target, agenda, bare_idle, in_turn
 from hsim.calibrate.bench import Facts
@@ -17,12 +18,12 @@ from hsim.calibrate.options import CalibrationOptions, CalibrationReport, Progre
 from hsim.calibrate.points import Point, points_of
 from hsim.calibrate.profiles import Findings
 from hsim.calibrate.store import Store, open_store, write_atomically
-from hsim.calibrate.work import THROTTLED, Reading, Row, Unit
+from hsim.calibrate.work import SPREAD, THROTTLED, Reading, Row, Unit
 from hsim.calibrate.write import local_scenario, write_fit, write_profiles
 from hsim.costs.composed import ELEMENT_BYTES
 from hsim.costs.measured import MeasuredCosts
 from hsim.description.catalogue import load_model
-from hsim.description.hardware import Precision
+from hsim.description.hardware import OperationCode, Precision
 from hsim.description.model import ModelArchitecture
 from hsim.description.scenario import load
 from hsim.description.system import resolve
@@ -31,6 +32,7 @@ from hsim.drivers.simulated import run as simulated
 from hsim.errors import CalibrationError
 from hsim.metrics.result import Result
 from hsim.metrics.summarise import summarise
+from hsim.stages import Declared
 
 # What of the budget is kept for fitting, writing and the simulation at the end.
 FINISH_S, FINISH_FRACTION = 15.0, 0.15
@@ -39,15 +41,19 @@ CATALOGUE = ("llama-3.1-8b", "llama-3.1-70b")  # models whose shapes kernels are
 SERVED_BY_DEFAULT = {"cpu": ("tiny-12m",), "cuda": ("llama-3.1-8b", "tiny-12m")}  # the first that fits
 PART_OF_MEMORY = 1 / 3  # for weights, and again for the cache
 OPERATIONS: dict[str, tuple[int, ...]] = {
-    "tokenise": (16, 64, 256, 1024),
+    "tokenise": (16, 64, 128, 256, 1024),
     "encode-minilm": (16, 48, 128, 256, 500),
-    "hnsw-search": (16, 64, 128, 256),
-    "flat-search": (1_000, 10_000, 30_000, 100_000),
+    "hnsw-search": (16, 32, 64, 128, 256),
+    "flat-search": (1_000, 3_000, 10_000, 20_000, 40_000, 100_000),
     "full-text-search": (1_000, 3_000, 10_000, 30_000),
-    "sql-aggregate": (1_000, 10_000, 100_000, 500_000),
-    "python-process": (1, 2, 3),
-    "http-call": (1, 4, 16),
-    "summarise-lexrank": (1, 2, 3),
+    "sql-aggregate": (1_000, 3_000, 10_000, 50_000, 200_000, 500_000),
+    "python-process": (1, 2, 3, 4),
+    "http-call": (1, 2, 4, 8, 16),
+    "summarise-lexrank": (1, 2, 3, 4),
+    "json-validate": (10, 100, 1_000, 10_000),
+    "html-to-text": (10, 30, 100, 300),
+    "bm25-search": (1_000, 3_000, 10_000, 30_000),
+    "classify-intent": (16, 64, 256, 1024),
 }
 
 
@@ -55,7 +61,7 @@ OPERATIONS: dict[str, tuple[int, ...]] = {
 class Tools:
     """What a calibration uses of the world: its clock, its machine, and what measures. Tests bring their own."""
 
-    measurer: Callable[[int], Measurer] = Workers
+    measurer: Callable[[int, Mapping[str, OperationCode]], Measurer] = Workers
     clock: Callable[[], float] = time.monotonic
     machine: Callable[[], Machine] = this_machine
 
@@ -83,6 +89,7 @@ class _Calibration:
         self.folder = options.out / "calibration" / self.name
         self.facts: dict[str, Facts] = {}
         self.unmetered: dict[str, str] = {}
+        self.own: dict[str, tuple[Declared, OperationCode]] = {}
         self.left_out: list[Unit] = []
         self.measured = 0
 
@@ -93,7 +100,8 @@ class _Calibration:
 
     def run(self) -> CalibrationReport:
         """See calibrate."""
-        measurer = self.tools.measurer(self.options.decoder_cores)
+        self.own = own_stages(self.options)
+        measurer = self.tools.measurer(self.options.decoder_cores, {name: code for name, (_, code) in self.own.items()})
         try:
             store = open_store(self.folder, self.machine, self.options.resume)
             resumed = len(store.rows)
@@ -126,11 +134,16 @@ class _Calibration:
             precisions=facts.precisions,
             served=served,
             shapes=tuple(load_model(name, "calibrate", Path()) for name in CATALOGUE),
-            operations=tuple(OPERATIONS.items()) if on_cpu else (),
+            operations=(*self.own_sizes.items(), *OPERATIONS.items()) if on_cpu else (),
             cores=self.machine.cores,
             metered=not why_not,
             host_only=beside,
         )
+
+    @property
+    def own_sizes(self) -> dict[str, tuple[int, ...]]:
+        """Where to measure a person's own stages: first of all operations, since they are why he calibrates."""
+        return {name: declared.sizes for name, (declared, _) in self.own.items()}
 
     @property
     def _serves_on_cpu(self) -> bool:
@@ -225,8 +238,11 @@ class _Calibration:
 
     def _fit(self, targets: list[Target], points: list[Point], findings: Findings) -> dict[Path, str]:
         """Fill the findings; returns the scenarios to write, by file."""
-        units = _operation_units()
+        units = _operation_units() | {name: declared.unit for name, (declared, _) in self.own.items()}
         cpu = profiles.cpu([p for p in points if p.device == "cpu"], units, findings, self.unmetered["cpu"])
+        for name, (_, code) in self.own.items():
+            if name in cpu["operations"]:
+                cpu["operations"][name]["code"] = code.model_dump()
         findings.profiles[cpu["name"]] = cpu
         scenarios = {}
         for target in targets:
@@ -302,13 +318,28 @@ def marks_of(
     """Why a reading may be noisy: its spread, a core that others had too, clocks held back, a loaded machine."""
     marks = [note for note in reading.notes if note.startswith(THROTTLED)]
     if reading.seconds and (reading.iqr_s or 0.0) > options.noisy_spread_fraction * reading.seconds:
-        marks.append(f"its samples spread by {(reading.iqr_s or 0.0) / reading.seconds:.0%} of their median")
+        marks.append(f"{SPREAD} by {(reading.iqr_s or 0.0) / reading.seconds:.0%} of their mean")
     if reading.cpu_fraction is not None:
         if reading.cpu_fraction < options.quiet_fraction:
             marks.append(f"others had its core for {1 - reading.cpu_fraction:.0%} of the time")
     elif load is not None and load - int(unit.parameters.get("workers", 1)) > cores / 2:
         marks.append(f"the load average was {load:.1f} on {cores} cores")
     return tuple(marks)
+
+
+def own_stages(options: CalibrationOptions) -> dict[str, tuple[Declared, OperationCode]]:
+    """The stages of --stages, each with the code that it is; they are only looked into with --allow-code."""
+    if options.stages is None:
+        return {}
+    if not options.allow_code:
+        what = "is code, and calibrate would execute it on this machine"
+        raise CalibrationError(f"--stages {options.stages}", what, "add --allow-code if you trust it")
+    file, found = options.stages.resolve(), declared_in(options.stages)
+    sha256 = digest(file)
+    return {
+        name: (declared, OperationCode(file=str(file), sha256=sha256, timeout_s=declared.timeout_s))
+        for name, declared in found.items()
+    }
 
 
 def _devices(asked: str, machine: Machine) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from hsim.backends.worker import cpu_seconds
 from hsim.calibrate.work import Reading
 
 Call = Callable[[int], Any]
@@ -20,26 +21,47 @@ SHORTEST_SAMPLE_S = 100e-6  # a sample is this long at least: reading the clock 
 FEWEST_SAMPLES = 5
 MOST_SAMPLES = 200
 UNDISTURBED = 0.97  # of a core: below it, others had it too
+ENDS_LEFT_OUT = 0.05  # of the samples at either end, from the mean
 GRAPH_CALLS = 10  # calls in one CUDA graph: enough that launching the graph is hidden
 
 
-def sample(call: Call, seconds: float, own_core: bool = True) -> Reading:
-    """Time calls on the CPU for about so many seconds; never fewer than five samples.
+@dataclass(frozen=True)
+class Rest:
+    """How a core is used while it is measured: `before_s` without work, then work for `burst_s` (at least one sample).
+
+    A core that has rested is slower at first, up to twice on virtual machines (5 ms for a step that takes 3 when called
+    without end), and servers below saturation rest. What never rests is measured at its best, which no task sees.
+    """
+
+    before_s: float
+    burst_s: float
+
+
+STEPS_REST = Rest(0.3, 0.2)  # as a decoder at 40 % load that serves one task after another
+JOBS_REST = Rest(0.25, 0.0)  # as a core that now and then gets a job
+
+
+def sample(call: Call, seconds: float, own_core: bool = True, rest: Rest | None = None) -> Reading:
+    """Time calls on the CPU for about so many seconds, rests included; never fewer than five samples.
 
     `own_core` says that the call keeps one core busy and does not wait. Where others had that core for part of the
     time, its CPU time is given in place of the wall's: what it takes on a core of its own.
     """
     calls, each_s = _warm_up(call, seconds * WARM_UP_FRACTION, lambda: None)
-    inner = max(1, math.ceil(SHORTEST_SAMPLE_S / each_s))
+    inner = max(1, math.ceil(SHORTEST_SAMPLE_S / each_s)) if rest is None or rest.burst_s else 1
+    burst_ends_s = -math.inf
     wall: list[float] = []
     cpu: list[float] = []
     until_s = time.perf_counter() + seconds * (1 - WARM_UP_FRACTION)
     while len(wall) < FEWEST_SAMPLES or (time.perf_counter() < until_s and len(wall) < MOST_SAMPLES):
-        start_s, start_cpu_s = time.perf_counter(), _cpu_s()
+        if rest and time.perf_counter() >= burst_ends_s:
+            time.sleep(rest.before_s)
+            burst_ends_s = time.perf_counter() + rest.burst_s
+        start_s, start_cpu_s = time.perf_counter(), cpu_seconds()
         for _ in range(inner):
             call(calls)
             calls += 1
-        cpu.append((_cpu_s() - start_cpu_s) / inner)
+        cpu.append((cpu_seconds() - start_cpu_s) / inner)
         wall.append((time.perf_counter() - start_s) / inner)
     if not own_core:
         return reading_of(wall)
@@ -47,12 +69,6 @@ def sample(call: Call, seconds: float, own_core: bool = True) -> Reading:
     if fraction >= UNDISTURBED:
         return reading_of(wall, fraction)
     return reading_of(cpu, fraction, (f"others had its core for {1 - fraction:.0%} of the time: CPU time is given",))
-
-
-def _cpu_s() -> float:
-    """CPU seconds of this process and of the children that it has waited for."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _warm_up(call: Call, seconds: float, synchronise: Callable[[], object]) -> tuple[int, float]:
@@ -69,9 +85,15 @@ def _warm_up(call: Call, seconds: float, synchronise: Callable[[], object]) -> t
 
 
 def reading_of(times: list[float], cpu_fraction: float | None = None, notes: tuple[str, ...] = ()) -> Reading:
-    """Median and interquartile range of samples in seconds."""
-    low, median, high = np.quantile(times, (0.25, 0.5, 0.75))
-    return Reading(float(median), float(high - low), len(times), cpu_fraction, notes=notes)
+    """Mean of samples in seconds, a few at either end left out, and their interquartile range.
+
+    The mean, because a run's load and waiting follow from it: on a machine with two paces the median is one of them.
+    """
+    ordered = np.sort(times)
+    ends = math.floor(ENDS_LEFT_OUT * len(ordered))
+    low, high = np.quantile(ordered, (0.25, 0.75))
+    mean = float(ordered[ends : len(ordered) - ends].mean())
+    return Reading(mean, float(high - low), len(times), cpu_fraction, notes=notes)
 
 
 def sample_cuda(call: Call, seconds: float, device: str) -> Reading:

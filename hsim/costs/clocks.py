@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 from hsim.costs.composed import ComposedCosts, Placement, steps_until_negative
@@ -33,6 +34,16 @@ class ClockedCosts:
         ]
         idle_w = figures.value(chip, "power.loaded_idle_w")
         self._above_idle_w = placement.devices * (cap_w - idle_w)
+
+    def check_fits(self, shapes: Iterable[StepShape]) -> None:
+        """Raises DescriptionError, before anything runs, where one of these does not fit even at the lowest clock."""
+        for shape in shapes:
+            self.segment(shape)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See ComposedCosts."""
+        return self.gears[0].notes
 
     def segment(self, shape: StepShape) -> Segment:
         """See StepCosts. Raises DescriptionError where a step does not fit under the cap even at the lowest clock."""

@@ -6,11 +6,11 @@ The form, how it was fitted and how far it errs on models and accelerators that 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hsim.costs import laws
 from hsim.costs.laws import ELEMENT_BYTES, working_precision
-from hsim.costs.shapes import Segment, StepShape
+from hsim.costs.shapes import Segment, StepShape, steps_until_negative
 from hsim.description.hardware import AcceleratorProfile, EngineProfile, Precision
 from hsim.description.model import ModelArchitecture, Product
 from hsim.description.system import Figures
@@ -310,7 +310,7 @@ class ComposedCosts:
         self._host_sequence_s = read.host("host_s_per_sequence") + peers_s
         self._graph_tokens = math.inf if engine.graph_tokens is None else engine.graph_tokens
         self._eager_s = read.host("eager_s_per_layer") * model.layers
-        path = self.path
+        path = model.path
         if model.experts and model.experts.routing in engine.host_s_per_expert_layer:
             key = f"host_s_per_expert_layer.{model.experts.routing}"
             self._host_step_s += read.figures.value(engine, key) * model.experts.layers
@@ -321,15 +321,6 @@ class ComposedCosts:
                 f"low confidence: {engine.name} was not measured on the path {path} of {model.name} (it was on {known}); "
                 "such paths have erred by 30 to 45 %",
             )
-
-    @property
-    def path(self) -> str:
-        """The engine's code path that this placement takes: what its host time was fitted on, or was not."""
-        model = self._model
-        parts = [f"experts-{model.experts.routing}" if model.experts else "dense"]
-        parts += ["latent"] if model.latent else []
-        parts += ["state"] if model.state else []
-        return "/".join(parts)
 
     def _read_power(self, read: _Reader) -> None:
         devices = self._devices
@@ -471,6 +462,34 @@ class ComposedCosts:
         host_s = self._host_step_s + self._host_sequence_s * (decodes + shape.chunks)
         return Timing(seconds + host_s, growth_s, context_step_s, valid_steps, host_s)
 
+    def parts(self, shape: StepShape) -> dict[str, float]:
+        """The seconds of a step by what takes them; they add up to those of `timing` where launching is no floor."""
+        mine, experts = math.ceil(shape.new_tokens / self._groups), _Tokens(0.0, 0.0, 0.0)
+        self._add_experts(experts, shape.new_tokens)
+        exchanges_s, elementwise_s = self._exchange_s(mine), mine * self._elementwise_s
+        states_s = self._state_launch_s + math.ceil(shape.sequences / self._groups) * self._state_sequence_s
+        chunk_states_s = shape.chunk_tokens * self._state_token_s / self._groups
+        decoding = replace(shape, chunks=0, chunk_tokens=0, chunk_context_tokens=0, pairs=0, pairs_growth=0)
+        decode_s = self._attention_s(decoding) if shape.decodes else 0.0
+        kernels = {
+            "products": self._tokens(shape.new_tokens).seconds - experts.seconds - exchanges_s - elementwise_s,
+            "experts": experts.seconds,
+            "exchanges": exchanges_s,
+            "norms and gates": elementwise_s,
+            "output head": self._sequences(shape.sequences).seconds - states_s,
+            "states": states_s + chunk_states_s,
+            "decode attention": decode_s,
+            "prefill attention": self._attention_s(shape) - decode_s - chunk_states_s if shape.chunks else 0.0,
+        }
+        parts = {name: self._factor * seconds for name, seconds in kernels.items()}
+        return parts | {"host": self.timing(shape).host_s}
+
+    def _attention_s(self, shape: StepShape) -> float:
+        """Kernel seconds of a step beside those that follow from its counts alone, before the factor on all kernels."""
+        timing = self.timing(shape)
+        counted_s = self._tokens(shape.new_tokens).seconds + self._sequences(shape.sequences).seconds
+        return (timing.seconds - timing.host_s) / self._factor - counted_s
+
     def _window(self, shape: StepShape) -> tuple[float, float, float]:
         """Context within the window, its growth per step, and steps for which that holds."""
         if shape.window_context_tokens >= 0:
@@ -561,8 +580,3 @@ class ComposedCosts:
             work.joules_growth += floor_w * work.seconds_growth
             work.context_joules += floor_w * context_step_s
         return work
-
-
-def steps_until_negative(start: float, growth: float) -> float:
-    """How many of the steps k = 0, 1, ... have start + k * growth >= 0, at least 1; start must not be negative."""
-    return math.inf if growth >= 0 else math.floor(start / -growth) + 1

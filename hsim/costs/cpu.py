@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hsim.description.hardware import CpuProfile
@@ -10,16 +11,19 @@ from hsim.description.system import Figures, Tier
 
 @dataclass(frozen=True, slots=True)
 class OperationCost:
-    """base_s + per_unit_s * units + per_unit_squared_s * units^2 seconds of one core."""
+    """Seconds of one core by units: see description.hardware.Operation."""
 
     operation: str
     base_s: float
     per_unit_s: float = 0.0
     per_unit_squared_s: float = 0.0
+    per_unit_beyond_s: float = 0.0
+    knee_units: float = math.inf
 
     def seconds(self, units: float) -> float:
         """Seconds of one busy core for so many units."""
-        return self.base_s + units * (self.per_unit_s + units * self.per_unit_squared_s)
+        seconds = self.base_s + units * (self.per_unit_s + units * self.per_unit_squared_s)
+        return seconds + (units - self.knee_units) * self.per_unit_beyond_s if units > self.knee_units else seconds
 
 
 def operation_cost(cpu: CpuProfile, operation: str, figures: Figures) -> OperationCost:
@@ -29,7 +33,9 @@ def operation_cost(cpu: CpuProfile, operation: str, figures: Figures) -> Operati
     def of(name: str) -> float:
         return figures.value(cpu, f"operations.{operation}.{name}") if getattr(described, name) else 0.0
 
-    return OperationCost(operation, of("base_s"), of("per_unit_s"), of("per_unit_squared_s"))
+    knee = math.inf if described.knee_units is None else described.knee_units
+    square_s, beyond_s = of("per_unit_squared_s"), of("per_unit_beyond_s")
+    return OperationCost(operation, of("base_s"), of("per_unit_s"), square_s, beyond_s, knee)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ def kv_capacity_tokens(placement: Placement, gpu_memory_utilization: float, figu
     weight_bytes = _weight_bytes(placement)
     free_bytes = ways * (memory_bytes * gpu_memory_utilization - reserved_bytes) - weight_bytes
     element_bytes = ELEMENT_BYTES[placement.kv_precision or working_precision(placement.precision)]
-    copies = ways if model.latent else max(1.0, ways / model.kv_heads)  # every device keeps the latent vector
+    split = placement.tensor_parallel  # a group keeps its own sequences; of a latent vector every device has a copy
+    copies = split if model.latent else max(1.0, split / model.kv_heads)
     kv_bytes = element_bytes * model.kv_elements_per_token * copies
     tokens = int(free_bytes // kv_bytes)
     if tokens < 1:
@@ -31,9 +32,8 @@ def kv_capacity_tokens(placement: Placement, gpu_memory_utilization: float, figu
             f"{model.name} in {placement.precision} has {weight_bytes / GB:.1f} GB of weights; {ways} x "
             f"{placement.chip.name} leave {max(0.0, ways * usable) / GB:.1f} GB for weights and KV cache"
         )
-        raise DescriptionError(
-            where, what, f"use tensor_parallel {_next_power_of_two(needed)} or more, or a lower precision"
-        )
+        least = _next_power_of_two(needed / placement.data_parallel)
+        raise DescriptionError(where, what, f"use tensor_parallel {least} or more, or a lower precision")
     return tokens
 
 
@@ -43,8 +43,8 @@ def _weight_bytes(placement: Placement) -> float:
     weights, others = placement.precision, working_precision(placement.precision)
     dense = others if weights == "mxfp4" else weights  # mxfp4 is for experts alone
     products = model.layer_parameters - model.expert_parameters
-    n_bytes = model.expert_parameters * ELEMENT_BYTES[weights] + embeddings * ELEMENT_BYTES[others]
-    return n_bytes + products * ELEMENT_BYTES[dense]
+    each_group = products * ELEMENT_BYTES[dense] + embeddings * ELEMENT_BYTES[others]
+    return model.expert_parameters * ELEMENT_BYTES[weights] + placement.data_parallel * each_group
 
 
 def _next_power_of_two(needed: float) -> int:

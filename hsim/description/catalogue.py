@@ -17,9 +17,9 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def shipped(folder: str) -> Path:
-    """The shipped folder of that name: inside an installed wheel, or beside the package in a checkout."""
+    """The shipped folder or file of that name: inside an installed wheel, or beside the package in a checkout."""
     installed = _PACKAGE / "_shipped" / folder
-    return installed if installed.is_dir() else _PACKAGE.parent / folder
+    return installed if installed.exists() else _PACKAGE.parent / folder
 
 
 def _find(name: str, folders: tuple[Path, ...], where: str, what: str) -> Path:
@@ -44,9 +44,8 @@ def load_profile(name: str, kind: type[P], where: str, beside: Path = Path()) ->
     A folder hardware_profiles/ beside the scenario or in the working directory, where `hsim calibrate` writes, comes
     before the shipped one.
     """
-    folders = (beside / "hardware_profiles", Path("hardware_profiles"), shipped("hardware_profiles"))
-    file = _find(name, folders, where, "hardware profile")
-    profile, document = _read_profile(file)
+    file = _find(name, profile_folders(beside), where, "hardware profile")
+    profile, document = read_profile(file)
     if not isinstance(profile, kind):
         needed = next(k for k, v in PROFILE_KINDS.items() if v is kind)
         raise DescriptionError(
@@ -55,7 +54,13 @@ def load_profile(name: str, kind: type[P], where: str, beside: Path = Path()) ->
     return profile, document
 
 
-def _read_profile(file: Path) -> tuple[Profile, Document]:
+def profile_folders(beside: Path) -> tuple[Path, ...]:
+    """Where profiles are looked for, the first first."""
+    return (beside / "hardware_profiles", Path("hardware_profiles"), shipped("hardware_profiles"))
+
+
+def read_profile(file: Path) -> tuple[Profile, Document]:
+    """The profile in a file. Raises DescriptionError for one that is none."""
     document = read_document(file)
     kind = document.data.get("kind") if isinstance(document.data, dict) else None
     if kind not in PROFILE_KINDS:
@@ -80,5 +85,10 @@ def load_model(name_or_path: str, where: str, beside: Path) -> ModelArchitecture
     if name_or_path.endswith(".json"):
         candidates = (beside / name_or_path, Path(name_or_path))
         return from_hugging_face(next((c for c in candidates if c.is_file()), candidates[-1]))
-    file = _find(name_or_path, (Path("models"), shipped("models")), where, "model (or give the path of a config.json)")
+    file = _find(
+        name_or_path,
+        (beside / "models", Path("models"), shipped("models")),
+        where,
+        "model (or give the path of a config.json)",
+    )
     return validated(read_document(file), ModelArchitecture)

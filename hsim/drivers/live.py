@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -13,8 +15,11 @@ from simpy.core import EmptySchedule
 from simpy.events import NORMAL, Event, EventPriority
 
 from hsim.backends.hosts import DecoderSpec, StepItem, ToolSpec
+from hsim.backends.hosts import Host as Hosted
 from hsim.backends.meters import Meter, meters_at_hand
-from hsim.backends.worker import Worker, WorkerSettings, shared_cores
+from hsim.backends.worker import DECODER_SPIN_S, Worker, WorkerSettings, shared_cores
+from hsim.backends.worker import Done as Answer
+from hsim.description.hardware import OperationCode
 from hsim.drivers.clocks import Clock, WallClock
 from hsim.drivers.prepared import Prepared
 from hsim.drivers.simulated import build
@@ -24,10 +29,23 @@ from hsim.engine.executor import Done, Executor, ModelledTime
 from hsim.engine.life import run_tasks
 from hsim.engine.replica import Replica
 from hsim.engine.visits import Job, Prompt
-from hsim.errors import DescriptionError
-from hsim.log import Log
+from hsim.errors import BackendError, DescriptionError
+from hsim.log import Log, Outcome, Table
 
 WARM_UP_STEPS = 8
+LEAST_CONTEXT = 256  # tokens of each slot, whatever the tasks need: room to warm up and to take the machine's pace
+MOST_DEATHS = 3  # of one worker in a run: more are no accident
+
+
+@dataclass(frozen=True)
+class _Awaited:
+    """An answer that is to come: how it is fetched, and when its worker will have been silent for too long."""
+
+    worker: Worker
+    fetch: Callable[[], Any]
+    event: Event
+    timeout_s: float
+    deadline_s: float
 
 
 class LiveEnvironment(EngineEnvironment):
@@ -35,7 +53,7 @@ class LiveEnvironment(EngineEnvironment):
 
     def __init__(self, clock: Clock | None = None) -> None:
         self.clock = clock or WallClock()
-        self._awaited: dict[Connection, tuple[Worker, Event]] = {}
+        self._awaited: dict[Connection, _Awaited] = {}
         super().__init__()
 
     @property
@@ -52,12 +70,28 @@ class LiveEnvironment(EngineEnvironment):
         self._now = self.now
         super().schedule(event, priority, delay)
 
-    def submit(self, worker: Worker, request: Any) -> Event:
-        """Ask a worker; the event happens when its answer has come. What goes wrong in the worker stops the run."""
-        done = self.event()
-        worker.send(request)
-        self._awaited[worker.connection] = (worker, done)
-        return done
+    def submit(self, worker: Worker, request: Any, timeout_s: float | None = None) -> Event:
+        """Ask a worker. The event happens when it has answered: its value is a Done, or the BackendError that came of it.
+
+        A worker that is silent for timeout_s (its settings' where that is None) is killed.
+        """
+        event = self.event()
+        try:
+            worker.send(request)
+        except BackendError as error:
+            event.succeed(error)
+        else:
+            self._await(worker, worker.answer, event, timeout_s or worker.settings.answer_timeout_s)
+        return event
+
+    def ready(self, worker: Worker) -> Event:
+        """The event of a started worker being ready; its value is its notes, or the BackendError that came of it."""
+        event = self.event()
+        self._await(worker, worker.ready, event, worker.settings.start_timeout_s)
+        return event
+
+    def _await(self, worker: Worker, fetch: Callable[[], Any], event: Event, timeout_s: float) -> None:
+        self._awaited[worker.connection] = _Awaited(worker, fetch, event, timeout_s, self.now + timeout_s)
 
     def step(self) -> None:
         """Process the next event once it is due, taking answers as they come."""
@@ -65,39 +99,138 @@ class LiveEnvironment(EngineEnvironment):
         while self.peek() > self.now:
             if math.isinf(self.peek()) and not self._awaited:
                 raise EmptySchedule
-            self._take_answers(self.peek())
+            self._take_answers(min(self.peek(), self._first_deadline_s()))
+            for silent in [one for one in self._awaited.values() if one.deadline_s <= self.now]:
+                silent.worker.end_silent(
+                    silent.timeout_s
+                )  # its connection is at its end then, and is taken as an answer
         simpy.Environment.step(self)
+
+    def _first_deadline_s(self) -> float:
+        return min((one.deadline_s for one in self._awaited.values()), default=math.inf)
 
     def _take_answers(self, until_s: float) -> None:
         if not self._awaited and until_s <= self.now:
             return
         for connection in self.clock.wait(until_s, list(self._awaited)):
-            worker, done = self._awaited.pop(connection)
-            done.succeed(worker.answer().value)
+            awaited = self._awaited.pop(connection)
+            try:
+                value = awaited.fetch()
+            except BackendError as error:
+                value = error
+            awaited.event.succeed(value)
+
+
+class Crew:
+    """The worker processes of a scenario: decoders by replica, core workers by host. They end with the block."""
+
+    def __init__(self) -> None:
+        self.decoders: dict[int, Worker] = {}
+        self.cores: dict[int, list[Worker]] = {}
+        self._started: list[Worker] = []
+
+    def start(self, host: Hosted, settings: WorkerSettings) -> Worker:
+        """Start a worker; it is not ready yet."""
+        worker = Worker(host, settings)
+        self._started.append(worker)  # first, so that whatever happens it is ended
+        worker.start()
+        return worker
+
+    def close(self) -> None:
+        """End all."""
+        for worker in self._started:
+            worker.close()
+
+
+@dataclass
+class Record:
+    """What workers did in a run, as they timed it themselves, and what went wrong, by how often.
+
+    `steps` has a row for each of log.steps of live runs, in the same order: wall and CPU seconds of the worker, and the
+    seconds since its last step ended (what passes between two steps, where one follows at once).
+    """
+
+    steps: Table = field(default_factory=lambda: Table("seconds", "cpu_s", "gap_s"))
+    jobs: Table = field(default_factory=lambda: Table("task", "round", "stage", "seconds", "cpu_s"))
+    failures: Counter[str] = field(default_factory=Counter)
 
 
 class WorkersDo:
-    """The executor of live runs: decoders take the replicas' steps, core workers the jobs, one process each."""
+    """The executor of live runs: decoders take the replicas' steps, core workers the jobs, one process each.
+
+    Work that fails takes its task with it (a step that fails, all tasks of its batch), and the run goes on; a worker
+    that died or was silent for too long is started anew. Work for it waits meanwhile.
+    """
 
     stepwise, real = True, True
 
-    def __init__(self, env: LiveEnvironment, decoders: dict[int, Worker], cores: dict[int, list[Worker]]) -> None:
-        self.env, self._decoders, self._free = env, decoders, cores
-        self._slots: dict[int, dict[Prompt, int]] = {index: {} for index in decoders}
+    def __init__(self, env: LiveEnvironment, crew: Crew) -> None:
+        self.env, self.crew, self.record = env, crew, Record()
+        self._free = {host: list(workers) for host, workers in crew.cores.items()}
+        self._held: dict[int, deque[Callable[[Worker], None]]] = {host: deque() for host in crew.cores}
+        self._slots: dict[int, dict[Prompt, int]] = {index: {} for index in crew.decoders}
+        self._ended_s: dict[int, float] = {}
+        self._reviving: dict[int, Event] = {}
+        self._deaths: Counter[str] = Counter()
 
     def job(self, job: Job, seconds: float, host: Host, done: Done) -> None:
         """See Executor."""
-        free = self._free[host.index]
-        worker = free.pop()
+        begin = partial(self._begin, job, host.index, done)
+        if self._free[host.index]:
+            begin(self._free[host.index].pop())
+        else:
+            self._held[host.index].append(begin)  # a worker is being started anew
 
+    def _begin(self, job: Job, host: int, done: Done, worker: Worker) -> None:
         def finish(event: Event) -> None:
-            free.append(worker)
+            answer: Answer | BackendError = _value(event)
+            if isinstance(answer, BackendError):
+                job.outcome = Outcome.FAILED
+                self.record.failures[f"{job.operation}: {answer.problem}"] += 1
+            else:
+                row = (job.task, job.round, job.stage, answer.end_s - answer.start_s, answer.cpu_s)
+                self.record.jobs.append(row)
+            self._release(worker, host)
             done(event)
 
-        self._then(self.env.submit(worker, (job.operation, job.units)), finish)
+        own = worker.host.codes.get(job.operation) if isinstance(worker.host, ToolSpec) else None
+        _then(self.env.submit(worker, (job.operation, job.units), own.timeout_s if own else None), finish)
+
+    def _release(self, worker: Worker, host: int) -> None:
+        if worker.dead:
+            _then(self._revived(worker), lambda event: self._release(_value(event), host))
+        elif self._held[host]:
+            self._held[host].popleft()(worker)
+        else:
+            self._free[host].append(worker)
 
     def steps(self, replica: Replica, end_s: float, done: Done) -> None:
         """See Executor."""
+        index = replica.index
+        if index in self._reviving:
+            _then(self._reviving[index], lambda event: self.steps(replica, end_s, done))
+            return
+
+        def finish(event: Event) -> None:
+            answer: Answer | BackendError = _value(event)
+            if isinstance(answer, BackendError):
+                self.record.failures[f"decoder: {answer.problem}"] += len(replica.running)
+                self.record.steps.append((math.nan, math.nan, math.nan))
+                replica.fail()
+                if self.crew.decoders[index].dead:
+                    self._revive_decoder(index)
+            else:
+                gap_s = answer.start_s - self._ended_s.get(index, math.nan)
+                self.record.steps.append((answer.end_s - answer.start_s, answer.cpu_s, gap_s))
+                self._ended_s[index] = answer.end_s
+            done(event)
+            if not replica.running:
+                self._ended_s.pop(index, None)  # idle: what passes until its next step is not between two steps
+
+        _then(self.env.submit(self.crew.decoders[index], self._items(replica)), finish)
+
+    def _items(self, replica: Replica) -> list[StepItem]:
+        """The step under way as a plan for the decoder's slots."""
         batch = list(replica.batch())
         slots = self._slots[replica.index]
         present = {prompt for prompt, _, _ in batch} | set(replica.running)
@@ -109,12 +242,43 @@ class WorkersDo:
             if prompt not in slots:
                 slots[prompt] = next(unused)
             items.append(StepItem(slots[prompt], start, tokens))
-        self._then(self.env.submit(self._decoders[replica.index], items), done)
+        return items
 
-    @staticmethod
-    def _then(event: Event, done: Done) -> None:
-        assert event.callbacks is not None
-        event.callbacks.append(done)
+    def _revive_decoder(self, index: int) -> None:
+        self._slots[index].clear()
+        ready = self._reviving[index] = self._revived(self.crew.decoders[index])
+
+        def use(event: Event) -> None:
+            self.crew.decoders[index] = _value(event)
+            del self._reviving[index]
+
+        _then(ready, use)
+
+    def _revived(self, dead: Worker) -> Event:
+        """Start a dead worker's like; the event's value is the new worker. Raises BackendError where too many died."""
+        name = dead.settings.name
+        self._deaths[name] += 1
+        if self._deaths[name] > MOST_DEATHS:
+            raise BackendError(f"worker {name}", f"it died {self._deaths[name]} times", "the run was ended")
+        worker = self.crew.start(dead.host, dead.settings)
+        there = self.env.event()
+
+        def use(event: Event) -> None:
+            if isinstance(notes := _value(event), BackendError):
+                raise notes
+            there.succeed(worker)
+
+        _then(self.env.ready(worker), use)
+        return there
+
+
+def _then(event: Event, done: Done) -> None:
+    assert event.callbacks is not None
+    event.callbacks.append(done)
+
+
+def _value(event: Event) -> Any:
+    return event.value
 
 
 @dataclass(frozen=True)
@@ -129,11 +293,16 @@ class MeteredJoules:
 
 @dataclass(frozen=True)
 class LiveRun:
-    """A live run's log, what its backends really were, and what the meters at hand counted."""
+    """A live run's log and record, what its backends really were, and what the meters at hand counted.
+
+    `stopped` says what ended it before all tasks had ended: Ctrl-C, or a worker that died again and again.
+    """
 
     log: Log
     notes: tuple[str, ...]
     energy: tuple[MeteredJoules, ...]
+    record: Record = field(default_factory=Record)
+    stopped: str = ""
 
 
 def sleep_through(prepared: Prepared, clock: Clock | None = None) -> Log:
@@ -143,39 +312,59 @@ def sleep_through(prepared: Prepared, clock: Clock | None = None) -> Log:
 
 
 def run_live(prepared: Prepared, device: str) -> LiveRun:
-    """Run every task live on this machine: decoders on a device (cpu, cuda:0), tools on its cores.
+    """Run every task live on this machine, once: see Stand."""
+    with Stand((prepared,), device) as stand:
+        return stand.run(prepared)
 
-    Raises DescriptionError for a scenario that live runs cannot carry out, BackendError for a backend that fails.
+
+class Stand:
+    """Worker processes started and warm, on which the tasks of some prepared systems can be run again and again.
+
+    The systems differ in their tasks alone. Decoders work on `device` (cpu, cuda:0), tools on this machine's cores;
+    people's own stages only if `allow_code`.
+    Raises DescriptionError for a scenario that live runs cannot carry out, BackendError for a backend that cannot be
+    opened.
     """
-    _check_live(prepared)
-    with ExitStack() as stack:
-        decoders, cores, notes = _start_workers(stack, prepared, device)
-        meters = [stack.enter_context(_Closing(meter)) for meter in meters_at_hand()]
+
+    def __init__(self, prepared: Sequence[Prepared], device: str, allow_code: bool = False) -> None:
+        for one in prepared:
+            _check_live(one, allow_code)
+        self.prepared, self.device, self.crew = prepared, device, Crew()
+        self.notes: tuple[str, ...] = ()
+
+    def __enter__(self) -> Stand:
+        try:
+            self.notes = _start_workers(self.crew, self.prepared, self.device)
+        except BaseException:  # Ctrl-C too
+            self.crew.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.crew.close()
+
+    def run(self, prepared: Prepared) -> LiveRun:
+        """Run every task of one. Ctrl-C, or a worker that dies again and again, ends it early: `stopped` says so."""
+        meters = meters_at_hand()
         before = [meter.joules() for meter in meters]
-        env, log = LiveEnvironment(), Log()
-        _execute(env, log, prepared, WorkersDo(env, decoders, cores))
-        after = [meter.joules() for meter in meters]
-    energy = [_counted(*read) for read in zip(meters, before, after, strict=True)]
-    return LiveRun(log, notes, tuple(energy))
+        env, log, stopped = LiveEnvironment(), Log(), ""
+        executor = WorkersDo(env, self.crew)
+        try:
+            _execute(env, log, prepared, executor)
+        except KeyboardInterrupt:
+            stopped = "Ctrl-C"
+        except BackendError as error:
+            stopped = str(error)
+        energy = [_counted(meter, joules, meter.joules()) for meter, joules in zip(meters, before, strict=True)]
+        for meter in meters:
+            meter.close()
+        return LiveRun(log, self.notes, tuple(energy), executor.record, stopped)
 
 
 def _execute(env: LiveEnvironment, log: Log, prepared: Prepared, executor: Executor) -> Log:
     pipeline = build(env, log, prepared, executor)
     run_tasks(env, log, pipeline, prepared.drawn.tasks)
     return log
-
-
-class _Closing:
-    """A meter as a context."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-
-    def __enter__(self) -> Meter:
-        return self._meter
-
-    def __exit__(self, *_: object) -> None:
-        self._meter.close()
 
 
 def _counted(meter: Meter, before_j: float | None, after_j: float | None) -> MeteredJoules:
@@ -185,7 +374,7 @@ def _counted(meter: Meter, before_j: float | None, after_j: float | None) -> Met
     )
 
 
-def _check_live(prepared: Prepared) -> None:
+def _check_live(prepared: Prepared, allow_code: bool) -> None:
     """Live runs do what one machine can: refuse the rest before anything starts."""
     system = prepared.system
     where = system.document.where
@@ -209,53 +398,85 @@ def _check_live(prepared: Prepared) -> None:
         if spec.pool.tensor_parallel > 1:
             at = where(("pools", name, "tensor_parallel"))
             raise DescriptionError(at, "hsim's own decoder runs on one device", "use tensor_parallel 1")
+    for name in system.scenario.stages.pools("understand"):
+        if name in prepared.replicas:
+            raise DescriptionError(
+                where(("stages", "understand")), "live runs understand on cores", "name a pool of cores"
+            )
     for name, pool in system.core_pools().items():
         if pool.max_batch > 1:
             at = where(("pools", name, "max_batch"))
             raise DescriptionError(at, "live core workers serve one job at a time", "use max_batch 1")
 
+    for name, code in _codes(prepared).items():
+        if not allow_code:
+            what = f"operation {name!r} is code of your own ({code.file}), and live runs execute it"
+            raise DescriptionError(where(("tools",)), what, "add --allow-code if you trust it")
 
-def _start_workers(
-    stack: ExitStack, prepared: Prepared, device: str
-) -> tuple[dict[int, Worker], dict[int, list[Worker]], tuple[str, ...]]:
-    """Start, open and warm up all workers: by replica, by host, and what they say of themselves."""
+
+def _codes(prepared: Prepared) -> dict[str, OperationCode]:
+    """The operations among those that tasks need which are people's own."""
+    system, stages = prepared.system, prepared.system.scenario.stages
+    costs = [(pool, cost) for pool in stages.pools("understand") for cost in prepared.understand.values()]
+    costs += [(pool, cost) for pool in stages.pools("tool") for cost in prepared.tools.values()]
+    found = {}
+    for pool, cost in costs:
+        if code := system.tier_of(pool).cpu.operations[cost.operation].code:
+            found[cost.operation] = code
+    return found
+
+
+def _spin_s(kind: str, cores: tuple[int, ...], pinned: Sequence[tuple[int, ...]]) -> float:
+    """How long a worker stays awake for its next step: a decoder does whose cores no other worker has."""
+    sharers = sum(not set(cores).isdisjoint(others) for others in pinned)
+    return DECODER_SPIN_S if kind == "decoder" and sharers == 1 and len(pinned) > 1 else 0.0
+
+
+def _start_workers(crew: Crew, prepared: Sequence[Prepared], device: str) -> tuple[str, ...]:
+    """Start, open and warm up all workers; returns what they say of themselves."""
     plan = _planned_workers(prepared, device)
     pinned = shared_cores(len(plan))
-    workers = []
-    for (kind, index, host), cores in zip(plan, pinned, strict=True):
-        worker = Worker(host, WorkerSettings(f"{kind} {index}", threads=1, cores=cores))
-        stack.callback(worker.close)
-        worker.start()
-        workers.append(worker)
-    decoders: dict[int, Worker] = {}
-    core_workers: dict[int, list[Worker]] = {}
+    workers = [
+        crew.start(host, WorkerSettings(f"{kind} {index}", threads=1, cores=cores, spin_s=_spin_s(kind, cores, pinned)))
+        for (kind, index, host), cores in zip(plan, pinned, strict=True)
+    ]
     notes: list[str] = []
     for (kind, index, host), worker in zip(plan, workers, strict=True):
         notes.extend(worker.ready())
         _warm_up(worker, host)
         if kind == "decoder":
-            decoders[index] = worker
+            crew.decoders[index] = worker
         else:
-            core_workers.setdefault(index, []).append(worker)
-    return decoders, core_workers, tuple(dict.fromkeys(notes))
+            crew.cores.setdefault(index, []).append(worker)
+    return tuple(dict.fromkeys(notes))
 
 
-def _planned_workers(prepared: Prepared, device: str) -> list[tuple[str, int, DecoderSpec | ToolSpec]]:
-    system, tasks = prepared.system, prepared.drawn.tasks
-    context = max(r.input_tokens + r.output_tokens for task in tasks for r in task.rounds)
+def _planned_workers(prepared: Sequence[Prepared], device: str) -> list[tuple[str, int, DecoderSpec | ToolSpec]]:
+    first = prepared[0]
+    system = first.system
+    context = max(r.input_tokens + r.output_tokens for one in prepared for task in one.drawn.tasks for r in task.rounds)
     plan: list[tuple[str, int, DecoderSpec | ToolSpec]] = []
-    for spec in prepared.replicas.values():
+    for name, spec in first.replicas.items():
         dtype: Any = spec.pool.precision
-        decoder = DecoderSpec(system.model, spec.pool.max_num_seqs, context, dtype, device)
+        model = system.model_of(name)
+        slots, room = spec.pool.max_num_seqs, min(max(context, LEAST_CONTEXT), model.max_context_tokens)
+        decoder = DecoderSpec(model, slots, room, dtype, device)
         plan += [("decoder", len(plan) + i, decoder) for i in range(spec.pool.replicas)]
-    sizes = _sizes(prepared)
+    sizes: dict[str, int] = {}
+    for one in prepared:
+        for operation, units in _sizes(one).items():
+            sizes[operation] = max(sizes.get(operation, 1), units)
     offset = 0
     hosts = {}
     for name, tier in system.tiers.items():
         hosts[name] = range(offset, offset + tier.count)
         offset += tier.count
-    for name, cores in prepared.cores.items():
-        plan += [("cores", host, ToolSpec(sizes)) for host in hosts[system.tier_of(name).name] for _ in range(cores)]
+    for name, cores in first.cores.items():
+        plan += [
+            ("cores", host, ToolSpec(sizes, _codes(first)))
+            for host in hosts[system.tier_of(name).name]
+            for _ in range(cores)
+        ]
     return plan
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -31,10 +31,21 @@ class OperationTime:
 
 
 @dataclass(frozen=True)
+class Reader:
+    """How an engine pool understands a class: its instruction, the limit of its answer, and whether it is an encoder."""
+
+    instruction_tokens: int
+    max_output_tokens: int
+    encoder: bool
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """Where each stage is served, what its operations cost, and what joins the places.
 
     With a pool for Stage.PREFILL, prompts are prefilled there and their KV cache moves on to the generate pool.
+    `readers` are of the engine pools that understand, by pool and class.
+    `request_latency_s` passes, by pool, between a client and the queue, and holds nothing meanwhile.
     """
 
     pools: Mapping[Stage, Pool[Any]]
@@ -46,6 +57,8 @@ class Pipeline:
     bytes_per_token: float
     kv_bytes_per_token: float
     prefix_caching: bool
+    readers: Mapping[str, Mapping[str, Reader]] = field(default_factory=dict)
+    request_latency_s: Mapping[str, float] = field(default_factory=dict)
 
 
 def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> None:
@@ -58,7 +71,7 @@ def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[
         for own in by_user.values():
             Living(use(env, log, pipeline, own))
     else:
-        _arrive_in_time(env, log, pipeline, tasks)
+        arrive_in_time(env, log, pipeline, tasks)
     env.run_out()
 
 
@@ -69,8 +82,8 @@ def use(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task])
         yield from live(env, log, pipeline, task)
 
 
-def _arrive_in_time(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> None:
-    """Each task begins at its arrival; only the next one stands in the agenda."""
+def arrive_in_time(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: Iterable[Task]) -> None:
+    """Each task begins at its arrival; only the next one stands in the agenda, and is taken when the one before begins."""
     waiting = iter(tasks)
 
     def arrive(task: Task) -> None:
@@ -94,6 +107,8 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
             yield send(task.id, visit.payload_bytes)
         if isinstance(visit, Prompt) and visit.source is not None:
             _let_go(pipeline, visit.source)
+        elif latency_s := pipeline.request_latency_s.get(pool.name):
+            yield env.at(env.now + latency_s, task.id)
         visit.queued_s = env.now
         if env.now < deadline_s:
             served = pool.submit(visit)
@@ -127,9 +142,7 @@ def visits_of(env: EngineEnvironment, pipeline: Pipeline, task: Task) -> Iterato
     """The visits that a task makes, in order, each made when it is its turn."""
     carried_tokens = task.understand_tokens
     if task.understand_tokens:
-        job = Job(task.id, 0, Stage.UNDERSTAND, task.understand_tokens, Event(env))
-        _cost(job, pipeline.understand[task.class_name], task.understand_tokens)
-        yield job
+        yield _understanding(env, pipeline, task, pipeline.pools[Stage.UNDERSTAND])
     for number, this in enumerate(task.rounds):
         if this.call:
             job = Job(task.id, number, Stage.TOOL, carried_tokens, Event(env))
@@ -139,6 +152,23 @@ def visits_of(env: EngineEnvironment, pipeline: Pipeline, task: Task) -> Iterato
             yield job
         yield from _prompts(env, pipeline, task, number, this)
         carried_tokens = this.output_tokens
+
+
+def _understanding(env: EngineEnvironment, pipeline: Pipeline, task: Task, pool: Pool[Any]) -> Job | Prompt:
+    """The visit in which a pool understands a task: a job of its cores, or a prompt to its model."""
+    tokens, readers = task.understand_tokens, pipeline.readers.get(pool.name)
+    if readers is None:
+        job = Job(task.id, 0, Stage.UNDERSTAND, tokens, Event(env))
+        _cost(job, pipeline.understand[task.class_name], tokens)
+        return job
+    reader = readers[task.class_name]
+    prompt = Prompt(task.id, 0, Stage.UNDERSTAND, tokens + reader.instruction_tokens, Event(env))
+    prompt.output_tokens = prompt.max_output_tokens = 1
+    if not reader.encoder:
+        prompt.output_tokens, prompt.max_output_tokens = task.understand_output_tokens, reader.max_output_tokens
+        if reader.instruction_tokens and pipeline.prefix_caching:
+            prompt.prefix = ((("instruction", task.class_name), reader.instruction_tokens),)
+    return prompt
 
 
 def _cost(job: Job, time: OperationTime, units: float) -> None:

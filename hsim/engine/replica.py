@@ -21,6 +21,7 @@ from hsim.engine.kv import KvCache
 from hsim.engine.power import Sleep, Sleeper
 from hsim.engine.shares import Run, Shares
 from hsim.engine.visits import Prompt
+from hsim.engine.windows import WindowSums
 from hsim.log import Log, Outcome
 from hsim.policies.batching import Batcher, BatchPlan
 from hsim.policies.views import BatchView, DeviceView, VisitView
@@ -31,7 +32,10 @@ DECODE_ON = BatchPlan(0, (), inf)
 
 @dataclass(frozen=True)
 class ReplicaSpec:
-    """What a replica is: its pool's settings, what it holds and draws, and the host cores that it keeps busy."""
+    """What a replica is: its pool's settings, what it holds and draws, and the host cores that it keeps busy.
+
+    `window_tokens` is the window that some of its model's layers see, 0 where all see everything.
+    """
 
     pool: FilledPool
     costs: StepCosts
@@ -39,6 +43,7 @@ class ReplicaSpec:
     kv_blocks: int
     idle_w: float
     host_cores: int
+    window_tokens: int = 0
     load_s: float = 0.0
 
 
@@ -68,6 +73,7 @@ class Replica:
         self._leaving: list[Prompt] = []
         self._context_tokens = 0  # read by the decoding sequences in their next step
         self._outstanding_tokens = 0
+        self._windows = WindowSums(spec.window_tokens) if spec.window_tokens else None
         self._step = 0
         self._shares = self._no_shares()
         self._host_mark_j = 0.0
@@ -127,6 +133,12 @@ class Replica:
         self._finish(prompt)
         self._attend(joined=bool(self.waiting))  # whoever was behind it may fit
         self._rest()
+
+    def fail(self) -> None:
+        """The step under way has failed, and the cache may be lost: all who run leave at its end, unserved."""
+        for prompt in self.running:
+            prompt.outcome = Outcome.FAILED
+            self._leaving.append(prompt)
 
     def let_go(self, prompt: Prompt) -> None:
         """The KV cache of a finished prompt that was kept for its transfer is free."""
@@ -261,8 +273,11 @@ class Replica:
 
     def _shape_of(self, chunks: tuple[int, ...]) -> StepShape:
         if not chunks:
-            return StepShape(self._decodes, self._context_tokens)
-        count = tokens = context = pairs = growth = 0
+            shape = StepShape(self._decodes, self._context_tokens)
+            if self._windows:
+                self._windows.fill_in(shape, self._step)
+            return shape
+        count = tokens = context = pairs = growth = window_pairs = 0
         for prompt, chunk in zip(self.prefilling, chunks, strict=True):
             if chunk:
                 before = prompt.prefill_tokens - prompt.prompt_left
@@ -271,7 +286,13 @@ class Replica:
                 context += before + chunk
                 pairs += chunk * before + chunk * (chunk + 1) // 2
                 growth += chunk * chunk
-        return StepShape(self._decodes, self._context_tokens, count, tokens, context, pairs, growth)
+                if self._windows:
+                    window_pairs += self._windows.pairs(before, chunk)
+        shape = StepShape(self._decodes, self._context_tokens, count, tokens, context, pairs, growth)
+        if self._windows:
+            self._windows.fill_in(shape, self._step)
+            shape.window_pairs = window_pairs
+        return shape
 
     def _affordable(self, run: Run) -> int:
         """How many of the planned steps the free blocks allow, at least one."""
@@ -300,6 +321,8 @@ class Replica:
         self._shares, self._step = self._no_shares(), 0  # nobody holds a mark: start afresh, lest rounding grow
         self._due_step = 0
         self._finishing.clear()
+        if self._windows:
+            self._windows.clear()
         self.host.change(-self.spec.host_cores)
         self._rest()
 
@@ -406,6 +429,8 @@ class Replica:
         self._context_tokens += prompt.prefill_tokens + 1
         prompt.entry = next(self._entries)
         heappush(self._finishing, (prompt.finish_step, prompt.task, prompt.entry, prompt))
+        if self._windows:
+            self._windows.begin(prompt, self._step)
 
     def _first_finish(self) -> int:
         """The step after which the first of the decoding sequences finishes."""
@@ -437,6 +462,8 @@ class Replica:
     def _stop_decoding(self, prompt: Prompt) -> None:
         """Take a sequence out of the decoding batch, charged for its part of it."""
         self._shares.charge_decoding(prompt)
+        if self._windows:
+            self._windows.end(prompt, self._step)
         steps = self._step - prompt.first_step
         prompt.generated_tokens += steps
         prompt.decoding, prompt.entry = False, 0

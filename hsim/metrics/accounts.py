@@ -52,9 +52,9 @@ def accounts_of(system: System) -> Accounts:
         price = "rent_usd_per_h" if site.cost.basis == "rent" else "capex_usd"
         seconds = HOUR_S if site.cost.basis == "rent" else site.cost.lifetime_years * YEAR_S
         in_use = sum(
-            pool.replicas * pool.tensor_parallel
+            pool.replicas * pool.accelerators
             for pool_name, pool in system.engine_pools().items()
-            if system.tier_of(pool_name) is tier
+            if system.tier_of(pool_name) is tier and not pool.on_cores
         )
         spare = tier.count * tier.accelerators_per_server - in_use
         spare_w = spare * figures.if_known(tier.chip, "power.idle_w") if tier.chip and spare else 0.0

@@ -9,13 +9,14 @@ import numpy as np
 from hsim.description.system import System
 from hsim.log import Log
 from hsim.metrics.ledger import Window
-from hsim.metrics.result import Assumption, PoolUse, Stability, StageAnatomy, WarmUp
+from hsim.metrics.result import POOLS_JOINED, Assumption, PoolUse, Stability, StageAnatomy, WarmUp
 from hsim.units import readable_seconds
 from hsim.workload.tasks import Drawn
 
 FULL = 0.95  # a pool of cores busier than this, or a KV cache reserved beyond it, is called full
 QUEUE = 0.1  # a stage that waits for longer than this part of a task's time is called a queue
 LONG_DRAIN = 0.2
+ERRING = {"tpot": "TPOT", "ttft": "TTFT", "joules_per_token": "J per token"}  # quantities whose errors are printed
 STRETCHES = 10  # with fewer independent stretches in a replication, its mean is too skewed for t intervals
 
 
@@ -30,14 +31,12 @@ def bottleneck_of(stages: tuple[StageAnatomy, ...], pools: tuple[PoolUse, ...]) 
     part_s, doing, stage = max(parts, key=lambda part: part[0])
     if queue.wait_s > QUEUE * total_s:
         part_s, doing, stage = queue.wait_s, "waiting for", queue
-    use = next(p for p in pools if p.pool == stage.pool)
+    use = max((p for p in pools if p.pool in stage.pool.split(POOLS_JOINED)), key=lambda p: p.busy_fraction)
     load = f"{use.busy_fraction:.0%} busy"
     if use.mean_batch is not None and use.kv_used_fraction is not None:
         load += f", {use.mean_batch:.1f} sequences a step, {use.kv_used_fraction:.0%} of its KV cache in use"
     share = part_s / total_s if total_s else 0.0
-    return (
-        f"{share:.0%} of a task's {readable_seconds(total_s)} goes {doing} {stage.stage} on pool {stage.pool} ({load})"
-    )
+    return f"{share:.0%} of a task's {readable_seconds(total_s)} goes {doing} {stage.stage} on pool {use.pool} ({load})"
 
 
 def warnings_of(
@@ -47,7 +46,7 @@ def warnings_of(
     warnings = []
     total_s = sum(s.transfer_s + s.wait_s + s.service_s + s.outside_s for s in stages)
     for use in pools:
-        waits = sum(s.wait_s for s in stages if s.pool == use.pool) > QUEUE * total_s
+        waits = sum(s.wait_s for s in stages if use.pool in s.pool.split(POOLS_JOINED)) > QUEUE * total_s
         full = use.busy_fraction if use.kv_used_fraction is None else use.kv_used_fraction
         if waits and (full > FULL or use.busy_fraction > FULL):
             warnings.append(
@@ -136,6 +135,43 @@ def assumptions_of(system: System) -> tuple[Assumption, ...]:
                 why = "as many as fit" if key == "replicas" else f"default of {engine.name}: {engine.defaults_source}"
                 found.append(Assumption(f"pools.{name}.{key}", f"{getattr(pool, key):g}", why))
     return tuple(found)
+
+
+def accuracy_of(system: System) -> tuple[str, ...]:
+    """How far predictions of such pools have erred on measured runs: the uncertainty that no replication shows."""
+    said = []
+    for name in system.engine_pools():
+        table = system.step_tables.get(name)
+        if table is None:
+            said += [f"pool {name}: {line}" for line in _composed_errors(system, name)]
+        elif table.median_error_fraction is not None:
+            tail = f" (p90 {table.p90_error_fraction:.0%})" if table.p90_error_fraction is not None else ""
+            said.append(f"pool {name}: steps read from {table.name} erred by {table.median_error_fraction:.0%}{tail}")
+    return tuple(said)
+
+
+def _composed_errors(system: System, name: str) -> list[str]:
+    """One line a quantity: of this chip and code path where there are runs of it, else of the chip with the worst."""
+    engine, chip, path = system.engines[name], system.tier_of(name).chip, system.model_of(name).path
+    if system.engine_pools()[name].on_cores:
+        return ["no run of a model on cores was measured here: error unknown"]
+    assert chip is not None
+    lines = []
+    for quantity, called in ERRING.items():
+        known = [e for e in engine.errors if e.quantity == quantity and e.path == path]
+        here = [e for e in known if e.chip == chip.name]
+        if known:
+            e = max(here or known, key=lambda error: error.p90_fraction)
+            where = "" if here else f"; on {chip.name} none was measured"
+            as_engine = "" if e.engine == engine.name else f", as {e.engine}"
+            lines.append(
+                f"{called} of {e.path} models on {e.chip} under {engine.name}{as_engine} erred by {e.mean_fraction:.0%} "
+                f"(p90 {e.p90_fraction:.0%}) on {e.runs} runs that it was not fitted on{where}"
+            )
+    if not lines:
+        paths = ", ".join(sorted({e.path for e in engine.errors})) or "none"
+        lines = [f"no run of {path} models under {engine.name} was measured (it was on {paths}): error unknown"]
+    return lines
 
 
 def evidence_of(system: System) -> dict[str, int]:

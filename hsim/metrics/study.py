@@ -16,7 +16,7 @@ from hsim.metrics import statistics
 from hsim.metrics.accounts import Accounts
 from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES, Attribution, Boundary
 from hsim.metrics.measured import Cohort, Measured
-from hsim.metrics.notes import assumptions_of, bottleneck_of, evidence_of, study_warnings
+from hsim.metrics.notes import accuracy_of, assumptions_of, bottleneck_of, evidence_of, study_warnings
 from hsim.metrics.result import (
     Calibration,
     EnergyStudy,
@@ -101,7 +101,7 @@ def warm_up_of(paths: Sequence[Measured]) -> WarmUp:
     passage_s = float(np.mean([_passage_s(path) for path in paths]))
     passage_tasks = math.ceil(PASSAGES * _arrivals_per_s(paths).value * passage_s)
     asked, longest = max(cohort.skipped, passage_tasks), 0
-    for series_of in (_sojourns, _found_in_progress):
+    for series_of in (sojourns, found_in_progress):
         series = np.array([series_of(path)[: cohort.end] for path in paths])
         cut = statistics.mser_5(series.mean(axis=0))
         longest = max(longest, cut)
@@ -111,17 +111,17 @@ def warm_up_of(paths: Sequence[Measured]) -> WarmUp:
             if abs(difference.value) > difference.half_width():
                 asked = max(asked, cut)
     floor_tasks = math.ceil(FLOOR_FRACTION * cohort.tasks)
-    memory = statistics.cautious_memory([_sojourns(path)[cohort.skipped : cohort.end] for path in paths])
+    memory = statistics.cautious_memory([sojourns(path)[cohort.skipped : cohort.end] for path in paths])
     asked = max(asked, math.ceil(MEMORIES * memory))
     return WarmUp(cohort.skipped, asked, longest, passage_tasks, floor_tasks, memory)
 
 
-def _sojourns(path: Measured) -> Floats:
+def sojourns(path: Measured) -> Floats:
     """How long each task was in the system. Shape (tasks,)."""
     return path.ended_s - path.arrival_s
 
 
-def _found_in_progress(path: Measured) -> Floats:
+def found_in_progress(path: Measured) -> Floats:
     """How many tasks each found in the system when it arrived. Shape (tasks,)."""
     ended = np.searchsorted(np.sort(path.ended_s), path.arrival_s, side="right")
     return np.asarray(np.arange(len(path.arrival_s)) - ended, dtype=np.float64)
@@ -137,10 +137,10 @@ def _arrivals_per_s(paths: Sequence[Measured]) -> Estimate:
     return statistics.ratio([path.cohort.tasks for path in paths], [path.window.seconds for path in paths])
 
 
-def stability_of(replications: Sequence[Replication]) -> Stability:
+def stability_of(replications: Sequence[Replication], confidence: float = statistics.CONFIDENCE) -> Stability:
     """Whether an open system keeps up: by a bound on its utilisation, and by the drift of work in progress.
 
-    Each is a one-sided t test at 95 % over replications.
+    Each is a one-sided t test over replications, at 95 % unless said otherwise.
     """
     paths = [replication.path for replication in replications]
     rate = _arrivals_per_s(paths)
@@ -151,7 +151,7 @@ def stability_of(replications: Sequence[Replication]) -> Stability:
         pool: statistics.mean([replication.offered[pool] for replication in replications])
         for pool in replications[0].offered
     }
-    one_sided = 2 * statistics.CONFIDENCE - 1
+    one_sided = 2 * confidence - 1
     verdict: Literal["stable", "unstable", "undecided"] = "stable"
     reason = "work in progress does not grow"
     none_lost = not any(path.timed_out or path.shed for path in paths)  # else what is lost makes room
@@ -257,7 +257,7 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
     stages, pools = anatomy_of(paths, scenario), pools_of(paths)
     intervals = {name: interval(estimate) for name, estimate in estimates.items()}
     return Study(
-        scenario=system.document.file,
+        scenario=system.name,
         scenario_sha256=scenario_hash(scenario),
         hsim_version=hsim_version(),
         seed=scenario.seed,
@@ -284,6 +284,7 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
         pools=pools,
         bottleneck=bottleneck_of(stages, pools),
         warnings=_warnings(material, stability, warm_up),
+        accuracy=accuracy_of(system),
         unavailable=unavailable,
         evidence=evidence_of(system),
         assumptions=assumptions_of(system),
@@ -293,7 +294,8 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
 def _warnings(material: Material, stability: Stability | None, warm_up: WarmUp | None) -> tuple[str, ...]:
     truncated = sum(replication.truncated for replication in material.replications)
     first = material.replications[0].warnings
-    return (*study_warnings(stability, warm_up, material.paths[0].cohort.tasks, truncated), *first)
+    own = study_warnings(stability, warm_up, material.paths[0].cohort.tasks, truncated)
+    return (*own, *first, *material.system.figures.cautions)
 
 
 def _latencies(paths: Sequence[Measured], intervals: Mapping[str, Interval]) -> dict[str, LatencyStudy]:

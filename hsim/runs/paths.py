@@ -24,8 +24,9 @@ from hsim.metrics.study import Replication
 from hsim.metrics.summarise import summarise
 from hsim.metrics.vllm_bench import vllm_bench
 
-DRAWN_BEYOND = (1.5, 4.0)  # tasks drawn over those that are followed: the first that lasts until those have ended
-DRAWN_AT_LEAST = 2000
+# Tasks drawn over those that are followed, and at least: the first that last until those have ended. Later draws move no
+# earlier one, so that which it is shows in nothing but the time it takes.
+DRAWN_BEYOND = ((1.5, 400), (1.5, 2000), (4.0, 2000))
 
 
 def system_of(scenario: str | Path, settings: Sequence[str] = ()) -> System:
@@ -83,12 +84,12 @@ def seeded(system: System, number: int) -> System:
 
 def replicate(job: Job) -> Replication:
     """Run one replication. Depends on the job alone."""
-    prepared, log = _path(job)
+    prepared, log = path_log(job)
     system = prepared.system
     workload = system.scenario.workload
     arrivals = workload.arrivals
     users = arrivals.users if isinstance(arrivals, ClosedArrivals) and workload.measure == "steady" else None
-    path = measure(log, Lens(prepared.accounts, system.scenario.stages, system.scenario.slo, job.cohort, users))
+    path = measure(log, Lens(prepared.accounts, system.scenario.slo, job.cohort, users))
     offered = {}
     if job.cohort is not None:
         followed = prepared.drawn.tasks[job.cohort.skipped : job.cohort.end]
@@ -98,18 +99,18 @@ def replicate(job: Job) -> Replication:
         path,
         offered,
         prepared.drawn.truncated,
-        beyond_measured(log, system),
+        (*prepared.drawn.notes, *beyond_measured(log, system)),
         facility_joules_in(job.books, prepared.accounts, path.ledger, log),
     )
 
 
-def _path(job: Job) -> tuple[Prepared, Log]:
+def path_log(job: Job) -> tuple[Prepared, Log]:
     """The log of a path: of all tasks, or of those that arrive until the cohort has ended."""
     if job.cohort is None:
         prepared = prepare(_drawing(job.system, None))
         return prepared, run(prepared, job.stepwise)
     followed = job.cohort.end
-    for count in sorted({max(int(beyond * followed), DRAWN_AT_LEAST) for beyond in DRAWN_BEYOND}):
+    for count in sorted({max(int(beyond * followed), least) for beyond, least in DRAWN_BEYOND}):
         prepared = prepare(_drawing(job.system, count))
         log = run(prepared, job.stepwise, followed)
         if len(log.tasks) < len(prepared.drawn.tasks):

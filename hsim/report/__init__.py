@@ -1,4 +1,4 @@
-"""Results as tables for people."""
+"""Results for people: tables of a terminal here; figures and a page to pass on beside it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,30 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hsim.metrics.result import Comparison, Difference, Interval, Result, Spread, Study, TriedFleet
+from hsim.metrics.result import (
+    Comparison,
+    Difference,
+    Interval,
+    Placement,
+    RatePoint,
+    Result,
+    Spread,
+    Study,
+    TriedFleet,
+)
 from hsim.units import plain_error, readable, readable_error, readable_range, readable_seconds, scale_of
 
 if TYPE_CHECKING:
-    from hsim.calibrate.options import CalibrationReport
+    from hsim.calibrate.options import CalibrationReport, LoadPoint
     from hsim.drivers.live import MeteredJoules
-    from hsim.validate import LiveResult, Validation
+    from hsim.validate import LiveResult, LoadsValidation, Validation
+    from hsim.validate.quantities import Accounted
 
 NAME_SHOWN = 14  # last letters of a scenario's name, at the head of a column
+LOAD_QUANTITIES = (
+    "tasks, middle of the run",
+    *(f"{latency} {what}" for latency in ("ttft", "tpot", "e2e") for what in ("mean", "p95")),
+)
 LEFT_OUT_SHOWN = 4  # of what a calibration's budget did not allow; fit.json has all
 
 LATENCY_NAMES = {
@@ -45,7 +60,15 @@ FIGURE_NAMES = {
     "usd_per_1k_output_tokens": ("Cost of 1,000 tokens", "USD"),
     "gco2_per_task": ("CO2 a task", "g"),
 }
+JUDGED_STYLES = {"within": "green", "noise": "yellow", "beyond": "bold red"}
+SMALL_PART = 0.002  # of the mean end-to-end time: parts below it are not shown
 VERDICT_STYLES = {"PASS": "green", "FAIL": "bold red", "UNDECIDED": "yellow"}
+
+
+def _named(scenario: str) -> str:
+    """What people call a scenario: its architecture where it has several, else its file."""
+    file, _, architecture = scenario.partition(", ")
+    return architecture or Path(file).stem
 
 
 def result_tables(result: Result, explain: bool = False) -> RenderableType:
@@ -55,27 +78,141 @@ def result_tables(result: Result, explain: bool = False) -> RenderableType:
         parts += [_slo_table(result), Text()]
     parts += [_latency_table(result), Text(), *_energy_tables(result), _stage_table(result), Text()]
     parts += [_pool_table(result), Text(), Text(f"Bottleneck  {result.bottleneck}.")]
+    parts += [Text(f"Accuracy    {line}.") for line in result.accuracy]
     parts += [Text(f"Warning     {warning}.", style="yellow") for warning in result.warnings]
     parts += [Text(), *_assumptions(result, explain)]
     return Group(*parts)
 
 
 def validation_tables(validation: Validation) -> RenderableType:
-    """Predicted beside measured."""
-    table = _table("", "predicted", "measured", "error")
+    """Predicted beside measured, judged, and what is to blame."""
+    lines = [
+        f"{_named(validation.scenario)}: simulated, then run live on {validation.device}, {_times(validation)}",
+        f"Calibration  sha256 {validation.calibration_sha256[:16]}, frozen before the live run",
+        *_became_of_tasks(validation.tasks, validation.failures, validation.stopped),
+        *(f"Backend      {note}" for note in validation.notes),
+        *_energies(validation.energy),
+    ]
+    texts = [Text(line, style="bold yellow" if line.startswith("STOPPED") else "") for line in lines]
+    if not validation.compared:
+        return Group(*texts)
+    rule = "within: in what the calibration states; noise: no further off than twice the spread of repeats; else beyond"
+    parts: list[RenderableType] = [*texts, Text(), _compared_table(validation), Text(rule, style="dim"), Text()]
+    return Group(*parts, _parts_table(validation), Text(), _charges_table(validation), Text(), *_verdict(validation))
+
+
+def _times(validation: Validation) -> str:
+    done = sum(not one.unfinished for one in validation.tasks)
+    asked = validation.tasks[0].asked if validation.tasks else 0
+    return f"{asked:,} tasks, {done} of {validation.repeats} times"
+
+
+def _became_of_tasks(runs: Iterable[Accounted], failures: dict[str, int], stopped: str) -> list[str]:
+    """Every task of every run accounted for, where not all were served."""
+    lines = [f"STOPPED      by {stopped}" if stopped == "Ctrl-C" else f"STOPPED      {stopped}"] if stopped else []
+    for number, one in enumerate(runs, 1):
+        if one.served < one.asked:
+            kinds = (
+                ("timed out", one.timed_out),
+                ("shed", one.shed),
+                ("failed", one.failed),
+                ("not finished", one.unfinished),
+            )
+            told = "".join(f", {count} {kind}" for kind, count in kinds if count)
+            lines.append(f"Tasks        run {number}: of {one.asked} {one.served} served{told}")
+    return lines + [f"Failed       {count} x {why}" for why, count in failures.items()]
+
+
+def _energies(runs: Iterable[Iterable[MeteredJoules]]) -> list[str]:
+    told = list(dict.fromkeys(f"Energy       {_metered(meter)}" for run in runs for meter in run))
+    return told or ["Energy       unavailable: no meter at hand"]
+
+
+def _compared_table(validation: Validation) -> Table:
+    table = _table("", "predicted", "stated", "measured", "repeats ±", "error", "at its pace", "error", "verdict")
     for row in validation.compared:
         show = readable_seconds if row.unit == "s" else lambda value: f"{value:.4g}/s"
-        error = "–" if row.error_fraction is None else f"{row.error_fraction:+.1%}"
-        table.add_row(row.quantity, show(row.predicted), show(row.measured), error)
+        stated = (
+            "–"
+            if row.low is None or row.high is None
+            else readable_range(row.low, row.high, "s" if row.unit == "s" else "")
+        )
+        spread = "–" if row.spread_fraction is None else f"{row.spread_fraction:.1%}"
+        at_pace = "–" if row.at_pace is None else show(row.at_pace)
+        errors = ["–" if e is None else f"{e:+.1%}" for e in (row.error_fraction, row.pace_error_fraction)]
+        verdict = Text(row.verdict, style=JUDGED_STYLES[row.verdict])
+        cells = (show(row.predicted), stated, show(row.measured), spread, errors[0], at_pace, errors[1])
+        table.add_row(row.quantity, *cells, verdict)
+    return table
+
+
+def _parts_table(validation: Validation) -> Table:
+    """Where a task's time went, and which part carries the error."""
+    blame = validation.blame
+    table = _table("Mean of a task", "predicted", "measured", "of the error")
+    error_s = blame.e2e_measured_s - blame.e2e_predicted_s
+    for part in sorted(blame.parts, key=lambda p: -abs(p.measured_s - p.predicted_s)):
+        if max(part.predicted_s, part.measured_s) < SMALL_PART * blame.e2e_measured_s:
+            continue
+        share = f"{(part.measured_s - part.predicted_s) / error_s:.0%}" if error_s else "–"
+        table.add_row(part.part, readable_seconds(part.predicted_s), readable_seconds(part.measured_s), share)
+    table.add_row("end to end", readable_seconds(blame.e2e_predicted_s), readable_seconds(blame.e2e_measured_s), "")
+    return table
+
+
+def _charges_table(validation: Validation) -> Table:
+    """Each term as predicted, in the live runs and alone now, and the prediction had it been right."""
+    table = _table("Term", "count", "predicted", "live", "live ratio", "alone now", "on a core", "end to end if right")
+    for charge in validation.blame.charges:
+        seen = charge.seen
+        cells = ["", "", "", "", "", ""] if seen is None else [
+            f"{seen.count:,}", readable_seconds(seen.predicted_s), readable_seconds(seen.measured_s),
+            f"{seen.measured_s / seen.predicted_s:.2f}" if seen.predicted_s else "–",
+            f"{charge.pace:.2f}" if charge.pace else "–",
+            f"{seen.core_fraction:.0%}" if seen.core_fraction is not None else "–",
+        ]  # fmt: skip
+        table.add_row(charge.term, *cells, readable_seconds(charge.e2e_if_right_s))
+    return table
+
+
+def _verdict(validation: Validation) -> list[Text]:
+    ratios = [one.measured_s / one.predicted_s for one in validation.pace]
+    if not ratios:
+        return [Text(f"Blame        {validation.blame.verdict}.")]
+    middle = sorted(ratios)[len(ratios) // 2]
+    pace = f"alone on it, work now takes {middle:.2f} times what the calibration says ({min(ratios):.2f} to {max(ratios):.2f})"
+    return [Text(f"Pace         of this machine: {pace}."), Text(f"Blame        {validation.blame.verdict}.")]
+
+
+def loads_tables(validation: LoadsValidation) -> RenderableType:
+    """Several loads side by side: the quantities that matter, and what is to blame at each."""
+    table = _table("", "predicted", "measured", "repeats ±", "error", "at its pace", "verdict")
+    for one in validation.runs:
+        table.add_row(Text(one.name, style="bold"))
+        for row in one.validation.compared:
+            if row.quantity not in LOAD_QUANTITIES or (one.load_fraction is None) != (row.unit == "1/s"):
+                continue
+            show = readable_seconds if row.unit == "s" else lambda value: f"{value:.4g}/s"
+            spread = "–" if row.spread_fraction is None else f"{row.spread_fraction:.1%}"
+            errors = ["–" if e is None else f"{e:+.1%}" for e in (row.error_fraction, row.pace_error_fraction)]
+            verdict = Text(row.verdict, style=JUDGED_STYLES[row.verdict])
+            name = "capacity" if row.unit == "1/s" else row.quantity
+            table.add_row(f"  {name}", show(row.predicted), show(row.measured), spread, *errors, verdict)
+    first = validation.runs[0].validation
+    capacities = ", ".join(f"{kind} {rate:.3g} tasks/s" for kind, rate in validation.capacities_per_s.items())
     lines = [
-        f"{Path(validation.scenario).stem}: {validation.tasks:,} tasks simulated, then run live on {validation.device}",
-        f"Calibration  sha256 {validation.calibration_sha256[:16]}, frozen before the live run",
-        *(f"Backend      {note}" for note in validation.notes),
-        *(f"Energy       {_metered(meter)}" for meter in validation.energy),
+        f"{_named(validation.scenario)}: predicted capacity {capacities}; {first.tasks[0].asked if first.tasks else 0} tasks at each load, run live on {first.device}",
+        f"Calibration  sha256 {first.calibration_sha256[:16]}, frozen before the live runs",
     ]
-    if not validation.energy:
-        lines.append("Energy       unavailable: no meter at hand")
-    return Group(*(Text(line) for line in lines), Text(), table)
+    for one in validation.runs:
+        told = _became_of_tasks(one.validation.tasks, one.validation.failures, one.validation.stopped)
+        lines += [f"{line} ({one.name})" for line in told]
+    blames = [
+        Text(f"Blame        {one.name}: {one.validation.blame.verdict}.")
+        for one in validation.runs
+        if one.validation.blame.verdict
+    ]
+    return Group(*(Text(line) for line in lines), Text(), table, Text(), *blames)
 
 
 def live_tables(result: LiveResult) -> RenderableType:
@@ -83,11 +220,10 @@ def live_tables(result: LiveResult) -> RenderableType:
     table = _table("", "measured")
     for name, (value, unit) in result.measured.items():
         table.add_row(name, readable_seconds(value) if unit == "s" else f"{value:.4g}/s")
-    lines = [f"{Path(result.scenario).stem}: {result.tasks:,} tasks run live on {result.device}"]
+    lines = [f"{_named(result.scenario)}: {result.tasks.asked:,} tasks run live on {result.device}"]
+    lines += _became_of_tasks([result.tasks], result.failures, result.stopped)
     lines += [f"Backend      {note}" for note in result.notes]
-    lines += [f"Energy       {_metered(meter)}" for meter in result.energy] or [
-        "Energy       unavailable: no meter at hand"
-    ]
+    lines += _energies([result.energy])
     return Group(*(Text(line) for line in lines), Text(), table)
 
 
@@ -102,7 +238,10 @@ def calibration_tables(report: CalibrationReport) -> RenderableType:
     parts: list[RenderableType] = [
         Text(f"Calibration {report.name}: {report.measured} points in {readable_seconds(report.seconds)}{resumed}")
     ]
+    parts += [Text(f"Endpoint    {line}") for line in report.said]
     parts += [Text(), table, Text()]
+    if report.loads:
+        parts += [_loads_table(report.loads), Text()]
     said = [f"Unavailable {what}: {why}" for what, why in report.unavailable.items()]
     said += [f"Failed      {what}: {why}" for what, why in report.failed.items()]
     said += [f"Warning     {warning}" for warning in report.warnings]
@@ -122,6 +261,17 @@ def calibration_tables(report: CalibrationReport) -> RenderableType:
             _latency_table(report.simulated),
         ]
     return Group(*parts)
+
+
+def _loads_table(loads: Iterable[LoadPoint]) -> Table:
+    """What an endpoint did under loads that no fit has seen, beside what was predicted."""
+    table = _table("Load left out", "", "predicted", "measured", "error", "spread", "rounds")
+    for point in loads:
+        show = readable_seconds if point.unit == "s" else lambda value: f"{value:.3g}/s"
+        spread, rounds = f"{point.spread_fraction:.0%}", str(point.rounds)
+        error = f"{point.error_fraction:+.1%}"
+        table.add_row(point.load, point.quantity, show(point.predicted), show(point.measured), error, spread, rounds)
+    return table
 
 
 def pairs_table(pairs: Iterable[tuple[str, str]]) -> RenderableType:
@@ -148,7 +298,7 @@ def _table(*columns: str, title: str = "") -> Table:
 
 def _headline(result: Result) -> Group:
     lines = [
-        f"{Path(result.scenario).stem}: {result.tasks:,} tasks, {result.output_tokens:,} output tokens",
+        f"{_named(result.scenario)}: {result.tasks:,} tasks, {result.output_tokens:,} output tokens",
         f"Window      {readable_seconds(result.window_s)}, first arrival to last completion; the last {readable_seconds(result.drain_s)} drain the fleet"
         + (f" ({readable(result.energy.drain_j, 'J')})" if result.energy else ""),
         "Statistics  one terminating path; it has no sampling interval",
@@ -236,7 +386,8 @@ def _stage_table(result: Result | Study) -> Table:
     )
     for s in result.stages:
         times = [readable_seconds(v) if v else "–" for v in (s.transfer_s, s.wait_s, s.service_s, s.outside_s)]
-        joules = [readable(v, "J") if result.energy else "–" for v in (s.dynamic_j, s.occupied_j)]
+        known = (v if result.energy else None for v in (s.dynamic_j, s.occupied_j))
+        joules = [readable(v, "J") if v is not None else "–" for v in known]
         table.add_row(s.stage, s.pool, f"{s.visits_per_task:.2f}", *times, *joules)
     return table
 
@@ -272,21 +423,31 @@ def _assumptions(result: Result | Study, explain: bool) -> list[RenderableType]:
 
 def study_tables(study: Study, explain: bool = False) -> RenderableType:
     """A study at a glance: verdicts first, then every figure with its interval."""
-    parts: list[RenderableType] = [*_study_head(study), Text()]
-    if study.stability is None or study.stability.verdict != "unstable":
-        parts += [_figures_table(study), Text()]
-        if study.slo:
-            parts += [_verdict_table(study), Text()]
-        parts += [_latency_intervals(study), Text()]
-    if study.energy:
-        table = _table("Joules a task, by attribution", *BOUNDARY_NAMES.values())
-        for attribution, row in study.energy.tst_j.items():
-            table.add_row(ATTRIBUTION_NAMES[attribution], *(_cell(row[boundary], "J") for boundary in BOUNDARY_NAMES))
-        parts += [table, Text(), _accounts_table(study.energy.accounts), Text()]
-    parts += [_stage_table(study), Text(), _pool_table(study), Text(), Text(f"Bottleneck  {study.bottleneck}.")]
+    parts: list[RenderableType] = [*study_head(study), Text()]
+    for table in study_parts(study).values():
+        parts += [table, Text()]
+    parts.append(Text(f"Bottleneck  {study.bottleneck}."))
+    parts += [Text(f"Accuracy    {line}.") for line in study.accuracy]
     parts += [Text(f"Warning     {warning}.", style="yellow") for warning in study.warnings]
     parts += [Text(), *_calibration_notes(study, explain), *_assumptions(study, explain)]
     return Group(*parts)
+
+
+def study_parts(study: Study) -> dict[str, Table]:
+    """The tables of a study, in order, without those of a steady state that it has not."""
+    parts: dict[str, Table] = {}
+    if study.stability is None or study.stability.verdict != "unstable":
+        parts["figures"] = _figures_table(study)
+        if study.slo:
+            parts["objectives"] = _verdict_table(study)
+        parts["latency"] = _latency_intervals(study)
+    if study.energy:
+        parts["joules"] = _table("Joules a task, by attribution", *BOUNDARY_NAMES.values())
+        for attribution, row in study.energy.tst_j.items():
+            cells = (_cell(row[boundary], "J") for boundary in BOUNDARY_NAMES)
+            parts["joules"].add_row(ATTRIBUTION_NAMES[attribution], *cells)
+        parts["accounts"] = _accounts_table(study.energy.accounts)
+    return parts | {"anatomy": _stage_table(study), "pools": _pool_table(study)}
 
 
 def _cell(interval: Interval, unit: str) -> str:
@@ -301,12 +462,13 @@ def _percent(interval: Interval) -> str:
     return f"{interval.value:+.1%}{half}"
 
 
-def _study_head(study: Study) -> list[Text]:
+def study_head(study: Study) -> list[Text]:
+    """What was done, and whether there is a steady state: what must be known before any figure."""
     of = f" of {study.wanted}" if not study.complete else ""
     runs = f"{study.replications}{of} replications of {study.tasks:,} tasks"
     unstable = study.stability is not None and study.stability.verdict == "unstable"
     kind = "terminating runs" if study.kind == "terminating" else "no steady state" if unstable else "steady state"
-    lines = [Text(f"{Path(study.scenario).stem}: {kind}, {runs}", style="bold")]
+    lines = [Text(f"{_named(study.scenario)}: {kind}, {runs}", style="bold")]
     if not study.complete:
         lines.append(
             Text(
@@ -404,10 +566,10 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
     if not studies:
         return Group(*parts, Text("No fleet that was tried meets the objectives.", style="bold red"))
     for study in studies:
-        parts += _study_head(study)
+        parts += study_head(study)
     parts.append(Text())
     for study, differences in zip(studies[1:], comparison.differences, strict=True):
-        names = (Path(studies[0].scenario).stem, Path(study.scenario).stem)
+        names = (_named(studies[0].scenario), _named(study.scenario))
         parts += [_differences_table(names, differences), Text()]
     if any(comparison.differences):
         note = (
@@ -422,7 +584,7 @@ def _differences_table(names: tuple[str, str], differences: Iterable[Difference]
     first, other = names if names[0] != names[1] else ("first", "other")
     table = _table("", first[-NAME_SHOWN:], other[-NAME_SHOWN:], "difference", "", "by rough figures", "pairing")
     for d in differences:
-        title, unit = _figure_name(d.figure)
+        title, unit = figure_name(d.figure)
         scale, shown = scale_of(max(abs(d.first), abs(d.other)), unit)
         half = d.interval.half_width
         value = (d.other - d.first) / scale
@@ -435,7 +597,7 @@ def _differences_table(names: tuple[str, str], differences: Iterable[Difference]
     return table
 
 
-def _figure_name(figure: str) -> tuple[str, str]:
+def figure_name(figure: str) -> tuple[str, str]:
     """What people call a figure, and its unit."""
     metric, _, part = figure.rpartition(".")
     if metric == "slo":
@@ -453,3 +615,72 @@ def _fleets_table(tried: Iterable[TriedFleet]) -> Table:
         verdict = Text(fleet.verdict, style=VERDICT_STYLES.get(fleet.verdict, "bold red"))
         table.add_row(servers, f"{fleet.usd_per_h:,.2f}", str(fleet.replications), verdict, fleet.reason)
     return table
+
+
+# ---- placements
+
+
+def placement_tables(placement: Placement) -> RenderableType:
+    """Each architecture at its cheapest feasible fleet, rate by rate, and which one takes least."""
+    table = _table("Tasks/s", "architecture", "cheapest feasible fleet", "USD/h", "USD for 1,000", "TST")
+    table.columns[1].justify = table.columns[2].justify = "left"
+    for point in placement.points:
+        for i, name in enumerate(placement.architectures):
+            table.add_row(f"{point.rate_per_s:g}" if i == 0 else "", name, *_placed(point, name))
+    lines = [
+        Text(f"{title:<14}" + "; ".join(_where_best(placement, figure)))
+        for title, figure in (("Least money", "usd_per_task"), ("Least energy", "tst_j"))
+    ]
+    note = (
+        "Each architecture stands at the cheapest of the fleets that its counts list whose objectives PASS; ± are 95 % of "
+        "sampling. Differences are on the same tasks, and called so where their intervals, all together at 95 %, show them."
+    )
+    return Group(table, Text(), *lines, *_placement_differences(placement), Text(note, style="dim"))
+
+
+def _placed(point: RatePoint, name: str) -> tuple[str, ...]:
+    """The cells of one architecture at one rate."""
+    if name not in point.found:
+        return "none of those tried", "–", "–", "–"
+    number = point.found.index(name)
+    passed = [tried[-1] for tried in point.comparison.fleets if tried[-1].verdict == "PASS"][number]
+    figures = point.comparison.studies[number].figures()
+    servers = ", ".join(f"{count} x {tier}" for tier, count in passed.servers.items())
+    money, energy = figures.get("usd_per_task"), figures.get("tst_j")
+    usd = "–"
+    if money and money.value is not None:
+        usd = plain_error(1000 * money.value, 1000 * (money.half_width or 0.0))
+    return servers, f"{passed.usd_per_h:,.2f}", usd, _cell(energy, "J") if energy else "–"
+
+
+def _where_best(placement: Placement, figure: str) -> Iterable[str]:
+    """`name at 1, 2 tasks/s` for each architecture that takes least of a figure somewhere."""
+    at: dict[str, list[str]] = {}
+    for point in placement.points:
+        at.setdefault(point.best(figure) or "none feasible", []).append(f"{point.rate_per_s:g}")
+    return (f"{name} at {', '.join(rates)} tasks/s" for name, rates in at.items())
+
+
+def _placement_differences(placement: Placement) -> list[RenderableType]:
+    """TST and cost of each architecture beside the first, with paired intervals."""
+    table = _table("Tasks/s", "beside", "architecture", "cost a task", "", "TST", "", "by rough figures")
+    table.columns[1].justify = table.columns[2].justify = "left"
+    for point in placement.points:
+        for name, differences in zip(point.found[1:], point.comparison.differences, strict=True):
+            by_figure = {d.figure: d for d in differences}
+            if {"usd_per_task", "tst_j"} <= set(by_figure):
+                money, energy = by_figure["usd_per_task"], by_figure["tst_j"]
+                cells = [cell for d in (money, energy) for cell in _relative(d)]
+                worlds = energy.by_worlds
+                scale = 100 / energy.first
+                rough = f"{worlds.low * scale:+.0f} to {worlds.high * scale:+.0f} %" if worlds else "–"
+                table.add_row(f"{point.rate_per_s:g}", point.found[0], name, *cells, rough)
+    return [Text(), table, Text()] if table.row_count else [Text()]
+
+
+def _relative(d: Difference) -> tuple[str, str]:
+    """A difference as a part of the first's figure, and whether it is shown."""
+    half = d.interval.half_width
+    scale = 100 / d.first if d.first else 0.0
+    error = f" ± {half * scale:.1f}" if half is not None else ""
+    return f"{(d.other - d.first) * scale:+.1f}{error} %", "–" if d.verdict == "no difference shown" else d.verdict

@@ -1,0 +1,142 @@
+"""A log as tables that other programs read: names for numbers, SI units in the names of columns, joules by task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hsim.log import Log, Outcome, Stage
+from hsim.workload.tasks import Task
+
+Column = NDArray[Any] | list[str]
+Frame = dict[str, Column]
+
+UNITS = {"_s": "s", "_j": "J", "_w": "W", "_tokens": "tokens", "_bytes": "B", "_cores": "cores"}
+WHAT = {
+    "tasks": "one row a task; joules are those of its visits and transfers, behind the power supply",
+    "visits": "one row a visit of a task to a stage: asked for, input there, started, device done, wait outside over",
+    "steps": "one row a run of equal steps: step k, from 0, takes first_step + k * growth, in seconds and joules above idle",
+    "transfers": "one row a transfer over a link",
+    "cores": "from each time on, so many cores of a server are busy",
+    "preemptions": "sequences put back into the queue for want of KV cache, and the tokens to be computed again",
+    "devices": "accelerator groups and the CPU packages of servers, with what they draw when idle",
+}
+NAMED = {"seconds": "first_step_s", "seconds_growth": "growth_s", "joules": "first_step_j", "joules_growth": "growth_j"}
+COUNTS = ("task", "round", "input_tokens", "output_tokens", "steps", "decodes", "context_tokens", "chunk_tokens",
+          "chunk_context_tokens", "busy_cores", "computed_tokens")  # fmt: skip
+
+
+def unit_of(column: str) -> str:
+    """The SI unit of a column by its name; 1 for counts, numbers and names."""
+    return next((unit for ending, unit in UNITS.items() if column.endswith(ending)), "1")
+
+
+def frames_of(log: Log, tasks: Sequence[Task]) -> dict[str, Frame]:
+    """Every table of a log by name, as WHAT describes them, its columns by name."""
+    tables = log.arrays()
+    chips = np.array([device.name for device in log.accelerators] or [""])
+    hosts = np.array([host.name for host in log.hosts])
+    frames = {
+        "tasks": _tasks(tables, tasks),
+        "visits": _visits(log, tables["visits"], chips, hosts),
+        "steps": {"device": _named(chips, tables["steps"]["device"])} | _without(tables["steps"], "device"),
+        "transfers": _transfers(log, tables["transfers"]),
+        "cores": {"server": _named(hosts, tables["cores"]["host"]), "time_s": tables["cores"]["time_s"],
+                  "busy_cores": tables["cores"]["busy"]},
+        "preemptions": {"device": _named(chips, tables["preemptions"]["device"])} | _without(tables["preemptions"], "device"),
+        "devices": _devices(log),
+    }  # fmt: skip
+    return {
+        name: {NAMED.get(key, key): _typed(key, cells) for key, cells in frame.items()}
+        for name, frame in frames.items()
+    }
+
+
+def _typed(name: str, cells: Column) -> Column:
+    return cells.astype(np.int64) if name in COUNTS and not isinstance(cells, list) else cells
+
+
+def _without(table: Any, *columns: str) -> Frame:
+    return {name: cells for name, cells in table.items() if name not in columns}
+
+
+def _named(names: NDArray[Any], numbers: NDArray[np.float64]) -> list[str]:
+    return list(names[numbers.astype(np.int64)].tolist())
+
+
+def _outcomes(numbers: NDArray[np.float64]) -> list[str]:
+    return _named(np.array([outcome.name.lower() for outcome in Outcome]), numbers)
+
+
+def _tasks(tables: Any, tasks: Sequence[Task]) -> Frame:
+    rows, visits, transfers = tables["tasks"], tables["visits"], tables["transfers"]
+    order = np.argsort(rows["task"])
+    ids = rows["task"][order].astype(np.int64)
+    drawn = {task.id: task for task in tasks}
+    mine = [drawn[number] for number in ids.tolist()]
+
+    def summed(table: Any, cells: NDArray[Any]) -> NDArray[Any]:
+        return np.bincount(np.searchsorted(ids, table["task"]), weights=cells, minlength=len(ids))
+
+    work_j = summed(visits, visits["dynamic_j"] + visits["host_dynamic_j"])
+    return {
+        "task": ids,
+        "class": [task.class_name for task in mine],
+        "outcome": _outcomes(rows["outcome"][order]),
+        "arrival_s": rows["arrival_s"][order],
+        "ended_s": rows["ended_s"][order],
+        "rounds": np.array([len(task.rounds) for task in mine]),
+        "understand_tokens": np.array([task.understand_tokens for task in mine]),
+        "input_tokens": summed(visits, np.where(visits["stage"] == Stage.GENERATE, visits["input_tokens"], 0.0)),
+        "output_tokens": summed(visits, visits["output_tokens"]),
+        "dynamic_j": work_j + summed(transfers, transfers["joules"]),
+        "idle_j": summed(visits, visits["idle_j"] + visits["host_idle_j"]),
+    }
+
+
+def _visits(log: Log, visits: Any, chips: NDArray[Any], hosts: NDArray[Any]) -> Frame:
+    on_chips = log.on_engines(visits)
+    at = visits["device"].astype(np.int64)
+    devices = np.where(on_chips, chips[np.where(on_chips, at, 0)], hosts[np.where(on_chips, 0, at)])
+    names = np.array([stage.name.lower() for stage in Stage])
+    pools = np.array([*log.pools, ""])  # a visit given up on its way has no pool yet
+    return {
+        "task": visits["task"],
+        "round": visits["round"],
+        "stage": _named(names, visits["stage"]),
+        "pool": _named(pools, visits["pool"]),
+        "device": list(devices.tolist()),
+        "outcome": _outcomes(visits["outcome"]),
+        **_without(visits, "task", "round", "stage", "pool", "device", "outcome"),
+    }
+
+
+def _transfers(log: Log, transfers: Any) -> Frame:
+    return {
+        "task": transfers["task"],
+        "link": _named(np.array(log.links or [""]), transfers["link"]),
+        "start_s": transfers["start_s"],
+        "end_s": transfers["end_s"],
+        "payload_bytes": transfers["bytes"],
+        "dynamic_j": transfers["joules"],
+    }
+
+
+def _devices(log: Log) -> Frame:
+    pools = {i: pool for pool in log.pools.values() if pool.engine for i in pool.devices}
+    names = {i: name for name, pool in log.pools.items() if pool.engine for i in pool.devices}
+    chips = list(enumerate(log.accelerators))
+    return {
+        "device": [device.name for _, device in chips] + [host.name for host in log.hosts],
+        "kind": ["accelerators"] * len(chips) + ["cores"] * len(log.hosts),
+        "tier": [device.tier for _, device in chips] + [host.tier for host in log.hosts],
+        "server": [log.hosts[device.host].name for _, device in chips] + [host.name for host in log.hosts],
+        "pool": [names[i] for i, _ in chips] + [""] * len(log.hosts),
+        "idle_w": np.array([device.idle_w for _, device in chips] + [host.idle_w for host in log.hosts]),
+        "total_cores": np.array([0] * len(chips) + [host.capacity for host in log.hosts]),
+        "engine_cores": np.array([device.host_cores for _, device in chips] + [0] * len(log.hosts)),
+        "kv_capacity_tokens": np.array([pools[i].kv_capacity_tokens for i, _ in chips] + [0] * len(log.hosts)),
+    }

@@ -1,0 +1,106 @@
+"""The machine's pace: costs that the calibration states, measured again beside a live run on its own idle workers,
+with the rests that calibrate takes.
+
+A virtual machine's cores slow down and recover with its neighbours, unseen by load averages. Without a second look at
+the same work, that cannot be told from a wrong model.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from hsim.backends.hosts import DecoderSpec, StepItem
+from hsim.backends.worker import Worker
+from hsim.calibrate.sampling import JOBS_REST, STEPS_REST
+from hsim.costs.shapes import StepCosts, StepShape
+from hsim.drivers.live import Stand
+from hsim.drivers.prepared import Prepared
+from hsim.engine.replica import ReplicaSpec
+from hsim.validate.terms import CHUNK, DECODE, Factors, between_s, geometric_mean, operation_term
+
+PROMPT_TOKENS = 64
+STEPS = 24  # decode steps of each batch that is measured
+CALLS, CALLS_S = 15, 0.4  # of each operation: so many, or for so long, but three
+
+
+@dataclass(frozen=True)
+class Paced:
+    """Some work of a term, alone on the idle machine: seconds as predicted, and the mean as measured now."""
+
+    term: str
+    work: str
+    predicted_s: float
+    measured_s: float
+
+
+def measure_pace(stand: Stand, prepared: Prepared) -> list[Paced]:
+    """Measure a little of every term that the scenario's tasks need, one worker at a time."""
+    found: list[Paced] = []
+    specs = list(prepared.replicas.values())
+    for index, worker in stand.crew.decoders.items():
+        found += _steps(worker, specs[min(index, len(specs) - 1)])
+    workers = next(iter(stand.crew.cores.values()), [])
+    return [*found, *_operations(workers[0], prepared)] if workers else found
+
+
+def pace_of(paced: Sequence[Paced]) -> Factors:
+    """By term: how many times longer it takes now than the calibration says."""
+    ratios: dict[str, list[float]] = {}
+    for one in paced:
+        ratios.setdefault(one.term, []).append(one.measured_s / one.predicted_s)
+    return {term: geometric_mean(values) for term, values in ratios.items()}
+
+
+def _steps(worker: Worker, spec: ReplicaSpec) -> Iterator[Paced]:
+    """Prompts of one chunk each, then decode steps of a few batch sizes."""
+    costs, between = spec.costs, between_s(spec.costs)
+    assert isinstance(worker.host, DecoderSpec)
+    prompt = min(PROMPT_TOKENS, spec.pool.max_num_batched_tokens, worker.host.max_context_tokens // 2)
+    steps = min(STEPS, worker.host.max_context_tokens - prompt)
+    most = min(spec.pool.max_num_seqs, 8)
+    chunk = StepShape(0, 0, 1, prompt, prompt, prompt * (prompt + 1) // 2)
+    time.sleep(STEPS_REST.before_s)
+    times = [_seconds(worker, [StepItem(slot, 0, prompt)]) for slot in range(most)]
+    yield Paced(CHUNK, f"a prompt of {prompt} tokens", costs.segment(chunk).seconds - between, statistics.fmean(times))
+    for decodes in sorted({1, max(1, most // 2), most}):
+        time.sleep(STEPS_REST.before_s)
+        times = [_seconds(worker, [StepItem(s, prompt + k, 1) for s in range(decodes)]) for k in range(steps)]
+        predicted = [_decode_s(costs, decodes, prompt + k + 1) - between for k in range(steps)]
+        what = f"{decodes} sequences of {prompt + steps // 2} tokens"
+        yield Paced(DECODE, what, statistics.fmean(predicted), statistics.fmean(times))
+
+
+def _decode_s(costs: StepCosts, decodes: int, context: int) -> float:
+    return costs.segment(StepShape(decodes, decodes * context)).seconds
+
+
+def _operations(worker: Worker, prepared: Prepared) -> Iterator[Paced]:
+    """Each operation with the median of the units that its tasks ask for."""
+    units: dict[str, list[float]] = {}
+    costs = {}
+    for task in prepared.drawn.tasks:
+        if task.understand_tokens:
+            cost = prepared.understand[task.class_name]
+            units.setdefault(cost.operation, []).append(task.understand_tokens)
+            costs[cost.operation] = cost
+        for this in task.rounds:
+            if this.call:
+                cost = prepared.tools[this.call.tool]
+                units.setdefault(cost.operation, []).append(prepared.system.tools[this.call.tool].units)
+                costs[cost.operation] = cost
+    for operation, asked in sorted(units.items()):
+        middle = statistics.median_low(asked)
+        times: list[float] = []
+        while len(times) < 3 or (len(times) < CALLS and sum(times) < CALLS_S):
+            time.sleep(JOBS_REST.before_s)
+            times.append(_seconds(worker, (operation, middle)))
+        what = f"{middle:g} units"
+        yield Paced(operation_term(operation), what, costs[operation].seconds(middle), statistics.fmean(times))
+
+
+def _seconds(worker: Worker, request: object) -> float:
+    done = worker.call(request)
+    return done.end_s - done.start_s

@@ -1,0 +1,166 @@
+"""The terms of a prediction, one by one: what each cost as predicted, as re-measured now, and as it was in live runs.
+
+A term is something whose cost the calibration states: decode steps, steps with prompt chunks, what passes between two
+steps, the hand-over of a job, each CPU operation. `repaired` gives the prediction that it would have been with other
+costs of some terms: at the machine's pace now, or with the term to blame put right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hsim.costs.cpu import OperationCost
+from hsim.costs.measured import MeasuredCosts
+from hsim.costs.shapes import Segment, StepCosts, StepShape
+from hsim.drivers.live import LiveRun
+from hsim.drivers.prepared import Prepared
+from hsim.log import Stage
+
+DECODE, CHUNK, BETWEEN, HAND_OVER = "decode steps", "steps with prompt chunks", "between steps", "hand-over of a job"
+
+Factors = Mapping[str, float]
+"""By term: what its cost is multiplied by; for BETWEEN and HAND_OVER, which may be predicted as nothing, seconds."""
+
+
+def operation_term(operation: str) -> str:
+    """The term of a CPU operation."""
+    return f"operation {operation}"
+
+
+def between_s(costs: StepCosts) -> float:
+    """Seconds that a replica's costs have for what passes between two steps."""
+    return costs.table.between_s if isinstance(costs, MeasuredCosts) else 0.0
+
+
+@dataclass(frozen=True)
+class RepairedSteps:
+    """Step costs with some terms' factors: StepCosts."""
+
+    costs: StepCosts
+    factors: Factors
+
+    def segment(self, shape: StepShape) -> Segment:
+        """See StepCosts."""
+        segment, between = self.costs.segment(shape), between_s(self.costs)
+        factor = self.factors.get(CHUNK if shape.chunks else DECODE, 1.0)
+        return replace(
+            segment,
+            seconds=(segment.seconds - between) * factor + self.factors.get(BETWEEN, between),
+            seconds_growth=segment.seconds_growth * factor,
+        )
+
+
+def repaired(prepared: Prepared, factors: Factors) -> Prepared:
+    """The same system with other costs of some terms."""
+
+    def cost(of: OperationCost) -> OperationCost:
+        factor = factors.get(operation_term(of.operation), 1.0)
+        names = ("base_s", "per_unit_s", "per_unit_squared_s", "per_unit_beyond_s")
+        scaled = replace(of, **{name: getattr(of, name) * factor for name in names})
+        return replace(scaled, base_s=scaled.base_s + factors.get(HAND_OVER, 0.0))
+
+    return replace(
+        prepared,
+        replicas={n: replace(spec, costs=RepairedSteps(spec.costs, factors)) for n, spec in prepared.replicas.items()},
+        understand={name: cost(of) for name, of in prepared.understand.items()},
+        tools={name: cost(of) for name, of in prepared.tools.items()},
+    )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A term in live runs: how often, its mean as predicted for that very work and as its worker timed it.
+
+    `core_fraction` is the part of the measured time for which the worker had a core: where it works and does not wait,
+    others had the rest.
+    """
+
+    term: str
+    count: int
+    predicted_s: float
+    measured_s: float
+    core_fraction: float | None
+
+    @property
+    def factor(self) -> float:
+        """What repairs the term: see Factors."""
+        return self.measured_s if self.term in (BETWEEN, HAND_OVER) else self.measured_s / self.predicted_s
+
+
+def seen_terms(prepared: Prepared, runs: Sequence[LiveRun]) -> list[Seen]:
+    """Every term of which live runs show something, those of steps first."""
+    return [*_steps_seen(prepared, runs), *_jobs_seen(prepared, runs)]
+
+
+def _steps_seen(prepared: Prepared, runs: Sequence[LiveRun]) -> list[Seen]:
+    # One engine pool is the rule in live runs; with several, what passes between steps is taken from the first.
+    between = between_s(next(iter(prepared.replicas.values())).costs)
+    predicted, measured, cpu, gaps, chunks = (
+        np.concatenate(column) for column in zip(*map(_steps_of, runs), strict=True)
+    )
+    found = []
+    worked = ~np.isnan(measured)
+    for term, mine in ((DECODE, worked & (chunks == 0)), (CHUNK, worked & (chunks > 0))):
+        if mine.any():
+            seconds = float(measured[mine].mean())
+            had = float(cpu[mine].mean()) / seconds
+            found.append(Seen(term, int(mine.sum()), float(predicted[mine].mean()) - between, seconds, had))
+    gaps = gaps[~np.isnan(gaps)]
+    return [*found, Seen(BETWEEN, len(gaps), between, float(gaps.mean()), None)] if len(gaps) else found
+
+
+def _steps_of(run: LiveRun) -> tuple[NDArray[np.float64], ...]:
+    """Predicted, measured and CPU seconds, gap before, and chunk tokens of each step. Shapes (steps,)."""
+    logged, timed = run.log.steps.arrays(), run.record.steps.arrays()
+    count = min(
+        len(run.log.steps), len(run.record.steps)
+    )  # a run that was stopped may have timed one that it did not log
+    columns = (logged["seconds"], timed["seconds"], timed["cpu_s"], timed["gap_s"], logged["chunk_tokens"])
+    return tuple(column[:count] for column in columns)
+
+
+def _jobs_seen(prepared: Prepared, runs: Sequence[LiveRun]) -> list[Seen]:
+    costs = {
+        (task.id, *key): cost for task in prepared.drawn.tasks for key, cost in _costs_of(prepared, task.id).items()
+    }
+    rows: dict[str, list[tuple[float, float, float]]] = {}
+    overheads: list[float] = []
+    for run in runs:
+        visits = run.log.visits.arrays()
+        keys = zip(visits["task"], visits["round"], visits["stage"], strict=True)
+        services = dict(zip(keys, visits["served_s"] - visits["started_s"], strict=True))
+        timed = run.record.jobs.arrays()
+        for task, number, stage, seconds, cpu_s in zip(*timed.values(), strict=True):
+            operation, predicted_s = costs[int(task), int(number), Stage(int(stage))]
+            rows.setdefault(operation, []).append((predicted_s, seconds, cpu_s))
+            if (key := (task, number, stage)) in services:
+                overheads.append(services[key] - seconds)
+    found = []
+    for operation, mine in sorted(rows.items()):
+        predicted_s, seconds, cpu_s = np.mean(mine, axis=0).tolist()
+        found.append(Seen(operation_term(operation), len(mine), predicted_s, seconds, cpu_s / seconds))
+    return [*found, Seen(HAND_OVER, len(overheads), 0.0, float(np.mean(overheads)), None)] if overheads else found
+
+
+def _costs_of(prepared: Prepared, number: int) -> dict[tuple[int, Stage], tuple[str, float]]:
+    """Operation and predicted seconds of each job of a task, by round and stage."""
+    task, tools = prepared.drawn.tasks[number], prepared.system.tools
+    found: dict[tuple[int, Stage], tuple[str, float]] = {}
+    if task.understand_tokens:
+        cost = prepared.understand[task.class_name]
+        found[0, Stage.UNDERSTAND] = (cost.operation, cost.seconds(task.understand_tokens))
+    for i, this in enumerate(task.rounds):
+        if this.call:
+            cost = prepared.tools[this.call.tool]
+            found[i, Stage.TOOL] = (cost.operation, cost.seconds(tools[this.call.tool].units))
+    return found
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The mean of ratios."""
+    return math.exp(float(np.mean(np.log(values))))
