@@ -214,7 +214,7 @@ class Replica:
             self._go_idle()
             return
         segment = self.spec.costs.segment(shape)
-        steps = plan.steps if plan.steps < segment.valid_steps else segment.valid_steps
+        steps = min(plan.steps, segment.valid_steps)
         if self._decodes and steps > (finish := self._first_finish() - self._step):
             steps = finish
         self._run = run = Run(segment, shape, now, 1 if self.executor.real else int(steps), chunks)
