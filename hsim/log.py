@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -48,7 +50,11 @@ class Table:
     def __init__(self, *columns: str) -> None:
         self.columns = columns
         self._cells = array("d")
-        self.append = self._cells.extend  # takes one row, a value for each column
+        self._pack = Struct(f"{len(columns)}d").pack
+
+    def append(self, row: Sequence[float]) -> None:
+        """Add a row, a value for each column. Packed first: an array takes numbers one by one, and bytes at once."""
+        self._cells.frombytes(self._pack(*row))
 
     def __len__(self) -> int:
         return len(self._cells) // len(self.columns)

@@ -36,7 +36,7 @@ def run(prepared: Prepared, stepwise: bool = False, followed: int | None = None)
             run_tasks(env, log, pipeline, prepared.drawn.tasks)
         else:
             arrive_in_time(env, log, pipeline, _until_ended(log, prepared.drawn.tasks, followed))
-            env.run()  # until those under way have ended too
+            env.run_out()  # until those under way have ended too
     finally:
         gc.enable()
     return log

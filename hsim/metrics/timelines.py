@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hsim.log import Log
+from hsim.log import Log, Power
 from hsim.metrics.accounts import Accounts
 from hsim.metrics.meters import rows_of
 
 Floats = NDArray[np.float64]
+
+DOWN = (Power.OFF, Power.BOOT)
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,22 @@ def _raised(timeline: Timeline, by: float, times: float = 1.0) -> Timeline:
     return replace(timeline, values=(timeline.values + by) * times)
 
 
-def _accelerators_w(log: Log, tables: Any, devices: list[int], name: str) -> Timeline:
+def _by_state(tables: Any, host: int, device: int, watts: Mapping[Power, float]) -> Timeline:
+    """So many watts while a server (device -1), or an engine on it, is in a state; 0 in others."""
+    rows = rows_of(tables["states"], host=host, device=device)
+    levels = np.array([watts.get(Power(int(state)), 0.0) for state in rows["state"]])
+    return _of_changes("", "W", rows["time_s"], np.diff(levels, prepend=0.0))
+
+
+def _accelerators_w(log: Log, tables: Any, accounts: Accounts, devices: list[int], name: str) -> Timeline:
     mine = rows_of(tables["steps"], np.isin(tables["steps"]["device"], devices))
-    above = stacked(name, "W", mine["start_s"], mine["end_s"], _steps_w(mine))
+    parts = [stacked(name, "W", mine["start_s"], mine["end_s"], _steps_w(mine))]
+    for device in (log.accelerators[i] for i in devices if len(tables["states"]["host"])):
+        rest = accounts.tiers[device.tier].rest
+        bare_w = device.accelerators * rest.bare_accelerator_w if rest else device.idle_w
+        saved = {Power.OFF: -device.idle_w, Power.IDLE: bare_w - device.idle_w}
+        parts.append(_by_state(tables, device.host, log.accelerators.index(device), saved))
+    above = _sum(name, parts) if len(parts) > 1 else parts[0]
     return _raised(above, sum(log.accelerators[i].idle_w for i in devices))
 
 
@@ -126,12 +141,15 @@ def _host_w(log: Log, tables: Any, accounts: Accounts, i: int) -> Timeline:
     busy = _of_changes(f"{host.name} cores", "W", mine["time_s"], np.diff(mine["busy"], prepend=0.0))
     levels, which = np.unique(busy.values, return_inverse=True)
     watts = np.array([accounts.tiers[host.tier].host.dynamic_w(round(level)) for level in levels])[which]
-    return replace(busy, values=host.idle_w + watts)
+    on = replace(busy, values=host.idle_w + watts)
+    if accounts.tiers[host.tier].rest is None:
+        return on
+    return _sum(busy.name, [on, _by_state(tables, i, -1, dict.fromkeys(DOWN, -host.idle_w))])
 
 
 def _board_w(log: Log, tables: Any, accounts: Accounts) -> Iterator[Timeline]:
     for i, device in enumerate(log.accelerators):
-        yield _accelerators_w(log, tables, [i], device.name)
+        yield _accelerators_w(log, tables, accounts, [i], device.name)
     for i in range(len(log.hosts)):
         yield _host_w(log, tables, accounts, i)
 
@@ -140,13 +158,24 @@ def _facility_w(log: Log, tables: Any, accounts: Accounts) -> Iterator[Timeline]
     """Accelerators, cores and the rest of each tier, and links: with what supplies and site lose for them."""
     for name, tier in accounts.tiers.items():
         gross = accounts.site.pue / tier.psu_efficiency
+        servers = [i for i, host in enumerate(log.hosts) if host.tier == name]
         chips = [i for i, device in enumerate(log.accelerators) if device.tier == name]
         if chips:
-            chips_w = _accelerators_w(log, tables, chips, f"{name} accelerators")
+            chips_w = _accelerators_w(log, tables, accounts, chips, f"{name} accelerators")
+            servers_w = zip(servers, tier.rest.spare_accelerators_w if tier.rest else (), strict=False)
+            spare = [_by_state(tables, i, -1, dict.fromkeys(DOWN, -watts)) for i, watts in servers_w]
+            chips_w = _sum(chips_w.name, [chips_w, *spare]) if spare else chips_w
             yield _raised(chips_w, tier.spare_accelerators_w, gross)
-        hosts = [_host_w(log, tables, accounts, i) for i, host in enumerate(log.hosts) if host.tier == name]
+        hosts = [_host_w(log, tables, accounts, i) for i in servers]
         yield _raised(_sum(f"{name} cores", hosts), 0.0, gross)
-        yield Timeline(f"{name} fans, memory, network", "W", np.zeros(1), np.array([tier.base_w * gross]))
+        base = Timeline(f"{name} fans, memory, network", "W", np.zeros(1), np.array([tier.base_w]))
+        if tier.rest:
+            down = dict.fromkeys(DOWN, -tier.rest.base_w)
+            base = _sum(base.name, [base, *(_by_state(tables, i, -1, down) for i in servers)])
+            drawn = {Power.OFF: tier.rest.off_w, Power.BOOT: tier.rest.boot_w}
+            parts = [_by_state(tables, i, -1, drawn) for i in servers]
+            yield _raised(_sum(f"{name} servers off or booting", parts), 0.0, gross)
+        yield _raised(base, 0.0, gross)
     transfers = tables["transfers"]
     seconds = transfers["end_s"] - transfers["start_s"]
     watts = np.divide(transfers["joules"], seconds, out=np.zeros_like(seconds), where=seconds > 0)
