@@ -100,7 +100,8 @@ class PoolRecord:
     kv_capacity_tokens: int = 0
 
 
-def _visits() -> Table:
+def visits_table() -> Table:
+    """An empty table of visits."""
     # pool: its place in Log.pools; device: in Log.accelerators where the pool has engines, else in Log.hosts.
     # ready: asked for; queued: its input is at the pool; served: the device is done; ended: a wait outside too.
     # Joules: above idle, idle while serving it, and the same two of the host cores that run an engine.
@@ -128,7 +129,7 @@ class Log:
     links: list[str] = field(default_factory=list)
     pools: dict[str, PoolRecord] = field(default_factory=dict)
     tasks: Table = field(default_factory=lambda: Table("task", "arrival_s", "ended_s", "outcome"))
-    visits: Table = field(default_factory=_visits)
+    visits: Table = field(default_factory=visits_table)
     steps: Table = field(default_factory=_steps)
     cores: Table = field(default_factory=lambda: Table("host", "time_s", "busy"))
     preemptions: Table = field(default_factory=lambda: Table("device", "time_s", "task", "computed_tokens"))

@@ -12,7 +12,10 @@ from hsim.policies.views import VisitView
 
 
 class Visit:
-    """One task at one stage; times in seconds, energies in joules, filled in as they come to pass."""
+    """One task at one stage; times in seconds, energies in joules, filled in as they come to pass.
+
+    Before its bytes leave, an engine writes them for pack_s; when they have come, one reads them for unpack_s.
+    """
 
     __slots__ = (
         "device",
@@ -27,6 +30,7 @@ class Visit:
         "max_output_tokens",
         "outcome",
         "output_tokens",
+        "pack_s",
         "payload_bytes",
         "pool",
         "queued_s",
@@ -36,6 +40,7 @@ class Visit:
         "stage",
         "started_s",
         "task",
+        "unpack_s",
     )  # fmt: skip
 
     def __init__(self, task: int, number: int, stage: Stage, input_tokens: int, done: Event) -> None:
@@ -43,7 +48,7 @@ class Visit:
         self.output_tokens = self.max_output_tokens = 0
         self.pool = self.device = -1
         self.outcome = Outcome.SERVED
-        self.payload_bytes = 0.0
+        self.payload_bytes = self.pack_s = self.unpack_s = 0.0
         self.ready_s = self.queued_s = self.started_s = self.served_s = self.ended_s = math.nan
         self.first_token_s = math.nan
         self.dynamic_j = self.idle_j = self.host_dynamic_j = self.host_idle_j = 0.0
