@@ -134,6 +134,8 @@ class Log:
     cores: Table = field(default_factory=lambda: Table("host", "time_s", "busy"))
     preemptions: Table = field(default_factory=lambda: Table("device", "time_s", "task", "computed_tokens"))
     transfers: Table = field(default_factory=lambda: Table("task", "link", "start_s", "end_s", "bytes", "joules"))
+    # What became of contexts when their tasks went to a tool: choices are those of engine.gaps.CHOICES, in order.
+    gaps: Table = field(default_factory=lambda: Table("device", "task", "round", "time_s", "choice", "tokens"))
     # From time_s on; device -1 is the server itself. Before its first row each is on, its model loaded.
     states: Table = field(default_factory=lambda: Table("host", "device", "time_s", "state"))
 
@@ -146,5 +148,5 @@ class Log:
         """All tables as columns, by table name."""
         return {
             name: getattr(self, name).arrays()
-            for name in ("tasks", "visits", "steps", "cores", "preemptions", "transfers", "states")
+            for name in ("tasks", "visits", "steps", "cores", "preemptions", "transfers", "states", "gaps")
         }

@@ -145,7 +145,7 @@ def _engine_pool(
     for number, server in enumerate(prepared.system.placements()[name]):
         host = hosts[server]
         replicas.append(Replica(env, log, len(log.accelerators), spec, host, executor))
-        ways, cores = spec.pool.tensor_parallel, spec.host_cores
+        ways, cores = 0 if spec.pool.on_cores else spec.pool.accelerators, spec.host_cores
         device = Device(
             f"{name}/{number}", tier.name, spec.idle_w, host=host.index, host_cores=cores, accelerators=ways
         )
