@@ -37,7 +37,7 @@ def run(prepared: Prepared, stepwise: bool = False, followed: int | None = None)
             run_tasks(env, log, pipeline, prepared.drawn.tasks)
         else:
             arrive_in_time(env, log, pipeline, _until_ended(log, prepared.drawn.tasks, followed))
-            env.run()  # until those under way have ended too
+            env.run_out()  # until those under way have ended too
     finally:
         gc.enable()
     return log
@@ -164,7 +164,7 @@ def _engine_pool(
     for number, server in enumerate(prepared.system.placements()[name]):
         host = hosts[server]
         replicas.append(Replica(env, log, len(log.accelerators), spec, host, executor))
-        ways, cores = spec.pool.tensor_parallel, spec.host_cores
+        ways, cores = 0 if spec.pool.on_cores else spec.pool.accelerators, spec.host_cores
         device = Device(
             f"{name}/{number}", tier.name, spec.idle_w, host=host.index, host_cores=cores, accelerators=ways
         )

@@ -12,7 +12,7 @@ from simpy.events import Event
 
 from hsim.costs.wire import Wire
 from hsim.engine.balance import NOBODY, Alternatives
-from hsim.engine.environment import TASK_ARRIVES, TASK_GOES_ON, EngineEnvironment
+from hsim.engine.environment import TASK_ARRIVES, TASK_GOES_ON, EngineEnvironment, Living
 from hsim.engine.pool import Pool
 from hsim.engine.replica import Replica
 from hsim.engine.visits import Job, Prompt
@@ -93,10 +93,10 @@ def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[
             by_user.setdefault(task.user, []).append(task)
     if by_user:
         for own in by_user.values():
-            env.process(use(env, log, pipeline, own))
+            Living(use(env, log, pipeline, own))
     else:
         arrive_in_time(env, log, pipeline, tasks)
-    env.run()
+    env.run_out()
 
 
 def use(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> Generator[Event, None, None]:
@@ -111,7 +111,7 @@ def arrive_in_time(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: 
     waiting = iter(tasks)
 
     def arrive(task: Task) -> None:
-        env.process(live(env, log, pipeline, task))
+        Living(live(env, log, pipeline, task))
         following = next(waiting, None)
         if following is not None:
             env.call_at(following.arrival_s, TASK_ARRIVES + following.id, lambda _: arrive(following))

@@ -101,12 +101,18 @@ class Prompt(Visit):
     `prefill_tokens` must be in the KV cache before it (again) decodes: its prompt, and what it had generated when it
     was preempted. Of these `prompt_left` are still to be computed. It has its whole answer after the replica's step
     `finish_step`.
+
+    Where its task goes on with a tool and comes back with its context, `expected_gap_s` is what such a tool takes on
+    average, and `stays` says whether that context waits on its replica, or in its host's memory. `brought_tokens` have
+    come back from there for it.
     """
 
     __slots__ = (
+        "brought_tokens",
         "context_key",
         "decoding",
         "entry",
+        "expected_gap_s",
         "finish_step",
         "first_step",
         "generated_tokens",
@@ -119,6 +125,7 @@ class Prompt(Visit):
         "prompt_left",
         "shared_keys",
         "source",
+        "stays",
     )  # fmt: skip
 
     def __init__(self, task: int, number: int, stage: Stage, input_tokens: int, done: Event) -> None:
@@ -133,6 +140,8 @@ class Prompt(Visit):
         self.context_key: Hashable | None = None
         self.keeps_kv = False
         self.source: Prompt | None = None
+        self.expected_gap_s = math.nan
+        self.stays, self.brought_tokens = False, 0
 
     def view(self) -> VisitView:
         """What a policy may see of it."""
