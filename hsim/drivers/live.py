@@ -340,8 +340,8 @@ class Stand:
         self, prepared: Sequence[Prepared], device: str, allow_code: bool = False, endpoint: RemoteSpec | None = None
     ) -> None:
         for one in prepared:
-            check_remote(one) if endpoint else _check_decoders(one)
             _check_live(one, allow_code)
+            check_remote(one) if endpoint else _check_decoders(one)
         self.prepared, self.device, self.crew, self.endpoint = prepared, device, Crew(), endpoint
         self.notes: tuple[str, ...] = ()
         self.remote: Remote | None = None
