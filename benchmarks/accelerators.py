@@ -249,7 +249,12 @@ _BEGINNINGS = {
 
 
 _MAKERS = ("NVIDIA", "AMD", "INSTINCT", "GEFORCE", "TESLA", "VIRTUALIZED")
-_OTHERS = ("H200-NVL", "H100-NVL", "H200-PCIE", "A100-PCIE")  # other boards than those above: no data sheet with a source was found
+_OTHERS = (
+    "H200-NVL",
+    "H100-NVL",
+    "H200-PCIE",
+    "A100-PCIE",
+)  # other boards than those above: no data sheet with a source was found
 
 
 def row_name(gpu: str) -> str:
