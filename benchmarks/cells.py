@@ -11,6 +11,8 @@ from rows import Refusals
 
 ORDER = ("TPOT", "ITL", "throughput", "TTFT", "watts", "J/token")  # of quantities; others follow by name
 UNIT = 50.0  # no prediction has erred by this factor: a row that differs by more is in another unit
+WAIT_UNIT = 500.0  # the same for times that may hold a queue
+WAITS = ("TTFT", "end to end")
 KEYS = ["schema", "gpu", "architecture", "source", "engine", "quantity"]
 SMALL_GROUP = 4  # rows below which no term can be told from chance
 
@@ -32,9 +34,10 @@ def without_suspects(table: pd.DataFrame, refusals: Refusals) -> pd.DataFrame:
     for (schema, quantity), mine in table[unknown].groupby(["schema", "quantity"]):
         refusals.refuse(str(schema), mine, f"{quantity}: a figure that it needs is null")
     ratio = table.predicted / table.measured
-    odd = (ratio > UNIT) | (ratio < 1 / UNIT)
+    most = np.where(table.quantity.isin(WAITS), WAIT_UNIT, UNIT)
+    odd = (ratio > most) | (ratio < 1 / most)
     for (schema, quantity), mine in table[odd].groupby(["schema", "quantity"]):
-        refusals.refuse(str(schema), mine, f"{quantity}: {UNIT:.0f} times from any prediction: another unit?")
+        refusals.refuse(str(schema), mine, f"{quantity}: {most.min():.0f} times from any prediction: another unit?")
     return table[~unknown & ~odd]
 
 
@@ -77,7 +80,9 @@ def print_cells(table: pd.DataFrame, title: str) -> None:
     shown = shown.assign(rank=shown.quantity.map(rank).fillna(len(rank)))
     for c in shown.sort_values(["gpu", "engine", "architecture", "source", "rank", "quantity"]).itertuples():
         name = f"{c.gpu[:20]:20} {c.architecture[:20]:20} {c.source[-13:]:13} {c.engine[:9]:9} {c.quantity[:8]:8}"
-        baselines = "".join(f"{x:9.0%}" if np.isfinite(x) else "        -" for x in (c.roofline_mape, c.three_coefficients_mape))
+        baselines = "".join(
+            f"{x:9.0%}" if np.isfinite(x) else "        -" for x in (c.roofline_mape, c.three_coefficients_mape)
+        )
         marks = (" fitted on" if c.fitted_on else "") + (" LOW CONFIDENCE" if c.low_confidence else "")
         print(f"{name} {c.mape:6.1%} {c.median:6.1%} {c.p90:6.1%} n {c.rows:4} x{c.bias:5.2f} {baselines}{marks}")
 
@@ -88,6 +93,16 @@ def print_groups(groups: Iterable[tuple[str, pd.DataFrame, str]]) -> None:
     for name, rows, target in groups:
         if len(rows):
             print(f"{name:58} {summary(rows.error)}   {target}")
+
+
+def markdown(groups: Iterable[tuple[str, pd.DataFrame, str]]) -> str:
+    """The same lines as a table of a document."""
+    lines = ["| rows | MAPE | median | p90 | n | aimed at |", "|---|---|---|---|---|---|"]
+    for name, rows, target in groups:
+        if len(rows):
+            figures = " | ".join(f"{x:.1%}" for x in mean_median_p90(rows.error))
+            lines.append(f"| {name.strip()} | {figures} | {len(rows):,} | {target.removeprefix('target ')} |")
+    return "\n".join(lines)
 
 
 PARTS = "part: "  # columns of the serving table that hold seconds of a step by what takes them
@@ -122,15 +137,20 @@ def print_worst(table: pd.DataFrame, count: int = 10) -> None:
     speed = table[table.quantity.isin(["TPOT", "ITL"])]
     if speed.empty:
         return
-    worst = speed.reindex(speed.error.abs().sort_values(ascending=False).index).head(count)
-    print("\nWorst rows of TPOT and ITL, and the term of their cell that would explain most")
+    worst = speed.reindex(speed.error.abs().sort_values(ascending=False).index)
+    worst = worst.drop_duplicates(["gpu", "engine", "architecture"]).head(count)
+    print(
+        "\nThe worst row of each of the worst cells by TPOT and ITL, and the term that would explain most of its cell"
+    )
     for row in worst.itertuples():
         mine = speed[(speed.gpu == row.gpu) & (speed.engine == row.engine) & (speed.architecture == row.architecture)]
         term, effect = blame(mine)
         print(f"  {row.row_id} {row.quantity} {row.error:+.0%}: {row.what}; blame: {term} ({effect})")
 
 
-def attempt(parts: Iterable[tuple[str, Callable[[], Any]]], failures: tuple[type[Exception], ...]) -> tuple[list[Any], int]:
+def attempt(
+    parts: Iterable[tuple[str, Callable[[], Any]]], failures: tuple[type[Exception], ...]
+) -> tuple[list[Any], int]:
     """What each part returns; a part that cannot be read is said, and left out."""
     found, failed = [], 0
     for name, part in parts:

@@ -38,9 +38,13 @@ Values = dict[tuple[str, str], dict[str, float]]
 
 def kernel_rows(data: Path, refusals: measured.Refusals) -> pd.DataFrame:
     """Kernel rows of every accelerator whose data sheet is known."""
-    tables = []
+    tables, unread = [], []
     for file in sorted(data.glob("*_kernels.csv")):
-        rows = measured.read(file, "kernels", refusals, ("gpu", "op", "dtype", "time_ms"))
+        try:
+            rows = measured.read(file, "kernels", refusals, ("gpu", "op", "dtype", "time_ms"))
+        except measured.Unreadable as error:
+            unread.append(str(error))
+            continue
         for gpu, mine in rows.groupby("gpu"):
             sheet = acc.BY_ROW.get(str(gpu))
             if sheet is None:
@@ -48,23 +52,25 @@ def kernel_rows(data: Path, refusals: measured.Refusals) -> pd.DataFrame:
                 continue
             tables.append(kernel_laws.with_chip(mine, kernel_chip(sheet)))
     if not tables:
-        raise measured.Unreadable(f"{data}: there is no *_kernels.csv of a known GPU")
+        raise measured.Unreadable("; ".join(unread) or f"{data}: there is no *_kernels.csv of a known GPU")
     known = pd.concat(tables)
     odd = ~known.op.isin(kernel_laws.OPS)
     known = refusals.drop("kernels", known, odd, "an operation that hsim has no law for")
     strange = known.dtype.map(laws.ELEMENT_BYTES).isna()
     known = refusals.drop("kernels", known, strange & (known.op != "allreduce"), "a precision that hsim has no law for")
-    windowed = known.window.fillna(0) > 0 if "window" in known else np.zeros(len(known), dtype=bool)
-    known = refusals.drop(
-        "kernels", known, windowed, "attention within a window: composed from context, not a law of its own"
-    )
+    if "window" in known:
+        windowed = pd.to_numeric(known.window, errors="coerce") > 0
+        why = "attention within a window: composed from context, not a law of its own"
+        known = refusals.drop("kernels", known, windowed, why)
     return refusals.drop("kernels", known, _lacking(known), "a size that its law needs is NaN")
 
 
 def kernel_chip(sheet: acc.Sheet) -> kernel_laws.Chip:
     """What kernel laws need of a data sheet."""
     peak = sheet.peaks["bf16"] or 0.0
-    return kernel_laws.Chip(sheet.memory_bytes_per_s, peak, sheet.peaks.get("fp8") or peak, CACHES.get(sheet.row_name, 50e6))
+    fp8 = sheet.peaks.get("fp8") or peak
+    fp4 = sheet.peaks.get("nvfp4") or fp8
+    return kernel_laws.Chip(sheet.memory_bytes_per_s, peak, fp8, fp4, CACHES.get(sheet.row_name, 50e6))
 
 
 def _lacking(rows: pd.DataFrame) -> Any:
@@ -147,7 +153,7 @@ def profile_text(sheet: acc.Sheet, fitted: Fit | None, kernels: dict[str, Values
         law = acc.transferred_laws(hopper, sheet)
     law = _ordered(law)
     note = _factor_line(factor, sheet)
-    extras = _extra_lines(sheet, bool(own))
+    extras = _extra_lines(sheet)
     power, tier, source, spread = _power_of(sheet, fitted)
     comment = [
         f"{sheet.description}. Peaks are dense.",
@@ -163,7 +169,7 @@ def profile_text(sheet: acc.Sheet, fitted: Fit | None, kernels: dict[str, Values
 
 
 def _ordered(law: acc.Laws) -> acc.Laws:
-    order = ("bf16", "fp8", "fp8_block", "mxfp4")
+    order = ("bf16", "fp8", "fp8_block", "mxfp4", "nvfp4")
     keys = sorted(law.values, key=lambda k: (k[0], order.index(k[1]) if k[1] in order else 9))
     return acc.Laws({k: law.values[k] for k in keys}, law.sources, law.tier)
 
@@ -175,15 +181,15 @@ def _factor_line(factor: float, sheet: acc.Sheet) -> str:
     )
 
 
-def _extra_lines(sheet: acc.Sheet, own: bool) -> list[str]:
-    tier = "fitted" if own else "transferred"
-    vidur = "bytes of unfused norms and gates in Vidur's layer profiles @7d47513, A100 and H100: 0.5; fused ones of today half as many"
-    lines = ["  elementwise:", f"    bandwidth_fraction: {acc.figure(0.75, tier, vidur, 0.3)}"]
-    state = "hsim's study of Nemotron-Nano-9B-v2 on H100"
+def _extra_lines(sheet: acc.Sheet) -> list[str]:
+    """What no table of kernels has."""
+    vidur = "unfused norms and gates reach 0.5 in Vidur's layer profiles @7d47513 (A100, H100); fused ones of today move half as many bytes"
+    lines = ["  elementwise:", f"    bandwidth_fraction: {acc.figure(0.75, 'assumed', vidur, 0.3)}"]
+    state = "no state kernel was measured: as other kernels bound by memory; Nemotron-Nano-9B-v2 on H100 fits"
     lines += [
         "  state:",
-        f"    launch_s: {acc.figure(10e-6, tier, state, 0.5)}",
-        f"    bandwidth_fraction: {acc.figure(0.85, tier, state, 0.15)}",
+        f"    launch_s: {acc.figure(10e-6, 'assumed', state, 0.5)}",
+        f"    bandwidth_fraction: {acc.figure(0.85, 'assumed', state, 0.15)}",
     ]
     lines.append(
         f"    per_element_s: {acc.figure(3e-12, 'assumed', 'as prefill attention; nobody published chunked-scan times', 0.6)}"
@@ -247,6 +253,10 @@ ENGINES: Mapping[str, tuple[str, str]] = {
 BLOCKS = {"vllm-0.5": (16, False), "sglang": (1, True), "tensorrt-llm": (32, True)}
 
 
+# Code paths on which an engine runs shared experts with the routed ones: SGLang does unless disable_shared_experts_fusion.
+FUSED = {"sglang": ("experts-fused/latent",)}
+
+
 def engine_stub(name: str) -> EngineProfile:
     """An engine without host time: what features are made with."""
     zero = {"value": 0.0, "tier": "fitted", "source": "not fitted yet"}
@@ -267,6 +277,7 @@ def engine_stub(name: str) -> EngineProfile:
         "prefix_caching": False,
         "defaults_source": "stub",
     }
+    plain |= {"fused_shared_experts": FUSED.get(name, ())}
     profile: EngineProfile = EngineProfile.model_validate(plain | dict.fromkeys(fields, zero))
     return profile
 
@@ -392,9 +403,7 @@ _DEFAULTS = {
 }
 
 
-def engine_text(
-    name: str, like: str, description: str, fit: Fit, latency_s: float | None, errors: list[str]
-) -> str:
+def engine_text(name: str, like: str, description: str, fit: Fit, latency_s: float | None, errors: list[str]) -> str:
     """The YAML of an engine profile."""
     constants, own = fit.host.engines[like], name == like
     tier, runs = (
@@ -436,6 +445,7 @@ def engine_text(
     )
     paths = sorted(fit.rows.path[fit.rows.engine_profile == like].unique())
     lines.append(f"measured_paths: [{', '.join(paths)}]")
+    lines += [f"fused_shared_experts: [{', '.join(FUSED[like])}]"] if like in FUSED else []
     lines += ["errors:", *errors] if errors else []
     lines.append(
         "reserved_bytes: {value: 4e9, low: 2e9, high: 8e9, tier: assumed, source: 'CUDA context, graphs and activation peak of one GPU; vLLM measures it at start'}"

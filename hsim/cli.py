@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from hsim.drivers.endpoint import RemoteSpec
+    from hsim.plan.result import Step
+    from hsim.runs import Options
 
 MIN_WIDTH = 124
 
@@ -136,8 +138,20 @@ def compare(
     worlds: Worlds = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     out: Out = None,
+    architectures: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Compare architectures of one scenario, each at its own cheapest fleet."),
+    ] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH", help="With --architectures: tasks/s, doubled from low to high, or a list."),
+    ] = None,
 ) -> None:
     """Send the same tasks through several scenarios, and show the differences with their intervals."""
+    if architectures is not None or rates is not None:
+        options = _options(replications, processes, worlds, out)
+        _compare_architectures(scenarios, (architectures or "").split(","), rates or "", settings, options, json)
+        return
     from hsim import runs
     from hsim.comparison import compare as compare_systems
     from hsim.comparison import compare_fairly
@@ -151,6 +165,29 @@ def compare(
     else:
         comparison = compare_systems([runs.system_of(name, settings) for name in scenarios], options)
     print(runs.as_json(comparison), end="") if json else _print(comparison_tables(comparison))
+
+
+def _options(replications: int, processes: int | None, worlds: int, out: Path | None) -> Options:
+    from hsim.runs import Options
+
+    return Options(replications, processes, worlds, out)
+
+
+def _compare_architectures(
+    scenarios: list[str], architectures: list[str], rates: str, settings: list[str], options: Options, json: bool
+) -> None:
+    from hsim.placement import place, rates_of
+    from hsim.report import placement_tables
+    from hsim.runs import as_json
+
+    if len(scenarios) != 1 or architectures == [""] or not rates:
+        raise typer.BadParameter("--architectures and --rates go together, with one scenario", param_hint="SCENARIOS")
+    try:
+        rates_per_s = rates_of(rates)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--rates") from None
+    placement = place(scenarios[0], architectures, rates_per_s, settings, options)
+    print(as_json(placement), end="") if json else _print(placement_tables(placement))
 
 
 class Exported(StrEnum):
@@ -212,6 +249,78 @@ def report(
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Execute stages of your own (hsim/stages.py): only code that you trust.")
 ]
+Have = Annotated[
+    str | None,
+    typer.Option(metavar="SERVER=COUNT,...", help="Servers that are there, by profile: none of these beyond so many."),
+]
+
+
+class Aim(StrEnum):
+    """What a plan minimises."""
+
+    COST = "cost"
+    TST = "tst"
+    CO2 = "co2"
+
+
+@app.command()
+def plan(
+    scenario: Annotated[
+        str, typer.Argument(help="A scenario whose lists stand for choices, or the name of a shipped one.")
+    ],
+    settings: Settings = [],  # noqa: B006
+    have: Have = None,
+    rate: Annotated[float | None, typer.Option(help="Tasks a second, instead of the scenario's.")] = None,
+    minimise: Annotated[Aim | None, typer.Option(help="Dollars, joules a task, or CO2.")] = None,
+    max_usd_per_h: Annotated[float | None, typer.Option(help="A budget, USD an hour.")] = None,
+    max_w: Annotated[float | None, typer.Option(help="What the fleet may draw at most, at the facility.")] = None,
+    neighbours: Annotated[bool, typer.Option(help="Compare with one server more or fewer of each kind.")] = False,
+    headroom: Annotated[bool, typer.Option(help="Look for how much the rate may grow.")] = False,
+    preview: Annotated[
+        bool, typer.Option(help="A queueing approximation at once instead, without a certificate.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show every fleet that was looked at.")] = False,
+    processes: Processes = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write plan.json into this folder, and keep replications there to go on with.")
+    ] = None,
+) -> None:
+    """Find the best fleet of those that a scenario's lists allow, certify it, and say why no other."""
+    from hsim.plan import PlanOptions, read_problem
+    from hsim.plan import plan as run
+    from hsim.plan import preview as previewed
+    from hsim.report.plans import plan_tables, preview_tables
+    from hsim.runs import as_json
+
+    asked = {"workload.arrivals.rate_per_s": rate, "plan.minimise": minimise and minimise.value}
+    asked |= {"plan.max_usd_per_h": max_usd_per_h, "plan.max_w": max_w}
+    asked |= _there(have)
+    problem = read_problem(
+        scenario, [*settings, *(f"{path}={value}" for path, value in asked.items() if value is not None)]
+    )
+    if preview:
+        _print(preview_tables(previewed(problem), everything))
+        return
+    with _Steps() as steps:
+        found = run(problem, PlanOptions(processes, out, neighbours, headroom), steps)
+    print(as_json(found), end="") if json else _print(plan_tables(found, everything))
+    if not found.complete:
+        kept = (
+            f"; what was finished is kept in {out}, and the same command goes on with it" if out else "; --out keeps it"
+        )
+        print(f"hsim: interrupted after {found.replications} replications{kept}", file=sys.stderr)
+        raise typer.Exit(130)
+
+
+def _there(have: str | None) -> dict[str, float | str | None]:
+    """`server=count,...` as settings."""
+    pairs = [pair.partition("=") for pair in have.split(",")] if have else []
+    if any(not name or not count.isdigit() for name, _, count in pairs):
+        raise typer.BadParameter("write server=count,..., such as hgx-h100-8=4,epyc-9654-2s=2", param_hint="--have")
+    return {f"plan.have.{name}": count for name, _, count in pairs}
+
+
 Device = Annotated[str, typer.Option(help="Where the decoder runs: cpu or cuda:0.")]
 BaseUrl = Annotated[
     str | None,
@@ -377,6 +486,20 @@ def scenarios() -> None:
 
 
 @app.command()
+def dashboard(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens.")] = 8501,
+    address: Annotated[
+        str, typer.Option(help="Who may connect; 0.0.0.0 is everybody, and there is no password.")
+    ] = "127.0.0.1",
+) -> None:
+    """Open the what-if dashboard in a browser: fleets, load and objectives by slider."""
+    from hsim.dashboard.launch import launch
+
+    print(f"hsim: http://{address}:{port} (Ctrl-C stops it)", file=sys.stderr)
+    raise typer.Exit(launch(port, address))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of scenarios, with which editors check and complete them."""
     from hsim.description.schema import scenario_schema
@@ -501,6 +624,24 @@ class _Progress:
     def __call__(self, phase: str, done_fraction: float, left_s: float, message: str) -> None:
         left = f"{left_s:4.0f} s left"
         self._bar.update(self._task, description=phase, completed=done_fraction, left=left, message=message)
+
+
+class _Steps:
+    """The progress of a search on stderr, on one line that goes when it ends."""
+
+    def __enter__(self) -> _Steps:
+        from rich.console import Console
+
+        self._status = Console(stderr=True).status("")
+        self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def __call__(self, step: Step) -> None:
+        where = f"fleet {step.looked_at} of {step.alive}" if step.alive else ""
+        self._status.update(f"{step.phase:<8} {where}, {step.replications} replications: {step.fleet} {step.message}")
 
 
 def _print(tables: RenderableType) -> None:

@@ -19,7 +19,16 @@ from hsim.backends.endpoint import Answer, EndpointSpec
 from hsim.backends.meters import Meter, Unavailable
 from hsim.calibrate.endpoint import Asks, EndpointOptions, Tools, calibrate_endpoint
 from hsim.calibrate.options import CalibrationReport
-from hsim.calibrate.sweep import BURST_TOKENS, FEWEST_TOKENS, JOIN_AFTER, JOIN_TOKENS, PER_USER, load_lengths
+from hsim.calibrate.sweep import (
+    BURST_TOKENS,
+    FEWEST_TOKENS,
+    FIRST_TOKENS,
+    FIRSTS,
+    JOIN_AFTER,
+    JOIN_TOKENS,
+    PER_USER,
+    load_lengths,
+)
 from hsim.calibrate.work import Unit
 from hsim.description.catalogue import load_profile
 from hsim.description.hardware import AcceleratorProfile, EngineProfile, StepTable
@@ -63,6 +72,8 @@ class Batcher:
         at = {key: int(value) for key, value in unit.parameters.items()}
         if unit.kind == "load":
             lengths, each = load_lengths(unit), PER_USER
+        elif unit.kind == "first":
+            lengths, each = [(at["input"], FIRST_TOKENS)] * FIRSTS, FIRSTS
         else:
             tokens = JOIN_TOKENS if unit.kind == "join" else BURST_TOKENS
             lengths, each = [(at["input"], tokens)] * at["users"], 1

@@ -193,8 +193,9 @@ def _figures(one: Seen, limit: int | None) -> list[tuple[str, float, float]]:
         first = sorted(one.answers, key=lambda answer: answer.chunks_s[0])[:limit]  # those that are decoded together
         if (window := steady(first)) is not None:
             found.append(("decode", window.step_s, window.context_tokens))
-        if len(one.answers) == 1:
-            found.append(("first", one.answers[0].ttft_s, float(one.answers[0].input_tokens or one.number("input"))))
+    elif one.row.kind == "first":
+        tokens = statistics.median(answer.input_tokens or one.number("input") for answer in one.answers)
+        found.append(("first", statistics.median(answer.ttft_s for answer in one.answers), tokens))
     elif one.number("users") < (limit or math.inf) and one.row.kind == "join" and (extra := joined_s(one.answers)):
         found.append(("join", *extra))
     return found

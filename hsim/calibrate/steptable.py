@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hsim.calibrate.agenda import Served, step_parts
-from hsim.calibrate.fit import law_of, relative_nonnegative, rising
+from hsim.calibrate.fit import BOUNDS, DRAWS, law_of, relative_nonnegative, rising, unsteadiness
 from hsim.calibrate.options import Law
 from hsim.calibrate.points import Point
 from hsim.costs.composed import Timing
@@ -75,14 +75,28 @@ def fit_steps(points: Sequence[Point], served: Served, name: TableName) -> tuple
         "model": served.model.model_dump(), "precision": served.precision,
         "median_error_fraction": None, "p90_error_fraction": None, **decode, **chunk, "extra_chunk_s": 0.0,
         "between_s": next((p.seconds for p in by_role.get("between", ())), 0.0),
-        "mixed_decodes": [1], "mixed_chunk_tokens": [1], "mixed_s": [[0.0]],
+        "mixed_decodes": [1], "mixed_chunk_tokens": [1], "mixed_s": [[0.0]], "scale": None,
     }  # fmt: skip
     fields["extra_chunk_s"] = _extra_chunk_s(_table(fields), by_role.get("chunks", ()))
     fields |= _mixed_grid(_table(fields), mixed)
     checks = by_role.get("check", [])
     errors = [abs(predicted_s(_table(fields), point) / point.seconds - 1) for point in checks]
     law = law_of(law_name, len(points) - len(checks), noisy, errors, f"{len(checks)} random steps kept out")
+    fields["scale"] = _scale(points, [math.log(p.seconds / predicted_s(_table(fields), p)) for p in checks], name)
     return _table(fields | {"median_error_fraction": law.median_error, "p90_error_fraction": law.p90_error}), law
+
+
+def _scale(points: Sequence[Point], logs: Sequence[float], name: TableName) -> dict[str, Any] | None:
+    """The figure by which the whole table may be off: what steps kept out of it were on average, and how far this machine
+    moves between rounds, by bootstrap.
+    """
+    if not logs:
+        return None
+    rng, spread = np.random.default_rng(0), unsteadiness(points)
+    drawn = [rng.choice(logs, len(logs)).mean() + rng.normal(0.0, spread) for _ in range(DRAWS)]
+    low, high = np.exp(np.quantile(drawn, BOUNDS)).tolist()
+    source = f"bootstrap of {len(logs)} random steps kept out, and of how far rounds are apart; {name.source}"
+    return {"value": 1.0, "tier": "fitted", "source": source, "low": min(1.0, low), "high": max(1.0, high)}
 
 
 def _table(fields: dict[str, Any]) -> StepTable:
