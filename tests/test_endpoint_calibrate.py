@@ -206,8 +206,10 @@ def test_known_step_times_are_found_and_loads_that_no_fit_saw_predicted(tmp_path
 
 def test_a_machine_that_slows_down_and_recovers_as_a_whole_is_seen_through(tmp_path: Path) -> None:
     report = run(Batcher(noise=0.05), tmp_path, budget_s=200.0)
-    assert max(errors(report).values()) < 0.15
-    assert any("each round's own pace was taken off" in warning for warning in report.warnings) or report.noisy
+    worst = errors(report)
+    assert max(worst["requests"], worst["tpot mean"], worst["e2e mean"]) < 0.1
+    assert worst["ttft mean"] < 0.15
+    assert any("pace of each unit's time was taken off" in warning for warning in report.warnings)
 
 
 def test_a_limit_on_what_is_decoded_together_is_found(tmp_path: Path) -> None:

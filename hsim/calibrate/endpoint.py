@@ -302,15 +302,15 @@ class _Calibration:
         table = self._table(model, sweep, findings)
         loads = blackbox.load_points(sweep, blackbox.costs_of(table), limits)
         findings.laws += blackbox.load_laws(loads)
-        power = self._power(mine, sweep, findings, no_joules)
+        power = self._power(mine, (sweep, model.request_s), findings, no_joules)
         findings.profiles |= self._profiles(model, table, limits, power)
         noisy = {p.name: "; ".join(p.marks) for p in (*sweep.decode, *sweep.first, *sweep.joins) if p.marks}
         failed = {row.key: row.reading.failure for row in mine if row.reading.failure}
-        more = {
+        more: dict[str, Any] = {
             "noisy": noisy,
             "failed": failed,
             "left_out": self.left_out,
-            "pace": dict(sweep.pace),
+            "pace": {key: round(value, 4) for key, value in sweep.pace.items()},
             "said": (*said, *model.told),
         }
         more["loads"] = [vars(point) | {"error_fraction": point.error_fraction} for point in loads]
@@ -340,7 +340,7 @@ class _Calibration:
         measured: dict[str, list[dict[str, float]]] = {}
         for one in sweep.seen:
             if one.point in bursts:
-                measured.setdefault(one.point, []).append(blackbox.measured_of(one, sweep.pace.get(one.row.round, 1.0)))
+                measured.setdefault(one.point, []).append(blackbox.measured_of(one, sweep.pace[one.row.key]))
         tried: list[tuple[float, StepModel, Limits]] = []
         for budget in blackbox.BUDGETS:
             limits = Limits(sweep.limit or NO_LIMIT_SEEN, budget, blackbox.ROOM_TOKENS, model.request_s)
@@ -416,7 +416,7 @@ class _Calibration:
         steps: Profile = table.model_dump(mode="json")
         return {p["name"]: p for p in (chip, engine, steps, *self._servers())}
 
-    def _power(self, rows: list[Row], sweep: Sweep, findings: Findings, no_joules: str) -> Profile:
+    def _power(self, rows: list[Row], seen: tuple[Sweep, float], findings: Findings, no_joules: str) -> Profile:
         """AcceleratorPower where a meter was read beside the endpoint, else null with the reason."""
         names = (
             "idle_w",
@@ -428,7 +428,7 @@ class _Calibration:
             "joules_per_output_token",
         )
         idle = next((row.reading.watts for row in rows if row.kind == "idle" and row.reading.watts is not None), None)
-        law, test = blackbox.fit_watts(sweep, idle, self.model) if idle is not None else (None, None)
+        law, test = blackbox.fit_watts(*seen, idle, self.model) if idle is not None else (None, None)
         if law is None or test is None or idle is None:
             return dict.fromkeys(names, findings.unknown(f"{self.name} watts", no_joules or "too few units had joules"))
         findings.laws.append(test)
@@ -543,8 +543,9 @@ def _warnings(rows: list[Row], sweep: Sweep, loads: list[LoadPoint]) -> tuple[st
     slow = [pace for pace in sweep.pace.values() if abs(pace - 1) > 0.1]
     if slow:
         warnings.append(
-            f"{len(slow)} of {len(sweep.pace)} rounds were {min(sweep.pace.values()):.2f} to {max(sweep.pace.values()):.2f} times "
-            "as long as the median one: the endpoint, or this machine, was shared; each round's own pace was taken off"
+            f"{len(slow)} of {len(sweep.pace)} units came when things took {min(sweep.pace.values()):.2f} to "
+            f"{max(sweep.pace.values()):.2f} times as long as in the median round: the endpoint, or this machine, was shared; "
+            "the pace of each unit's time was taken off"
         )
     if not loads:
         warnings.append("no load came through whole: nothing was predicted that no fit has seen")
