@@ -59,6 +59,7 @@ class Batcher:
     pace: float = 1.0
     noise: float = 0.0
     broken_after: int = 10**9
+    interrupted_after: int = 10**9
     now_s: float = 0.0
     units: int = 0
     busy_s: float = 0.0
@@ -67,6 +68,8 @@ class Batcher:
 
     def ask(self, unit: Unit) -> list[Answer]:
         self.units += 1
+        if self.units > self.interrupted_after:
+            raise KeyboardInterrupt
         self.pace *= 1 + self.noise * self.draw.uniform(-1, 1)
         self.pace = min(max(self.pace, 0.7), 1.4)
         at = {key: int(value) for key, value in unit.parameters.items()}
@@ -252,6 +255,15 @@ def test_joules_beside_a_local_endpoint_are_fitted_and_without_a_meter_they_are_
     assert chip.power.floor_w.value is None
     assert "there is no meter" in chip.power.floor_w.source
     assert any("there is no meter" in why for why in report.unavailable.values())
+
+
+def test_ctrl_c_keeps_every_row_and_a_second_calibration_of_that_name_is_told_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(Batcher(interrupted_after=9), tmp_path)
+    assert len((tmp_path / "calibration" / "tiny-12m-endpoint" / "rows.jsonl").read_text().splitlines()) == 7
+    with pytest.raises(CalibrationError, match="--resume"):
+        run(Batcher(), tmp_path)
+    assert run(Batcher(), tmp_path, resume=True).resumed == 7
 
 
 def test_too_small_a_budget_says_what_is_missing(tmp_path: Path) -> None:
