@@ -403,6 +403,11 @@ _DEFAULTS = {
 }
 
 
+LOADS = {
+    "vllm": 'load_s: {value: 60, low: 30, high: 100, tier: transferred, source: "vLLM blog, 26 October 2025 (Sleep Mode): 30 to 100 seconds and more to load a model again; between them"}',
+}
+
+
 def engine_text(name: str, like: str, description: str, fit: Fit, latency_s: float | None, errors: list[str]) -> str:
     """The YAML of an engine profile."""
     constants, own = fit.host.engines[like], name == like
@@ -443,6 +448,7 @@ def engine_text(name: str, like: str, description: str, fit: Fit, latency_s: flo
     lines.append(
         f"request_latency_s: {acc.figure(latency_s, tier if latency_s is not None else 'published', 'median of measured TTFT less simulated: ' + runs if latency_s is not None else 'no run with a measured TTFT')}"
     )
+    lines += [LOADS[name]] if name in LOADS else []
     paths = sorted(fit.rows.path[fit.rows.engine_profile == like].unique())
     lines.append(f"measured_paths: [{', '.join(paths)}]")
     lines += [f"fused_shared_experts: [{', '.join(FUSED[like])}]"] if like in FUSED else []

@@ -133,7 +133,7 @@ def compare(
     processes: Processes = None,
     fair: Annotated[
         bool,
-        typer.Option(help="Give each the cheapest fleet that meets the objectives, of those that its counts list."),
+        typer.Option(help="Give each the best fleet of those that its lists allow, as hsim plan certifies it."),
     ] = False,
     worlds: Worlds = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
@@ -154,7 +154,7 @@ def compare(
         return
     from hsim import runs
     from hsim.comparison import compare as compare_systems
-    from hsim.comparison import compare_fairly
+    from hsim.plan.fair import compare_fairly
     from hsim.report import comparison_tables
 
     if len(scenarios) < 2:

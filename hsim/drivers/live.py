@@ -10,6 +10,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
+import simpy
 from simpy.core import EmptySchedule
 from simpy.events import NORMAL, Event, EventPriority
 
@@ -58,9 +59,13 @@ class LiveEnvironment(EngineEnvironment):
         super().__init__()
 
     @property
-    def now(self) -> float:
+    def now(self) -> float:  # type: ignore[override]
         """Seconds since the run began."""
         return self.clock.now_s()
+
+    def run_out(self) -> None:
+        """See EngineEnvironment."""
+        self.run()
 
     def schedule(self, event: Event, priority: EventPriority = NORMAL, delay: float = 0) -> None:
         """See simpy.Environment; delays count from the clock."""
@@ -108,7 +113,7 @@ class LiveEnvironment(EngineEnvironment):
                 silent.worker.end_silent(
                     silent.timeout_s
                 )  # its connection is at its end then, and is taken as an answer
-        super().step()
+        simpy.Environment.step(self)
 
     def _first_deadline_s(self) -> float:
         return min((one.deadline_s for one in self._awaited.values()), default=math.inf)
