@@ -14,6 +14,7 @@ How a driver uses it:
 
     meters = meters_at_hand()                                               # each .joules() is None or joules so far
 
-Live work needs Linux (/proc, core affinity). `hosts`, `worker`, `endpoint`, `prompts`, `tools`, `text`, `meters` and `nvml` need neither torch
-nor transformers; `device`, `decoder` and `encoder` import torch at once, and only workers and calibration import them.
+Live work needs Linux (/proc, core affinity). `hosts`, `worker`, `endpoint`, `prompts`, `tools`, `text`, `meters` and `nvml`
+need neither torch nor transformers; `device`, `decoder` and `encoder` import torch at once, and only workers and
+calibration import them.
 """
