@@ -81,7 +81,10 @@ class Remote:
         log.pools[pool.name] = replace(
             log.pools[pool.name], what=f"endpoint {self.spec.endpoint.base_url}", devices=(index,)
         )
-        pools = {**pipeline.pools, Stage.GENERATE: Pool[Prompt](pool.name, [device], ROUTERS["round-robin"])}
+        pools = {
+            **pipeline.pools,
+            Stage.GENERATE: Pool[Prompt](pool.name, [device], ROUTERS["round-robin"], pool.number),
+        }
         return replace(pipeline, pools=pools, prefix_caching=False)
 
 
@@ -177,3 +180,5 @@ def check_remote(prepared: Prepared) -> None:
         raise DescriptionError(
             where(("stages", "prefill")), "an endpoint shows one pool, whatever stands behind it", "leave it out"
         )
+    if len(stages.pools("generate")) > 1:
+        raise DescriptionError(where(("stages", "generate")), "an endpoint is one pool", "name one")
