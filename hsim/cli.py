@@ -636,8 +636,12 @@ def main() -> None:
     except HsimError as error:
         print(f"hsim: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("hsim: interrupted; runs that were finished are kept where --out says so", file=sys.stderr)
+    except SystemExit as end:
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):  # typer ends it without a word
+            print("hsim: interrupted; what was finished is kept where --out says so", file=sys.stderr)
+        raise
+    except KeyboardInterrupt:  # before typer began
+        print("hsim: interrupted", file=sys.stderr)
         sys.exit(130)
 
 
