@@ -218,6 +218,9 @@ Have = Annotated[
 ]
 
 
+KeptIn = Annotated[Path | None, typer.Option(help="Keep replications in this folder to go on with.")]
+
+
 class Aim(StrEnum):
     """What a plan minimises."""
 
@@ -274,6 +277,36 @@ def plan(
         )
         print(f"hsim: interrupted after {found.replications} replications{kept}", file=sys.stderr)
         raise typer.Exit(130)
+
+
+class Lost(StrEnum):
+    """What is lost."""
+
+    SERVER = "server"
+    DEVICE = "device"
+
+
+@app.command()
+def survive(
+    scenario: Annotated[
+        str, typer.Argument(help="A scenario with objectives; with lists, its best fleet is planned first.")
+    ],
+    settings: Settings = [],  # noqa: B006
+    loss: Annotated[Lost, typer.Option(help="One server of each tier, or one replica of each pool.")] = Lost.SERVER,
+    processes: Processes = None,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    out: KeptIn = None,
+) -> None:
+    """Take one server, or one device, away from the best fleet, and find the best that loses any and still holds."""
+    from hsim.plan import PlanOptions, read_problem
+    from hsim.plan.survive import survive as run
+    from hsim.report.plans import survival_tables
+    from hsim.runs import as_json
+
+    problem = read_problem(scenario, settings)
+    with _Steps() as steps:
+        found = run(problem, loss.value, PlanOptions(processes, out), steps)
+    print(as_json(found), end="") if json else _print(survival_tables(found))
 
 
 def _there(have: str | None) -> dict[str, float | str | None]:

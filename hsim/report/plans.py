@@ -12,6 +12,7 @@ from rich.text import Text
 
 from hsim.metrics.result import Comparison, Difference
 from hsim.plan.result import Bound, Judged, Plan, Preview
+from hsim.plan.survive import Survival
 from hsim.report import SHORT_NAMES, VERDICT_STYLES, _cell, _table, figure_name
 from hsim.units import plain_error, readable, readable_seconds, scale_of
 
@@ -24,6 +25,7 @@ BY_NAMES = {
     "memory": "do not fit in memory, or cannot run",
     "capacity": "cannot do the work",
     "alone": "too slow for one task alone",
+    "loss": "have nothing left after a loss",
     "slo": "miss an objective",
     "stability": "have no steady state",
     "worse": "take more",
@@ -161,6 +163,33 @@ def _footnotes(plan: Plan) -> list[Text]:
         "that errs, `hsim simulate --explain` says."
     )
     return [Text(note, style="dim")]
+
+
+def survival_tables(found: Survival) -> RenderableType:
+    """The fleet, each loss, and what surviving them all would take."""
+    chosen = found.plan.chosen
+    if chosen is None:
+        return plan_tables(found.plan)
+    verdict = "survives the loss of any one" if found.survives else "does not survive the loss of any one"
+    head = Text(f"{chosen.fleet.name}: {verdict}", style="bold green" if found.survives else "bold red")
+    table = _table("After", "verdict", "runs", "was missed", "why")
+    table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
+    for name, judged in found.losses.items():
+        missed = ", ".join(
+            f"{SHORT_NAMES[m.metric]} {m.fraction:.1%} of {m.allowed_fraction:.0%}" for m in judged.missed
+        )
+        shown = Text(judged.verdict, style=VERDICT_STYLES[judged.verdict])
+        table.add_row(name, shown, str(judged.replications), missed or "–", judged.reason)
+    parts: list[RenderableType] = [head, Text(), table, Text()]
+    if found.hardened and found.hardened.chosen:
+        one = found.hardened.chosen.fleet
+        more = (one.usd_per_h or 0) - (chosen.fleet.usd_per_h or 0)
+        line = f"To survive  {one.name}: {one.usd_per_h or 0:,.2f} USD an hour, {more:+,.2f}. {found.hardened.claim}"
+        parts.append(Text(line, style="bold"))
+    elif found.hardened:
+        parts.append(Text(f"To survive  no fleet of the space was certified. In the way: {found.hardened.binding}"))
+    note = "Each loss is steady: the fleet goes on without it for as long as it takes. Verdicts at 95 % each."
+    return Group(*parts, Text(note, style="dim"))
 
 
 def preview_tables(found: Sequence[Preview], everything: bool = False) -> RenderableType:
