@@ -16,7 +16,9 @@ from hsim.errors import HsimError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from hsim.drivers.endpoint import RemoteSpec
     from hsim.plan.result import Step
+    from hsim.runs import Options
 
 MIN_WIDTH = 124
 
@@ -136,8 +138,20 @@ def compare(
     worlds: Worlds = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     out: Out = None,
+    architectures: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Compare architectures of one scenario, each at its own cheapest fleet."),
+    ] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH", help="With --architectures: tasks/s, doubled from low to high, or a list."),
+    ] = None,
 ) -> None:
     """Send the same tasks through several scenarios, and show the differences with their intervals."""
+    if architectures is not None or rates is not None:
+        options = _options(replications, processes, worlds, out)
+        _compare_architectures(scenarios, (architectures or "").split(","), rates or "", settings, options, json)
+        return
     from hsim import runs
     from hsim.comparison import compare as compare_systems
     from hsim.plan.fair import compare_fairly
@@ -151,6 +165,29 @@ def compare(
     else:
         comparison = compare_systems([runs.system_of(name, settings) for name in scenarios], options)
     print(runs.as_json(comparison), end="") if json else _print(comparison_tables(comparison))
+
+
+def _options(replications: int, processes: int | None, worlds: int, out: Path | None) -> Options:
+    from hsim.runs import Options
+
+    return Options(replications, processes, worlds, out)
+
+
+def _compare_architectures(
+    scenarios: list[str], architectures: list[str], rates: str, settings: list[str], options: Options, json: bool
+) -> None:
+    from hsim.placement import place, rates_of
+    from hsim.report import placement_tables
+    from hsim.runs import as_json
+
+    if len(scenarios) != 1 or architectures == [""] or not rates:
+        raise typer.BadParameter("--architectures and --rates go together, with one scenario", param_hint="SCENARIOS")
+    try:
+        rates_per_s = rates_of(rates)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--rates") from None
+    placement = place(scenarios[0], architectures, rates_per_s, settings, options)
+    print(as_json(placement), end="") if json else _print(placement_tables(placement))
 
 
 class Exported(StrEnum):
@@ -402,6 +439,9 @@ BaseUrl = Annotated[
         metavar="URL", help="An OpenAI-compatible server; its key, if it needs one, is read from HSIM_API_KEY."
     ),
 ]
+ServedModel = Annotated[
+    str | None, typer.Option(help="The model to ask the server for; needed where it does not list exactly one.")
+]
 ServedTokenizer = Annotated[
     Path | None, typer.Option(help="The served model's tokenizer.json, or its folder, for prompts of exact length.")
 ]
@@ -418,6 +458,9 @@ def validate(
         typer.Option(help="Per cent of the predicted capacity, such as 30,60,85: agentic, single-shot, and capacity."),
     ] = None,
     allow_code: AllowCode = False,
+    base_url: BaseUrl = None,
+    model: ServedModel = None,
+    tokenizer: ServedTokenizer = None,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Write validation.json and validation.html into this folder.")
@@ -430,7 +473,8 @@ def validate(
     from hsim.validate import validate as run
     from hsim.validate.page import page
 
-    options = Options(device, repeats, allow_code=allow_code)
+    device, endpoint = _served(device, base_url, model, tokenizer)
+    options = Options(device, repeats, allow_code=allow_code, endpoint=endpoint)
     if loads is None:
         single = run(scenario, settings, options)
         text, drawn, tables, stopped = as_json(single), page([("", single)]), validation_tables(single), single.stopped
@@ -444,6 +488,19 @@ def validate(
     print(text, end="") if json else _print(tables)
     if stopped:
         raise typer.Exit(130 if stopped == "Ctrl-C" else 2)
+
+
+def _served(
+    device: str, base_url: str | None, model: str | None, tokenizer: Path | None
+) -> tuple[str, RemoteSpec | None]:
+    """What results call the place where the model is, and the endpoint if it is one."""
+    if base_url is None:
+        return device, None
+    from hsim.backends.endpoint import spec_of
+    from hsim.drivers.endpoint import RemoteSpec
+
+    spec = spec_of(base_url, model, "--base-url")
+    return spec.where, RemoteSpec(spec, tokenizer)
 
 
 def _fractions(per_cents: str) -> list[float]:
@@ -463,12 +520,16 @@ def live(
     device: Device = "cpu",
     sleep: Annotated[bool, typer.Option(help="Sleep for the modelled times instead of doing the work.")] = False,
     allow_code: AllowCode = False,
+    base_url: BaseUrl = None,
+    model: ServedModel = None,
+    tokenizer: ServedTokenizer = None,
 ) -> None:
     """Run a scenario's tasks for real on this machine: its own decoder, encoder and tools, on the wall clock."""
     from hsim.report import live_tables
     from hsim.validate import live as run
 
-    result = run(scenario, settings, device, sleep, allow_code)
+    device, endpoint = _served(device, base_url, model, tokenizer)
+    result = run(scenario, settings, device, sleep, allow_code, endpoint)
     _print(live_tables(result))
     if result.stopped:
         raise typer.Exit(130 if result.stopped == "Ctrl-C" else 2)
@@ -533,6 +594,20 @@ def scenarios() -> None:
     for file in sorted(shipped("scenarios").glob("*.yaml")):
         question = file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         print(f"{file.stem:<24} {question}")
+
+
+@app.command()
+def dashboard(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens.")] = 8501,
+    address: Annotated[
+        str, typer.Option(help="Who may connect; 0.0.0.0 is everybody, and there is no password.")
+    ] = "127.0.0.1",
+) -> None:
+    """Open the what-if dashboard in a browser: fleets, load and objectives by slider."""
+    from hsim.dashboard.launch import launch
+
+    print(f"hsim: http://{address}:{port} (Ctrl-C stops it)", file=sys.stderr)
+    raise typer.Exit(launch(port, address))
 
 
 @app.command()

@@ -29,13 +29,16 @@ def needed_s(prepared: Prepared, tasks: Sequence[Task]) -> dict[str, float]:
 
     Cores: the operations' own times, without contention, in full batches. Replicas: the larger of decoding alone, in
     the fewest steps that max_num_seqs and KV cache allow, and of prompts alone, in the largest chunks; a step that does
-    both takes at least as long as either.
+    both takes at least as long as either. A model that understands: reading alone.
     """
-    stages = prepared.system.scenario.stages
+    stages, cores = prepared.system.scenario.stages, prepared.system.core_pools()
     needed = dict.fromkeys([stages.generate, *prepared.cores], 0.0)
-    for stage, busy_s in ((stages.understand, _understanding_s), (stages.tool, _tools_s)):
-        if stage:
-            needed[stage] += busy_s(prepared, tasks, prepared.system.core_pools()[stage].max_batch)
+    for stage, busy_s in (("understand", _understanding_s), ("tool", _tools_s)):
+        serving = stages.pools(stage)
+        if len(serving) == 1 and serving[0] in cores:  # among several pools nobody has to go to any one of them
+            needed[serving[0]] += busy_s(prepared, tasks, cores[serving[0]].max_batch)
+        elif len(serving) == 1:
+            needed[serving[0]] = needed.get(serving[0], 0.0) + _reading_s(prepared.replicas[serving[0]], tasks)
     needed[stages.generate] += _decoding_s(prepared.replicas[stages.generate], tasks)
     prefill = stages.prefill or stages.generate
     needed[prefill] = max(needed.get(prefill, 0.0), _prompts_s(prepared.replicas[prefill], tasks))
@@ -57,6 +60,13 @@ def _tools_s(prepared: Prepared, tasks: Sequence[Task], batch: int) -> float:
         name: cost.seconds(tools[name].units) - cost.base_s * (1 - 1 / batch) for name, cost in prepared.tools.items()
     }
     return sum(each_s[this.call.tool] for task in tasks for this in task.rounds if this.call)
+
+
+def _reading_s(spec: ReplicaSpec, tasks: Sequence[Task]) -> float:
+    """Seconds in which a model reads what tasks ask, in steps as full as its token budget allows."""
+    tokens = sum(task.understand_tokens for task in tasks)
+    budget = spec.pool.max_num_batched_tokens
+    return tokens / budget * spec.costs.segment(StepShape(0, 0, 1, budget, budget, budget)).seconds
 
 
 def _decoding_s(spec: ReplicaSpec, tasks: Sequence[Task]) -> float:

@@ -54,7 +54,7 @@ def replay(tasks: Sequence[Task], costs: StepCosts, limits: Limits) -> dict[str,
     host = Host(env, record, 0, HostPower(1, 0.0, 0.0, 1.0))
     pool = Pool("decode", [Replica(env, record, 0, spec, host, ModelledTime(env))], ROUTERS["round-robin"])
     latency_s = {"decode": limits.request_latency_s} if limits.request_latency_s else {}
-    pipeline = Pipeline({Stage.GENERATE: pool}, {}, {}, {}, {}, 0.0, 0.0, 0.0, False, latency_s)
+    pipeline = Pipeline({Stage.GENERATE: pool}, {}, {}, {}, {}, 0.0, 0.0, 0.0, False, request_latency_s=latency_s)
     run_tasks(env, record, pipeline, list(tasks))
     visits: dict[str, Floats] = record.visits.arrays()
     order = np.lexsort((visits["round"], visits["task"]))

@@ -54,7 +54,7 @@ def accounts_of(system: System) -> Accounts:
         in_use = sum(
             pool.replicas * pool.accelerators
             for pool_name, pool in system.engine_pools().items()
-            if system.tier_of(pool_name) is tier
+            if system.tier_of(pool_name) is tier and not pool.on_cores
         )
         spare = tier.count * tier.accelerators_per_server - in_use
         spare_w = spare * figures.if_known(tier.chip, "power.idle_w") if tier.chip and spare else 0.0
@@ -79,7 +79,7 @@ def _rest(system: System, tier: Tier) -> Rest | None:
     used = [0] * tier.count
     for name, servers in system.placements().items():
         for server in servers if name in pools else ():
-            used[server] += pools[name].tensor_parallel
+            used[server] += 0 if pools[name].on_cores else pools[name].accelerators
     spare = [tier.accelerators_per_server - count for count in used]
     return Rest(
         off_w=figures.if_known(tier.server, "off_w") if switched else 0.0,

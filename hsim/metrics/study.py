@@ -257,7 +257,7 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
     stages, pools = anatomy_of(paths, scenario), pools_of(paths)
     intervals = {name: interval(estimate) for name, estimate in estimates.items()}
     return Study(
-        scenario=system.document.file,
+        scenario=system.name,
         scenario_sha256=scenario_hash(scenario),
         hsim_version=hsim_version(),
         seed=scenario.seed,

@@ -63,7 +63,8 @@ class _Sample:
 
 
 def _understand_s(prepared: Prepared, kind: str, tokens: int) -> float:
-    return prepared.understand[kind].seconds(tokens) if tokens else 0.0
+    operation = prepared.understand.get(kind)  # none where a model on an engine understands
+    return operation.seconds(tokens) if tokens and operation else 0.0
 
 
 def _fresh(prepared: Prepared, prompt: int, shared: int) -> float:
@@ -106,8 +107,8 @@ class _Approximation:
     def __init__(self, sample: _Sample, system: System) -> None:
         self.sample, self.system, stages = sample, system, system.scenario.stages
         self.utilisation: dict[str, float] = {}
-        understand_wait_s = self._cores_wait_s(stages.understand)
-        tool_wait_s = self._cores_wait_s(stages.tool)
+        understand_wait_s = self._cores_wait_s(stages.pools("understand"))
+        tool_wait_s = self._cores_wait_s(stages.pools("tool"))
         prefill_pool = stages.prefill or stages.generate
         prompts_s = _prefill_s(sample.prepared.replicas[prefill_pool], sample.fresh)
         prompt_wait_s, share = self._prompts(prefill_pool, prompts_s)
@@ -129,22 +130,26 @@ class _Approximation:
         values = {"ttft": self.ttft_s, "tpot": self.tpot_s, "e2e": self.e2e_s, "answer_ttft": self.answer_s}[metric]
         return float((values <= max_s).mean())
 
-    def _cores_wait_s(self, pool: str | None) -> float:
-        """The mean wait for a core: Allen and Cunneen's approximation of M/G/c."""
-        if pool is None:
+    def _cores_wait_s(self, named: tuple[str, ...]) -> float:
+        """The mean wait for a core of a stage's pools, taken as one: Allen and Cunneen's approximation of M/G/c.
+
+        A model that understands on an engine is left out: its wait and its work are not approximated.
+        """
+        pools = [pool for pool in named if pool in self.system.core_pools()]
+        if not pools:
             return 0.0
         sample, stages = self.sample, self.system.scenario.stages
         jobs = []
-        if pool == stages.understand:
+        if named == stages.pools("understand"):
             jobs.append(sample.understand_s[sample.understand_s > 0])
-        if pool == stages.tool:
+        if named == stages.pools("tool"):
             jobs.append(sample.tool_s[sample.tool_s > 0])
         service_s = np.concatenate(jobs)
         if not len(service_s):
             return 0.0
-        servers = int(capacity(self.system, pool))
+        servers = sum(int(capacity(self.system, pool)) for pool in pools)
         load = self.sample.rate_per_s * float(service_s.sum()) / sample.count
-        self.utilisation[pool] = load / servers
+        self.utilisation |= dict.fromkeys(pools, load / servers)
         per_s = load / float(service_s.mean())
         return _wait_s(servers, per_s, service_s)
 

@@ -185,12 +185,13 @@ def _tiles(study: Study) -> str:
 
 
 def _sentences(study: Study) -> str:
-    """What was done, the bottleneck, and warnings."""
+    """What was done, the bottleneck, how far the cost models have erred, and warnings."""
     first, *others = (line.plain for line in study_head(study))
     lines = [f'<p class="faint">{escape(first)}.</p>']
     for head, _, rest in (line.partition("  ") for line in others):
         lines.append(f"<p><b>{escape(head)}</b> {escape(rest.strip())}</p>")
     lines.append(f"<p><b>Bottleneck</b> {escape(study.bottleneck)}.</p>")
+    lines += [f"<p><b>Accuracy</b> {escape(line)}.</p>" for line in study.accuracy]
     lines += [f'<p class="warning"><b>Warning</b> {escape(warning)}.</p>' for warning in study.warnings]
     return "\n".join(lines)
 
@@ -295,7 +296,11 @@ def _method_section(study: Study, system: System) -> str:
     """The points of STRESS-DES (Monks et al., Journal of Simulation 13 (2019) 55) that differ from run to run."""
     scenario = system.scenario
     pools = "; ".join(f"{name} on {pool.runs_on}, router {pool.router}" for name, pool in scenario.pools.items())
-    stages = ", ".join(f"{stage} on {pool}" for stage, pool in scenario.stages.model_dump().items() if pool)
+    stages = ", ".join(
+        f"{stage} on {' or '.join(serving)}"
+        for stage in type(scenario.stages).model_fields
+        if (serving := scenario.stages.pools(stage))
+    )
     warm_up = (
         f"{study.warm_up.tasks:,} tasks, from an empty system" if study.warm_up else "none: all of a finite run counts"
     )

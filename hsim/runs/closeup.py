@@ -53,7 +53,7 @@ def close_up(system: System, options: Options) -> Closeup:
         by_replication=_by_replication(material, study),
         sojourn_s=np.array([sojourns(path)[:followed] for path in material.paths]),
         in_progress=np.array([found_in_progress(path)[:followed] for path in material.paths]),
-        timelines=timelines_of(log, prepared.accounts, system.scenario.stages),
+        timelines=timelines_of(log, prepared.accounts),
         window=first.path.window,
         end_s=float(max(log.tasks.column("ended_s"))),
     )

@@ -89,7 +89,7 @@ def replicate(job: Job) -> Replication:
     workload = system.scenario.workload
     arrivals = workload.arrivals
     users = arrivals.users if isinstance(arrivals, ClosedArrivals) and workload.measure == "steady" else None
-    path = measure(log, Lens(prepared.accounts, system.scenario.stages, system.scenario.slo, job.cohort, users))
+    path = measure(log, Lens(prepared.accounts, system.scenario.slo, job.cohort, users))
     offered = {}
     if job.cohort is not None:
         followed = prepared.drawn.tasks[job.cohort.skipped : job.cohort.end]
