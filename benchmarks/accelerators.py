@@ -28,7 +28,7 @@ class Sheet:
     power_source: str
     silicon: Silicon | None
     link_bytes_per_s: float | None = None
-    memory_kind: str = "HBM"
+    loaded_tier: str = "published"
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,9 @@ def kernel_lines(laws: Laws, factor: str, extras: list[str]) -> list[str]:
         for precision in experts:
             lines += [f"    {precision}:", *_law(("experts", precision), EXPERTS, laws, 6)]
     lines += ["  decode_attention:", *_law(("decode_attention", "bf16"), DECODE, laws, 4)]
-    flash = '{value: 0.67, tier: published, source: "FlashMLA README: 660 TFLOP/s of 989 on H800"}'
-    lines.append(f"    flops_fraction: {flash}")
+    flash, moved = "FlashMLA README: 660 TFLOP/s of 989 on H800", laws.tier == "transferred"
+    fraction = figure(0.67, "transferred" if moved else "published", flash, 0.2 if moved else None)
+    lines.append(f"    flops_fraction: {fraction}")
     lines += ["  prefill_attention:", *_law(("prefill_attention", "bf16"), PREFILL, laws, 4)]
     if ("all_reduce", "bf16") in laws.values:
         lines += ["  all_reduce:", *_law(("all_reduce", "bf16"), REDUCE, laws, 4)]
@@ -120,7 +121,7 @@ def power_lines(
     if sheet.loaded_idle_w is None and power is not None:
         lines.append(f"  loaded_idle_w: {figure(given['loaded_idle_w'], 'transferred', source, spread)}")
     else:
-        lines.append(f"  loaded_idle_w: {figure(sheet.loaded_idle_w, 'published', sheet.power_source)}")
+        lines.append(f"  loaded_idle_w: {figure(sheet.loaded_idle_w, sheet.loaded_tier, sheet.power_source)}")
     for name in (
         "floor_w",
         "cap_w",
@@ -141,16 +142,17 @@ LOWEST_CLOCKS = {"h100-sxm": 345e6, "h200-sxm": 345e6, "a100-80g-sxm": 210e6, "a
 
 
 def clock_lines(sheet: Sheet) -> list[str]:
-    """Clocks of chips whose range is published by nvidia-smi -q -d SUPPORTED_CLOCKS."""
+    """Clocks of chips whose highest is published; the lowest is assumed."""
     lowest = LOWEST_CLOCKS.get(sheet.name)
     if lowest is None or sheet.silicon is None:
         return []
-    smi = "nvidia-smi -q -d SUPPORTED_CLOCKS lists steps of 15 MHz; twelve of them stand for all"
+    top = "arXiv 2605.11999 (Hopper), notes on energy optima of the A100: locked from its highest clock down; twelve steps stand for all"
+    low = "nobody published it with a source that was found"
     gamma = "P = idle + dynamic (f/fmax)^gamma: 2 to 3 is a modelling choice, nobody published a fit"
     return [
         "  clocks:",
-        f"    highest_hz: {figure(sheet.silicon.clock_hz, 'published', smi)}",
-        f"    lowest_hz: {figure(lowest, 'published', smi)}",
+        f"    highest_hz: {figure(sheet.silicon.clock_hz, 'published', top)}",
+        f"    lowest_hz: {figure(lowest, 'assumed', low, 0.5)}",
         "    count: 12",
         f"    energy_exponent: {figure(2.4, 'assumed', gamma, 0.2)}",
     ]
@@ -205,11 +207,11 @@ SHEETS = {
               "NVIDIA H100 data sheet, dense; aiconfigurator systems/h100_sxm.yaml @095f58a", 700, 71.8, 121.7, PARK, HOPPER, 450e9),
         Sheet("h200-sxm", "H200-SXM-141GB", "NVIDIA H200 SXM, 141 GB HBM3e", 141e9, 4.8e12, {"bf16": 989e12, "fp8": 1979e12}, FACTS,
               700, 74.5, 121.7, "idle: arXiv 2605.11999 and conservemode.com, 73.7 to 75 W; with a model loaded as on the H100 (arXiv 2605.23918): the same GPU die",
-              Silicon(132, 1.98e9, 4.8e12), 450e9),
+              Silicon(132, 1.98e9, 4.8e12), 450e9, "transferred"),
         Sheet("a100-80g-sxm", "A100-SXM-80GB", "NVIDIA A100 SXM4, 80 GB HBM2e", 80e9, 2.039e12, {"bf16": 312e12}, FACTS, 400, 53.7, 80.0, PARK,
               Silicon(108, 1.41e9, 2.039e12), 300e9),
         Sheet("a100-40g-sxm", "A100-SXM4-40GB", "NVIDIA A100 SXM4, 40 GB HBM2", 40e9, 1.555e12, {"bf16": 312e12},
-              "NVIDIA A100 data sheet, dense", 400, 53.7, 80.0, PARK + "; measured on the 80 GB board", Silicon(108, 1.41e9, 1.555e12), 300e9),
+              "gpu_catalog.json of huggingface.co/RajBhope/gpu-runtime-predictor (second hand), dense", 400, 53.7, 80.0, PARK + "; measured on the 80 GB board", Silicon(108, 1.41e9, 1.555e12), 300e9, "transferred"),
         Sheet("b200", "B200-180GB", "NVIDIA B200, 180 GB HBM3e", 180e9, 7.7e12, {"bf16": 2250e12, "fp8": 4500e12}, FACTS + "; 8.0 TB/s is quoted too", 1000,
               188, None, "idle of one box (second hand); nobody published it with a model loaded", Silicon(148, 1.965e9, 7.7e12), 900e9),
         Sheet("l40s", "L40S-48GB", "NVIDIA L40S, 48 GB GDDR6", 48e9, 0.864e12, {"bf16": 362e12, "fp8": 733e12}, FACTS, 350, 35.6, 102.1, PARK,

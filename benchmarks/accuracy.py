@@ -11,11 +11,11 @@ counted, with why. `--out` keeps every row's prediction.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -41,6 +41,7 @@ class Asked:
     leave_one_out: bool
     architecture: str | None
     gpu: str | None
+    summary: Path | None = None
 
     @property
     def refits(self) -> bool:
@@ -82,14 +83,18 @@ def refitted_parts(asked: Asked, fit: fit_models.Fit, refusals: measured.Refusal
     if asked.architecture:
         return parts
     without = {gpu: values for gpu, values in fit.kernels.items() if gpu in ("hopper", *fit_models.HOPPER_ROWS)}
-    moved = {gpu: chip for gpu, chip in fit_models.chips_of(without, fit, fit.host.factor).items() if gpu not in fit_models.HOPPER_ROWS}
+    moved = {
+        gpu: chip
+        for gpu, chip in fit_models.chips_of(without, fit, fit.host.factor).items()
+        if gpu not in fit_models.HOPPER_ROWS
+    }
     if asked.gpu:
         chips = {asked.gpu: fit_models.chips_of(fit.kernels, fit, fit.host.factor)[asked.gpu]}
         return [*parts, ("kernels", lambda: score_kernels.score_kernels(data, chips, refusals, asked.gpu))]
     world = score_serving.refitted_world(fit, ["vllm"])
     return [
         *parts,
-        ("kernels", lambda: score_kernels.score_kernels(data, None, refusals)),
+        ("kernels", lambda: score_kernels.score_left_out(data, refusals)),
         ("kernels transferred", lambda: score_kernels.score_transfer(data, fit.kernels, refusals)),
         ("steps", lambda: score_kernels.score_steps(data, world, moved, refusals)),
         ("layers", lambda: score_kernels.score_layers(data, world.chips, refusals)),
@@ -127,9 +132,20 @@ def groups(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
     found.append(("TTFT, H100 and H200", hopper[hopper.quantity == "TTFT"], "target median 25 %"))
     for base in ("roofline", "three_coefficients"):
         rows = speed(hopper)
-        found.append((f"  the same rows by the {base.replace('_', '-').replace('three', '3')}", rows.assign(error=rows[base] / rows.measured - 1), ""))
+        found.append(
+            (
+                f"  the same rows by the {base.replace('_', '-').replace('three', '3')}",
+                rows.assign(error=rows[base] / rows.measured - 1),
+                "",
+            )
+        )
     kernels = table[table.schema == "kernels"]
-    for name, words, target in (("GEMM", "gemm", "target 8 %"), ("attention", "attention", "target 10 %"), ("experts", "experts", ""), ("all-reduce", "all_reduce", "")):
+    for name, words, target in (
+        ("GEMM", "gemm", "target 8 %"),
+        ("attention", "attention", "target 10 %"),
+        ("experts", "experts", ""),
+        ("all-reduce", "all_reduce", ""),
+    ):
         found.append((f"kernels: {name}", kernels[kernels.architecture.str.contains(words)], target))
     found.append(("kernels transferred from Hopper", table[table.schema == "kernels transferred"], "target 20 %"))
     found += [(f"steps: {gpu}", mine, "target 20 %") for gpu, mine in table[table.schema == "steps"].groupby("gpu")]
@@ -159,14 +175,33 @@ def score(asked: Asked, refusals: measured.Refusals) -> tuple[pd.DataFrame, int]
     return cells.without_suspects(table, refusals), failed
 
 
+def keep_summary(asked: Asked, table: pd.DataFrame) -> None:
+    """Replace a document's block of this mode: what it says is then what was computed."""
+    assert asked.summary is not None
+    mode = "left out" if asked.leave_one_out else "shipped"
+    text = asked.summary.read_text(encoding="utf-8")
+    block = re.compile(f"(<!-- {mode} -->\n).*?(<!-- end -->)", re.DOTALL)
+    remade = block.sub(lambda m: f"{m[1]}{cells.markdown(groups(table))}\n{m[2]}", text)
+    asked.summary.write_text(remade, encoding="utf-8")
+
+
 def asked_of(arguments: list[str] | None) -> tuple[Asked, Path | None]:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="directory of measured rows")
-    parser.add_argument("--leave-one-out", action="store_true", help="refit, each architecture, shape and server left out")
-    parser.add_argument("--exclude-architecture", metavar="MODEL", help="refit without it and score it alone: a name of models/")
-    parser.add_argument("--exclude-gpu", metavar="GPU", help="refit without its rows and score them alone: a row's name of it")
+    parser.add_argument(
+        "--leave-one-out", action="store_true", help="refit, each architecture, shape and server left out"
+    )
+    parser.add_argument(
+        "--exclude-architecture", metavar="MODEL", help="refit without it and score it alone: a name of models/"
+    )
+    parser.add_argument(
+        "--exclude-gpu", metavar="GPU", help="refit without its rows and score them alone: a row's name of it"
+    )
     parser.add_argument("--fit-data", type=Path, help="rows to refit on, where not those of --data")
+    parser.add_argument(
+        "--summary", type=Path, help="put the groups of this mode into this document, between its marks"
+    )
     parser.add_argument("--out", type=Path, help="write every row's prediction here (parquet)")
     o = parser.parse_args(arguments)
     gpu = acc.row_name(o.exclude_gpu) if o.exclude_gpu else None
@@ -180,7 +215,7 @@ def asked_of(arguments: list[str] | None) -> tuple[Asked, Path | None]:
         parser.error(f"--exclude-gpu: there is no GPU {gpu!r}; rows name {', '.join(acc.BY_ROW)}")
     if not o.data.is_dir():
         parser.error(f"--data: there is no directory {o.data}")
-    return Asked(o.data, o.fit_data or o.data, o.leave_one_out, architecture, gpu), o.out
+    return Asked(o.data, o.fit_data or o.data, o.leave_one_out, architecture, gpu, o.summary), o.out
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -193,6 +228,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if len(table):
         print_table(table)
+        if asked.summary:
+            keep_summary(asked, table)
         if out:
             table.to_parquet(out, index=False)
             print(f"\nWrote {len(table):,} predictions to {out}")

@@ -77,7 +77,9 @@ def print_cells(table: pd.DataFrame, title: str) -> None:
     shown = shown.assign(rank=shown.quantity.map(rank).fillna(len(rank)))
     for c in shown.sort_values(["gpu", "engine", "architecture", "source", "rank", "quantity"]).itertuples():
         name = f"{c.gpu[:20]:20} {c.architecture[:20]:20} {c.source[-13:]:13} {c.engine[:9]:9} {c.quantity[:8]:8}"
-        baselines = "".join(f"{x:9.0%}" if np.isfinite(x) else "        -" for x in (c.roofline_mape, c.three_coefficients_mape))
+        baselines = "".join(
+            f"{x:9.0%}" if np.isfinite(x) else "        -" for x in (c.roofline_mape, c.three_coefficients_mape)
+        )
         marks = (" fitted on" if c.fitted_on else "") + (" LOW CONFIDENCE" if c.low_confidence else "")
         print(f"{name} {c.mape:6.1%} {c.median:6.1%} {c.p90:6.1%} n {c.rows:4} x{c.bias:5.2f} {baselines}{marks}")
 
@@ -88,6 +90,16 @@ def print_groups(groups: Iterable[tuple[str, pd.DataFrame, str]]) -> None:
     for name, rows, target in groups:
         if len(rows):
             print(f"{name:58} {summary(rows.error)}   {target}")
+
+
+def markdown(groups: Iterable[tuple[str, pd.DataFrame, str]]) -> str:
+    """The same lines as a table of a document."""
+    lines = ["| rows | MAPE | median | p90 | n | aimed at |", "|---|---|---|---|---|---|"]
+    for name, rows, target in groups:
+        if len(rows):
+            figures = " | ".join(f"{x:.1%}" for x in mean_median_p90(rows.error))
+            lines.append(f"| {name.strip()} | {figures} | {len(rows):,} | {target.removeprefix('target ')} |")
+    return "\n".join(lines)
 
 
 PARTS = "part: "  # columns of the serving table that hold seconds of a step by what takes them
@@ -130,7 +142,9 @@ def print_worst(table: pd.DataFrame, count: int = 10) -> None:
         print(f"  {row.row_id} {row.quantity} {row.error:+.0%}: {row.what}; blame: {term} ({effect})")
 
 
-def attempt(parts: Iterable[tuple[str, Callable[[], Any]]], failures: tuple[type[Exception], ...]) -> tuple[list[Any], int]:
+def attempt(
+    parts: Iterable[tuple[str, Callable[[], Any]]], failures: tuple[type[Exception], ...]
+) -> tuple[list[Any], int]:
     """What each part returns; a part that cannot be read is said, and left out."""
     found, failed = [], 0
     for name, part in parts:

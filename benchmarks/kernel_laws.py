@@ -225,7 +225,13 @@ def left_out_seconds(law: Law, rows: pd.DataFrame) -> pd.Series:
 def ideal_seconds(law: Law, rows: pd.DataFrame) -> Any:
     """The plain roofline: all bytes at the full bandwidth or all FLOPs at the peak, and nothing else."""
     values = dict.fromkeys(law.parameters, 0.0)
-    values |= {"bandwidth_fraction": 1.0, "flops_fraction": 1.0, "sharpness": IDEAL_SHARPNESS, "imbalance": 1.0, "warm_speedup": 1.0}
+    values |= {
+        "bandwidth_fraction": 1.0,
+        "flops_fraction": 1.0,
+        "sharpness": IDEAL_SHARPNESS,
+        "imbalance": 1.0,
+        "warm_speedup": 1.0,
+    }
     return law.seconds(values | {"bytes_per_s": LINK_BYTES_PER_S}, rows)
 
 

@@ -58,7 +58,9 @@ def score_loads(data: Path, refusals: measured.Refusals) -> pd.DataFrame:
         own = mine.assign(row_id=mine.cpu, gpu=mine.cpu, architecture=mine.load_kind, engine="", source="RAPL")
         tables.append(predicted_rows("cpu_power", own, "package watts", mine.package_power_W, predicted))
     scored = sum(len(t) for t in tables)
-    refusals.refuse("cpu_power", len(rows) - scored, "idle or full load, which the curve goes through, or too few loads")
+    refusals.refuse(
+        "cpu_power", len(rows) - scored, "idle or full load, which the curve goes through, or too few loads"
+    )
     return pd.concat(tables) if tables else pd.DataFrame()
 
 
@@ -83,7 +85,9 @@ def score_stages(data: Path, refusals: measured.Refusals) -> pd.DataFrame:
         mine = rows[rows.operation.str.contains(words, regex=False) & (batch <= most)]
         predicted = operation_cost(cpu, operation, figures).seconds(units)
         own = mine.assign(gpu=mine.hardware, architecture=operation, engine="")
-        tables.append(predicted_rows("cpu_stage", own, "seconds", mine.time_ms_median * 1e-3, np.full(len(mine), predicted)))
+        tables.append(
+            predicted_rows("cpu_stage", own, "seconds", mine.time_ms_median * 1e-3, np.full(len(mine), predicted))
+        )
     scored = pd.concat(tables)
     left = rows[~rows.index.isin(scored.index)]
     for stage, mine in left.groupby("stage"):
@@ -124,7 +128,9 @@ def nodes(data: Path, world: serving_fit.World, refusals: measured.Refusals) -> 
         key = next((k for k in MLPERF if row.model.startswith(k)), None)
         chip = world.chips.get(acc.row_name(row.accelerator))
         if key is None or chip is None:
-            refusals.refuse("mlperf", 1, f"no task lengths of {row.model}" if key is None else f"no profile of {row.accelerator}")
+            refusals.refuse(
+                "mlperf", 1, f"no task lengths of {row.model}" if key is None else f"no profile of {row.accelerator}"
+            )
             continue
         model, prompt, answer = models[MLPERF[key][0]], *MLPERF[key][1:]
         precision: Any = "fp8" if "fp8" in chip.kernels.gemm else "bf16"
@@ -250,4 +256,6 @@ def _replayed(rows: pd.DataFrame, world: serving_fit.World) -> list[pd.DataFrame
     own = rows.assign(row_id=rows.request_id, architecture=measured.architecture_of(model), engine=engine.name, source=rows.source,
                       low_confidence=bool(costs.notes))  # fmt: skip
     names = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end to end"}
-    return [predicted_rows("request_level", own, names[q], log.measured[q], predicted[q]) for q in vllm_replay.QUANTITIES]
+    return [
+        predicted_rows("request_level", own, names[q], log.measured[q], predicted[q]) for q in vllm_replay.QUANTITIES
+    ]

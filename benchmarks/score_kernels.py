@@ -44,26 +44,28 @@ def law_values(chip: AcceleratorProfile, law: kernel_laws.Law, precision: str) -
     return values | ({} if block else {"eager_small_s": 0.0, "eager_large_s": 0.0} if law is kernel_laws.GEMM else {})
 
 
-def score_kernels(
-    data: Path, chips: Chips | None, refusals: measured.Refusals, gpu: str | None = None
-) -> pd.DataFrame:
-    """Every kernel row, or those of one GPU; by profiles, or (None) each shape by a fit on the others."""
+def score_kernels(data: Path, chips: Chips, refusals: measured.Refusals, only: str | None = None) -> pd.DataFrame:
+    """Every kernel row, or those of one GPU, by profiles."""
     tables = []
     rows = fit_models.kernel_rows(data, refusals)
-    rows = rows[rows.gpu == gpu] if gpu else rows
+    rows = rows[rows.gpu == only] if only else rows
     for law, gpu, precision, mine in kernel_laws.groups(rows, refusals):
-        if chips is None:
-            predicted = kernel_laws.left_out_seconds(law, mine)
-            alone = predicted.isna()
-            refusals.refuse("kernels", mine[alone], "the only shape of its kind: nothing to predict it from")
-            mine, predicted = mine[~alone], predicted[~alone]
-        else:
-            values = law_values(chips[gpu], law, precision.removeprefix("kv_") if law is kernel_laws.GEMM else precision)
-            if values is None:
-                refusals.refuse("kernels", mine, f"{chips[gpu].name} has no {law.name} figures for {precision}")
-                continue
-            predicted = law.seconds(values, mine)
-        tables.append(_kernel_table(law, precision, mine, predicted))
+        values = law_values(chips[gpu], law, precision)
+        if values is None:
+            refusals.refuse("kernels", mine, f"{chips[gpu].name} has no {law.name} figures for {precision}")
+            continue
+        tables.append(_kernel_table(law, precision, mine, law.seconds(values, mine)))
+    return pd.concat(tables) if tables else pd.DataFrame()
+
+
+def score_left_out(data: Path, refusals: measured.Refusals) -> pd.DataFrame:
+    """Every kernel row, by a fit on the other shapes of its kind."""
+    tables = []
+    for law, _, precision, mine in kernel_laws.groups(fit_models.kernel_rows(data, refusals), refusals):
+        predicted = kernel_laws.left_out_seconds(law, mine)
+        alone = predicted.isna()
+        refusals.refuse("kernels", mine[alone], "the only shape of its kind: nothing to predict it from")
+        tables.append(_kernel_table(law, precision, mine[~alone], predicted[~alone]))
     return pd.concat(tables) if tables else pd.DataFrame()
 
 
@@ -71,7 +73,9 @@ def score_transfer(data: Path, kernels: dict[str, fit_models.Values], refusals: 
     """Hopper's laws on every other accelerator that has kernel rows."""
     rows = fit_models.kernel_rows(data, measured.Refusals())
     tables = []
-    for law, gpu, precision, mine in kernel_laws.groups(rows[~rows.gpu.isin(fit_models.HOPPER_ROWS)], measured.Refusals()):
+    for law, gpu, precision, mine in kernel_laws.groups(
+        rows[~rows.gpu.isin(fit_models.HOPPER_ROWS)], measured.Refusals()
+    ):
         source, sheet = kernels["hopper"].get((law.name, precision)), acc.BY_ROW[gpu]
         if source is None or sheet.silicon is None:
             refusals.refuse("kernels", mine, f"Hopper has no law of {law.name} in {precision} to transfer")
@@ -112,7 +116,15 @@ def score_layers(data: Path, chips: Chips, refusals: measured.Refusals) -> pd.Da
             "mlp_down_us": (mine.hidden, mine.ffn / mine.tp),
         }
         for column, (outputs, inputs) in shapes.items():
-            gemms = pd.DataFrame({"gemm_m": mine.tokens, "gemm_n": outputs, "gemm_k": inputs, "dtype": "bf16", "time_ms": mine[column] * 1e-3})
+            gemms = pd.DataFrame(
+                {
+                    "gemm_m": mine.tokens,
+                    "gemm_n": outputs,
+                    "gemm_k": inputs,
+                    "dtype": "bf16",
+                    "time_ms": mine[column] * 1e-3,
+                }
+            )
             gemms = kernel_laws.with_chip(gemms, fit_models.kernel_chip(acc.BY_ROW[str(gpu)]))
             own = mine.assign(
                 roofline=kernel_laws.ideal_seconds(kernel_laws.GEMM, gemms), architecture=mine.model.str.rpartition("/")[2], engine="", source="vidur",
@@ -127,7 +139,9 @@ def score_layers(data: Path, chips: Chips, refusals: measured.Refusals) -> pd.Da
 
 def score_steps(data: Path, world: Any, transferred: Chips, refusals: measured.Refusals) -> pd.DataFrame:
     """Splitwise on kernels transferred and its engine of 2023; other windows by the profiles of their engine and chip."""
-    rows = measured.read(data / "measured_steps.csv", "steps", refusals, ("gpu", "model", "tp", "batch", "step_time_ms", "phase"))
+    rows = measured.read(
+        data / "measured_steps.csv", "steps", refusals, ("gpu", "model", "tp", "batch", "step_time_ms", "phase")
+    )
     sized = rows.prompt_tokens_per_seq.where(rows.phase == "prefill", rows.context_tokens_per_seq)
     rows = refusals.drop("steps", rows, sized.isna(), "the size that its phase needs is NaN")
     old = rows.engine.str.contains("2023")
@@ -140,7 +154,9 @@ def score_steps(data: Path, world: Any, transferred: Chips, refusals: measured.R
     if not both:
         return pd.DataFrame()
     table = pd.concat(both)
-    return predicted_rows("steps", table, "step", table.step_time_ms * 1e-3, table.predicted_s).assign(quantity=table.phase)
+    return predicted_rows("steps", table, "step", table.step_time_ms * 1e-3, table.predicted_s).assign(
+        quantity=table.phase
+    )
 
 
 def composed(
@@ -151,7 +167,9 @@ def composed(
     for row in rows.itertuples():
         model, chip = models.get(row.model), chips.get(row.gpu)
         if model is None or chip is None:
-            refusals.refuse("steps", 1, measured.no_model(row.model) if model is None else f"no profile of GPU {row.gpu}")
+            refusals.refuse(
+                "steps", 1, measured.no_model(row.model) if model is None else f"no profile of GPU {row.gpu}"
+            )
             continue
         try:
             costs = ComposedCosts(Placement(model, chip, engine, int(row.tp), "bf16"), Figures({}))

@@ -23,7 +23,7 @@ from hsim.costs.shapes import StepShape
 from hsim.description.catalogue import load_profile
 from hsim.description.hardware import AcceleratorProfile, EngineProfile
 from hsim.description.system import Figures
-from hsim.errors import DescriptionError, HsimError
+from hsim.errors import DescriptionError
 
 # 1.65 x roofline - 1.06 ms + 0.054 ms x batch: fitted on H100 dense chat rows, by the README of the data.
 THREE = (1.65, -1.06e-3, 0.054e-3)
@@ -71,7 +71,10 @@ class Simulator:
                 self.refusals.refuse("serving", 1, costs)
                 continue
             found.append({"index": row.Index} | self._row(row, costs))
-        return rows.drop(columns="architecture").join(pd.DataFrame(found).set_index("index"), how="inner") if found else rows.iloc[:0]
+        if not found:
+            return rows.iloc[:0]
+        plain = rows.drop(columns=["architecture", "path"], errors="ignore")
+        return plain.join(pd.DataFrame(found).set_index("index"), how="inner")
 
     def _costs(self, row: Any) -> ComposedCosts | str:
         """Costs of a row's placement, or why there are none."""
@@ -168,7 +171,9 @@ def long_table(rows: pd.DataFrame) -> pd.DataFrame:
     parts = [name for name in rows if name.startswith(PARTS)]
     tables = []
     for quantity, (value, predicted, baseline) in quantities.items():
-        own = rows.assign(roofline=baseline(rows.roofline_s), three_coefficients=baseline(rows.three_s), engine=rows.engine_profile)
+        own = rows.assign(
+            roofline=baseline(rows.roofline_s), three_coefficients=baseline(rows.three_s), engine=rows.engine_profile
+        )
         table = predicted_rows("serving", own, quantity, value, predicted)
         tables.append(table.join(rows[[*parts, "what", "path", "sequences"]]))
     return pd.concat(tables)
@@ -231,6 +236,3 @@ def first_token_latencies(fit: fit_models.Fit) -> dict[str, float]:
     found = Simulator(world, measured.Refusals()).predict(rows)
     left = found.ttft_mean_ms * 1e-3 - found.ttft_s
     return {str(engine): max(0.0, float(mine.median())) for engine, mine in left.groupby(found.engine_profile)}
-
-
-NO_PROFILE = (HsimError,)

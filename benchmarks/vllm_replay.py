@@ -23,18 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from hsim.costs.cpu import HostPower
 from hsim.costs.shapes import Segment, StepCosts, StepShape
-from hsim.description.system import FilledPool
-from hsim.engine.cores import Host
-from hsim.engine.environment import EngineEnvironment
-from hsim.engine.executor import ModelledTime
-from hsim.engine.life import Pipeline, run_tasks
-from hsim.engine.pool import Pool
-from hsim.engine.replica import Replica, ReplicaSpec
-from hsim.log import Log, Stage
-from hsim.policies.batching import decode_first
-from hsim.policies.routing import ROUTERS
+from hsim.drivers.replay import Limits
+from hsim.drivers.replay import replay as replay_tasks
 from hsim.workload.tasks import Round, Task
 
 EARLY = 1 / 3
@@ -103,29 +94,12 @@ def log_of(rows: Sequence[Mapping[str, Any]]) -> RequestLog:
 
 def replay(log: RequestLog, costs: StepCosts) -> dict[str, NDArray[np.float64]]:
     """The log's requests through the engine. Shapes (requests,)."""
-    env, record = EngineEnvironment(), Log()
-    settings = FilledPool.model_construct(
-        runs_on="x.gpu",
-        max_num_seqs=log.max_num_seqs,
-        max_num_batched_tokens=log.max_num_batched_tokens,
-        block_tokens=16,
-        prefix_caching=False,
-        max_waiting=None,
-        replicas=1,
-        tensor_parallel=1,
-    )
-    spec = ReplicaSpec(settings, costs, decode_first, KV_TOKENS // 16, 0.0, 0)
-    host = Host(env, record, 0, HostPower(1, 0.0, 0.0, 1.0))
-    pool = Pool("decode", [Replica(env, record, 0, spec, host, ModelledTime(env))], ROUTERS["round-robin"])
-    pipeline = Pipeline({Stage.GENERATE: pool}, {}, {}, {}, {}, 0.0, 0.0, 0.0, False)
     lengths = zip(log.arrival_s, log.input_tokens, log.output_tokens, strict=True)
     tasks = [
         Task(i, float(at), "request", 0, int(n_out), (Round(None, int(n_in), int(n_out)),))
         for i, (at, n_in, n_out) in enumerate(lengths)
     ]
-    run_tasks(env, record, pipeline, tasks)
-    visits = record.visits.arrays()
-    rows = {name: values[np.argsort(visits["task"])] for name, values in visits.items()}
+    rows = replay_tasks(tasks, costs, Limits(log.max_num_seqs, log.max_num_batched_tokens, KV_TOKENS))
     later = np.maximum(1, rows["output_tokens"] - 1)
     return {
         "ttft": rows["first_token_s"] - rows["ready_s"],

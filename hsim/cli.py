@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,9 @@ from hsim.errors import HsimError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from hsim.plan.result import Step
+    from hsim.runs import Options
 
 MIN_WIDTH = 124
 
@@ -133,8 +137,20 @@ def compare(
     worlds: Worlds = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     out: Out = None,
+    architectures: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Compare architectures of one scenario, each at its own cheapest fleet."),
+    ] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH", help="With --architectures: tasks/s, doubled from low to high, or a list."),
+    ] = None,
 ) -> None:
     """Send the same tasks through several scenarios, and show the differences with their intervals."""
+    if architectures is not None or rates is not None:
+        options = _options(replications, processes, worlds, out)
+        _compare_architectures(scenarios, (architectures or "").split(","), rates or "", settings, options, json)
+        return
     from hsim import runs
     from hsim.comparison import compare as compare_systems
     from hsim.comparison import compare_fairly
@@ -148,6 +164,29 @@ def compare(
     else:
         comparison = compare_systems([runs.system_of(name, settings) for name in scenarios], options)
     print(runs.as_json(comparison), end="") if json else _print(comparison_tables(comparison))
+
+
+def _options(replications: int, processes: int | None, worlds: int, out: Path | None) -> Options:
+    from hsim.runs import Options
+
+    return Options(replications, processes, worlds, out)
+
+
+def _compare_architectures(
+    scenarios: list[str], architectures: list[str], rates: str, settings: list[str], options: Options, json: bool
+) -> None:
+    from hsim.placement import place, rates_of
+    from hsim.report import placement_tables
+    from hsim.runs import as_json
+
+    if len(scenarios) != 1 or architectures == [""] or not rates:
+        raise typer.BadParameter("--architectures and --rates go together, with one scenario", param_hint="SCENARIOS")
+    try:
+        rates_per_s = rates_of(rates)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--rates") from None
+    placement = place(scenarios[0], architectures, rates_per_s, settings, options)
+    print(as_json(placement), end="") if json else _print(placement_tables(placement))
 
 
 class Exported(StrEnum):
@@ -209,7 +248,88 @@ def report(
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Execute stages of your own (hsim/stages.py): only code that you trust.")
 ]
+Have = Annotated[
+    str | None,
+    typer.Option(metavar="SERVER=COUNT,...", help="Servers that are there, by profile: none of these beyond so many."),
+]
+
+
+class Aim(StrEnum):
+    """What a plan minimises."""
+
+    COST = "cost"
+    TST = "tst"
+    CO2 = "co2"
+
+
+@app.command()
+def plan(
+    scenario: Annotated[
+        str, typer.Argument(help="A scenario whose lists stand for choices, or the name of a shipped one.")
+    ],
+    settings: Settings = [],  # noqa: B006
+    have: Have = None,
+    rate: Annotated[float | None, typer.Option(help="Tasks a second, instead of the scenario's.")] = None,
+    minimise: Annotated[Aim | None, typer.Option(help="Dollars, joules a task, or CO2.")] = None,
+    max_usd_per_h: Annotated[float | None, typer.Option(help="A budget, USD an hour.")] = None,
+    max_w: Annotated[float | None, typer.Option(help="What the fleet may draw at most, at the facility.")] = None,
+    neighbours: Annotated[bool, typer.Option(help="Compare with one server more or fewer of each kind.")] = False,
+    headroom: Annotated[bool, typer.Option(help="Look for how much the rate may grow.")] = False,
+    preview: Annotated[
+        bool, typer.Option(help="A queueing approximation at once instead, without a certificate.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show every fleet that was looked at.")] = False,
+    processes: Processes = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write plan.json into this folder, and keep replications there to go on with.")
+    ] = None,
+) -> None:
+    """Find the best fleet of those that a scenario's lists allow, certify it, and say why no other."""
+    from hsim.plan import PlanOptions, read_problem
+    from hsim.plan import plan as run
+    from hsim.plan import preview as previewed
+    from hsim.report.plans import plan_tables, preview_tables
+    from hsim.runs import as_json
+
+    asked = {"workload.arrivals.rate_per_s": rate, "plan.minimise": minimise and minimise.value}
+    asked |= {"plan.max_usd_per_h": max_usd_per_h, "plan.max_w": max_w}
+    asked |= _there(have)
+    problem = read_problem(
+        scenario, [*settings, *(f"{path}={value}" for path, value in asked.items() if value is not None)]
+    )
+    if preview:
+        _print(preview_tables(previewed(problem), everything))
+        return
+    with _Steps() as steps:
+        found = run(problem, PlanOptions(processes, out, neighbours, headroom), steps)
+    print(as_json(found), end="") if json else _print(plan_tables(found, everything))
+    if not found.complete:
+        kept = (
+            f"; what was finished is kept in {out}, and the same command goes on with it" if out else "; --out keeps it"
+        )
+        print(f"hsim: interrupted after {found.replications} replications{kept}", file=sys.stderr)
+        raise typer.Exit(130)
+
+
+def _there(have: str | None) -> dict[str, float | str | None]:
+    """`server=count,...` as settings."""
+    pairs = [pair.partition("=") for pair in have.split(",")] if have else []
+    if any(not name or not count.isdigit() for name, _, count in pairs):
+        raise typer.BadParameter("write server=count,..., such as hgx-h100-8=4,epyc-9654-2s=2", param_hint="--have")
+    return {f"plan.have.{name}": count for name, _, count in pairs}
+
+
 Device = Annotated[str, typer.Option(help="Where the decoder runs: cpu or cuda:0.")]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="An OpenAI-compatible server; its key, if it needs one, is read from HSIM_API_KEY."
+    ),
+]
+ServedTokenizer = Annotated[
+    Path | None, typer.Option(help="The served model's tokenizer.json, or its folder, for prompts of exact length.")
+]
 
 
 @app.command()
@@ -285,16 +405,23 @@ def calibrate(
     budget: Annotated[str, typer.Option(help="How long it may take, such as 9m or 90s.")] = "9m",
     out: Annotated[Path, typer.Option(help="Where calibration/ and hardware_profiles/ are written.")] = Path(),
     name: Annotated[str | None, typer.Option(help="What to call it; the machine's name when left out.")] = None,
-    model: Annotated[str | None, typer.Option(help="The model whose decoder steps are tabled.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model whose decoder steps are tabled; of an endpoint, the one it serves.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with what an earlier calibration of that name measured.")] = False,
+    endpoint: BaseUrl = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="How an endpoint's model is built: a catalogue entry or a config.json.")
+    ] = None,
+    tokenizer: ServedTokenizer = None,
+    max_concurrency: Annotated[int, typer.Option(min=2, help="The most requests at once at an endpoint.")] = 8,
+    max_input_tokens: Annotated[int, typer.Option(min=64, help="The longest prompt sent to an endpoint.")] = 512,
     stages: Annotated[
         Path | None, typer.Option(help="A Python file of stages of your own; needs --allow-code.")
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Measure this machine's kernels and tools, fit cost and power models, and write them as profiles."""
-    from hsim.calibrate.options import CalibrationOptions
-    from hsim.calibrate.run import calibrate as run
+    """Measure this machine's kernels and tools, or an endpoint from outside; fit cost models, write them as profiles."""
     from hsim.report import calibration_tables
     from hsim.units import parse_seconds
 
@@ -302,9 +429,24 @@ def calibrate(
         budget_s = parse_seconds(budget)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--budget") from None
-    options = CalibrationOptions(device, budget_s, out, name, resume, model, stages=stages, allow_code=allow_code)
     with _Progress() as progress:
-        report = run(options, progress)
+        if endpoint:
+            from hsim.backends.endpoint import spec_of
+            from hsim.calibrate.endpoint import EndpointOptions, calibrate_endpoint
+
+            spec = spec_of(endpoint, model, "--endpoint")
+            asked = EndpointOptions(spec, budget_s, out, name, resume, architecture, tokenizer)
+            report = calibrate_endpoint(
+                replace(asked, max_concurrency=max_concurrency, max_input_tokens=max_input_tokens), progress
+            )
+        else:
+            from hsim.calibrate.options import CalibrationOptions
+            from hsim.calibrate.run import calibrate as run
+
+            options = CalibrationOptions(
+                device, budget_s, out, name, resume, model, stages=stages, allow_code=allow_code
+            )
+            report = run(options, progress)
     _print(calibration_tables(report))
 
 
@@ -457,6 +599,24 @@ class _Progress:
     def __call__(self, phase: str, done_fraction: float, left_s: float, message: str) -> None:
         left = f"{left_s:4.0f} s left"
         self._bar.update(self._task, description=phase, completed=done_fraction, left=left, message=message)
+
+
+class _Steps:
+    """The progress of a search on stderr, on one line that goes when it ends."""
+
+    def __enter__(self) -> _Steps:
+        from rich.console import Console
+
+        self._status = Console(stderr=True).status("")
+        self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def __call__(self, step: Step) -> None:
+        where = f"fleet {step.looked_at} of {step.alive}" if step.alive else ""
+        self._status.update(f"{step.phase:<8} {where}, {step.replications} replications: {step.fleet} {step.message}")
 
 
 def _print(tables: RenderableType) -> None:

@@ -9,10 +9,9 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hsim.description.catalogue import scenario_file
-from hsim.description.scenario import load
+from hsim.description.scenario import load, read_scenario
 from hsim.description.system import System, resolve
-from hsim.description.yamlfile import Document, read_document, with_settings
+from hsim.description.yamlfile import Document
 from hsim.errors import DescriptionError
 from hsim.metrics.accounts import accounts_of
 from hsim.metrics.result import Comparison, Difference, Interval, Study, TriedFleet, WarmUp
@@ -36,6 +35,9 @@ COMPARED = (
     "ttft.mean_s", "ttft.p99_s", "tpot.mean_s", "tpot.p99_s", "answer_ttft.mean_s", "answer_ttft.p99_s",
     "e2e.mean_s", "e2e.p99_s",
 )  # fmt: skip
+Fleets = Sequence[tuple[dict[str, int], System]]
+"""Fleets to try, each as servers by tier and the system that they make."""
+
 LOOKS = (1, 2, 4)  # a fleet that is undecided is looked at again with so many times the replications
 
 
@@ -61,8 +63,12 @@ def compare_fairly(
     A scenario's `count: [1, 2, 4]` lists the fleets to try; they are tried cheapest first. Raises DescriptionError
     for scenarios without objectives, or with different ones, and for servers without a price.
     """
+    return compare_cheapest([fleets_of(scenario, settings) for scenario in scenarios], options)
+
+
+def compare_cheapest(architectures: Sequence[Fleets], options: Options | None = None) -> Comparison:
+    """Compare architectures, each at the first of its fleets (cheapest first) that meets the objectives."""
     options = options or Options()
-    architectures = [fleets_of(scenario, settings) for scenario in scenarios]
     _check_objectives([fleets[0][1] for fleets in architectures])
     # Fleets are looked at again and compared: what was simulated once is kept, here if nowhere else.
     with TemporaryDirectory() as here, workers(options) as those:
@@ -162,9 +168,9 @@ def _differences(pairs: Pairs, confidence: float, first: Material, other: Materi
 # ---- each at its own cheapest fleet
 
 
-def fleets_of(scenario: str | Path, settings: Sequence[str] = ()) -> list[tuple[dict[str, int], System]]:
+def fleets_of(scenario: str | Path, settings: Sequence[str] = ()) -> Fleets:
     """Every fleet that a scenario's lists of counts allow, cheapest first. Raises DescriptionError without prices."""
-    document = with_settings(read_document(scenario_file(str(scenario))), settings)
+    document = read_scenario(scenario, settings)
     counts = _counts(document)
     fleets = []
     for combination in product(*counts.values()):
@@ -177,11 +183,14 @@ def fleets_of(scenario: str | Path, settings: Sequence[str] = ()) -> list[tuple[
 
 
 def _counts(document: Document) -> dict[str, list[int]]:
-    """The counts to try of each tier: a list, or the one that stands there."""
-    fleet = document.data.get("fleet") if isinstance(document.data, dict) else None
+    """The counts to try of each tier: a list there or under `counts`, or the one that stands there."""
+    data = document.data if isinstance(document.data, dict) else {}
+    fleet, listed = data.get("fleet"), data.get("counts")
     counts: dict[str, list[int]] = {}
     for name, tier in (fleet if isinstance(fleet, dict) else {}).items():
         count = tier.get("count") if isinstance(tier, dict) else None
+        if isinstance(listed, dict):
+            count = listed.get(name, count)
         if count == []:
             raise DescriptionError(document.where(("fleet", name, "count")), "is an empty list", "list counts to try")
         counts[str(name)] = count if isinstance(count, list) else [count]  # type: ignore[list-item]  # checked when loaded
@@ -211,9 +220,7 @@ def _check_objectives(systems: Sequence[System]) -> None:
             raise DescriptionError(at, "the objectives differ from the first scenario's", "give all the same slo")
 
 
-def _cheapest(
-    fleets: Sequence[tuple[dict[str, int], System]], options: Options, workers: Workers
-) -> tuple[System | None, tuple[TriedFleet, ...]]:
+def _cheapest(fleets: Fleets, options: Options, workers: Workers) -> tuple[System | None, tuple[TriedFleet, ...]]:
     """The cheapest fleet that meets the objectives, and every one that was tried.
 
     Each verdict stands at 95 % together with all others of the search (Bonferroni over fleets and looks).

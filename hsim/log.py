@@ -95,10 +95,11 @@ class PoolRecord:
 
 
 def _visits() -> Table:
+    # pool: its place in Log.pools; device: in Log.accelerators where the pool has engines, else in Log.hosts.
     # ready: asked for; queued: its input is at the pool; served: the device is done; ended: a wait outside too.
     # Joules: above idle, idle while serving it, and the same two of the host cores that run an engine.
     return Table(
-        "task", "round", "stage", "device", "outcome", "ready_s", "queued_s", "started_s", "first_token_s",
+        "task", "round", "stage", "pool", "device", "outcome", "ready_s", "queued_s", "started_s", "first_token_s",
         "served_s", "ended_s", "input_tokens", "output_tokens",
         "dynamic_j", "idle_j", "host_dynamic_j", "host_idle_j",
     )  # fmt: skip
@@ -128,6 +129,11 @@ class Log:
     transfers: Table = field(default_factory=lambda: Table("task", "link", "start_s", "end_s", "bytes", "joules"))
     # From time_s on; device -1 is the server itself. Before its first row each is on, its model loaded.
     states: Table = field(default_factory=lambda: Table("host", "device", "time_s", "state"))
+
+    def on_engines(self, visits: Any) -> NDArray[np.bool_]:
+        """Which of these rows of visits were served by model replicas. Shape (rows,)."""
+        engines = [number for number, pool in enumerate(self.pools.values()) if pool.engine]
+        return np.isin(visits["pool"], engines)
 
     def arrays(self) -> dict[str, Any]:
         """All tables as columns, by table name."""

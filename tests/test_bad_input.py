@@ -308,6 +308,26 @@ CASES: dict[str, tuple[Edit, str, str]] = {
         "tensor_parallel:",
         "pools.decode.tensor_parallel: 16 accelerators do not fit in a hgx-h100-8 with 8; use at most 8",
     ),
+    "experts to share out where there are none": (
+        ("tensor_parallel: 1", "expert_parallel: true"),
+        "expert_parallel:",
+        "pools.decode.expert_parallel: llama-3.1-8b has no experts to share out; leave it out",
+    ),
+    "groups that would share nothing": (
+        ("tensor_parallel: 1", "data_parallel: 2"),
+        "data_parallel:",
+        "pools.decode.data_parallel: llama-3.1-8b has no experts to share out; use replicas: 2",
+    ),
+    "keys in a precision that none are kept in": (
+        ("tensor_parallel: 1", "kv_precision: mxfp4"),
+        "kv_precision:",
+        "pools.decode.kv_precision: is 'mxfp4'; input should be 'bf16', 'fp16', 'fp32' or 'fp8'",
+    ),
+    "a cap that would never bind": (
+        ("tensor_parallel: 1", "power_cap_w: 900"),
+        "power_cap_w:",
+        "pools.decode.power_cap_w: 900 W is more than h100-sxm ever draws, 690 W; leave it out",
+    ),
     "more replicas than fit": (
         ("replicas: 1", "replicas: 9"),
         "replicas:",

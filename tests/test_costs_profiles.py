@@ -26,6 +26,8 @@ PUBLISHED_BILLIONS = {
     "qwen3-30b-a3b": 30.53, "qwen3-235b-a22b": 235.1, "qwen3-coder-480b-a35b": 480.2, "gemma-3-12b": 11.8, "gemma-3-27b": 27.0,
     "mistral-7b": 7.25, "mistral-small-24b": 23.6, "mixtral-8x7b": 46.7, "gpt-oss-120b": 116.8, "gpt-oss-20b": 20.9,
     "deepseek-v3": 671.0, "nemotron-nano-9b-v2": 8.89, "qwen3.5-397b-a17b": 396.0,
+    "starcoder2-15b": 15.96, "bloom-176b": 176.2, "nemotron-nano-12b-v2": 12.31, "kimi-k2": 1026.0, "glm-4.6": 353.0, "minimax-m2": 229.0,
+    "qwen2.5-7b": 7.62, "qwen2.5-32b": 32.76, "qwen2.5-72b": 72.71, "qwen3-next-80b-a3b": 79.7,
 }  # fmt: skip
 ACTIVE_BILLIONS = {
     "gpt-oss-120b": 5.1,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import sys
 from collections import defaultdict
@@ -24,7 +23,7 @@ from hsim.metrics.chrome_trace import lanes
 from hsim.metrics.exported import UNITS, WHAT
 from hsim.metrics.summarise import scenario_hash
 from hsim.runs import path_of
-from hsim.runs.exports import export_path, parquet
+from hsim.runs.exports import export_path
 
 parquet_files = pytest.importorskip("pyarrow.parquet")
 
@@ -156,10 +155,14 @@ def test_without_pyarrow_the_remedy_is_told_before_anything_runs(
     assert [file.name for file in export_path(system, tmp_path, tables=False)] == ["trace.json"]
 
 
-def test_unknown_values_stay_unknown() -> None:
-    frame = {"wait_s": np.array([1.0, np.nan]), "name": ["a", "b"]}
-    back = parquet_files.read_table(io.BytesIO(parquet(frame, {})))
-    assert np.isnan(back.to_pandas().wait_s[1])
+def test_unknown_values_stay_unknown(tmp_path: Path) -> None:
+    """A chip whose idle watts nobody published: no joules, no counter of power, and a trace that is JSON all the same."""
+    data = generate_only()
+    data["fleet"]["gpu-tier"]["server"] = "mac-m4-max"
+    export_path(system_of(data), tmp_path)
+    assert frame(tmp_path, "tasks").idle_j.isna().all()
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert {e["name"] for e in events if e["ph"] == "C"} == {"batch decode/0", "KV cache decode/0", "queue decode", "tasks in progress"}  # fmt: skip
 
 
 # ---- traces

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import pytest
-from systems import agents, generate_only, prepared_of, run
+from systems import agents, generate_only, prepared_of, run, system_of
 
 from hsim.metrics.result import Result
+from hsim.runs import Options, as_json, path_of, study
 from hsim.units import readable, readable_seconds
 
 
@@ -102,3 +104,18 @@ def test_durations_are_readable() -> None:
         "58.3 min",
         "24.0 h",
     ]
+
+
+@pytest.mark.parametrize("replications", [1, 2])
+def test_a_result_without_watts_is_json_all_the_same(replications: int) -> None:
+    """A chip whose idle draw nobody published: what follows from it is null, and says why."""
+    data = generate_only()
+    data["fleet"]["gpu-tier"]["server"] = "mac-m4-max"
+    data["workload"]["measure"] = "terminating"
+    system = system_of(data)
+    result = path_of(system) if replications == 1 else study(system, Options(replications, processes=1))
+    told = json.loads(as_json(result))
+    assert told["energy"] is None
+    assert "m4-max" in told["unavailable"]["energy"]
+    assert told["stages"][0]["dynamic_j"] is None
+    assert told["stages"][0]["service_s"] > 0

@@ -143,7 +143,7 @@ def test_tokens_of_windows_that_join_add_up_to_all_that_were_delivered(variant: 
 def test_a_cohort_is_followed_beyond_its_window() -> None:
     prepared, log = path_of("split")
     scenario = prepared.system.scenario
-    path = measure(log, Lens(prepared.accounts, scenario.stages, scenario.slo, Cohort(10, 30)))
+    path = measure(log, Lens(prepared.accounts, scenario.slo, Cohort(10, 30)))
     tasks = log.arrays()["tasks"]
     arrival_s, ended_s = (tasks[name][np.argsort(tasks["task"])] for name in ("arrival_s", "ended_s"))
     assert (path.window.start_s, path.window.end_s) == (arrival_s[10], arrival_s[40])

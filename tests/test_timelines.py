@@ -41,7 +41,7 @@ def test_the_parts_of_facility_power_add_up_to_its_joules(name: str) -> None:
     done = run(prepared_of(SYSTEMS[name]))
     accounts = done.prepared.accounts
     end_s = float(done.tables["tasks"]["ended_s"].max())
-    lines = timelines_of(done.log, accounts, done.prepared.system.scenario.stages)
+    lines = timelines_of(done.log, accounts)
     expected = facility_joules(done.log, done.tables, accounts, Window(0.0, end_s, end_s))
     assert sum(integral(line, 0.0, end_s) for line in lines.facility_w) == pytest.approx(expected, rel=1e-9)
     if name == "prefill":
@@ -55,8 +55,8 @@ def test_the_parts_of_facility_power_add_up_to_its_joules(name: str) -> None:
 def test_batches_and_kv_cache_are_those_of_the_result(name: str) -> None:
     done = run(prepared_of(SYSTEMS[name]))
     scenario = done.prepared.system.scenario
-    lines = timelines_of(done.log, done.prepared.accounts, scenario.stages)
-    path = measure(done.log, Lens(done.prepared.accounts, scenario.stages, scenario.slo))
+    lines = timelines_of(done.log, done.prepared.accounts)
+    path = measure(done.log, Lens(done.prepared.accounts, scenario.slo))
     window = path.window
     for use in pools_of([path]):
         if use.kv_used_fraction is not None and use.mean_batch is not None:
@@ -74,7 +74,7 @@ def test_queues_and_tasks_in_progress_are_counts_of_the_log() -> None:
     data["workload"]["arrivals"]["rate_per_s"] = 400
     done = run(prepared_of(data))
     stages = done.prepared.system.scenario.stages
-    lines = timelines_of(done.log, done.prepared.accounts, stages)
+    lines = timelines_of(done.log, done.prepared.accounts)
     visits, tasks = done.visits, done.tables["tasks"]
     changes = np.unique(np.concatenate([lines.in_progress.times_s, *(line.times_s for line in lines.queues)]))
     for at in (changes[:-1] + changes[1:]) / 2:

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import json
 import math
 import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hsim.backends import local_server
-from hsim.description.yamlfile import did_you_mean
+from hsim.description.yamlfile import Strict, did_you_mean
 from hsim.errors import BackendError
 
 # What the operations work on. The first two are what the shipped profiles' figures were measured with; the others are
@@ -40,6 +43,8 @@ _CATEGORIES = 100
 _SET_SENTENCES, _SENTENCE_WORDS = 200, 20
 _PYTHON_TIMEOUT_S, _PYTHON_CPU_S, _PYTHON_MEMORY_BYTES = 30.0, 20, 2**31
 _QUERIES = 64
+_INTENTS = 64
+_ASKED = [f"w{rank}" for rank in range(2, 34)]
 _PROGRAM = "import numpy; print(numpy.ones(8).sum())"
 
 
@@ -261,6 +266,124 @@ def lexrank(sentences: list[list[str]], damping: float = 0.85, tolerance: float 
     return [int(i) for i in np.argsort(-rank, kind="stable")]
 
 
+def json_validate(size: int) -> LiveTool:
+    """Parses and validates JSON of so many records against a schema; returns how many it found."""
+    from pydantic import TypeAdapter
+
+    records = [
+        {"id": i, "name": f"item {i}", "price": 0.5 * i, "tags": ["new", "used"], "at": {"city": "Turin", "stock": i}}
+        for i in range(size)
+    ]
+    adapter = TypeAdapter(list[_Item])
+    texts: dict[int, str] = {}
+
+    def validate(count: int) -> int:
+        if count not in texts:  # written once: the text comes from elsewhere
+            texts[count] = json.dumps(records[:count])
+        return len(adapter.validate_json(texts[count]))
+
+    return LiveTool("json-validate", "pydantic, records of five fields, one nested", size, validate)
+
+
+class _Place(Strict):
+    city: str
+    stock: int
+
+
+class _Item(Strict):
+    id: int
+    name: str
+    price: float
+    tags: list[str]
+    at: _Place
+
+
+def html_to_text(size: int) -> LiveTool:
+    """Takes the text out of a page of so many paragraphs; returns it."""
+    words = _words(size * _DOCUMENT_WORDS, seed=6)
+    paragraphs = [
+        f'<div class="c{i}"><p>{" ".join(w)} <a href="/{i}">more</a></p><script>x({i})</script></div>'
+        for i, w in enumerate(zip(*[iter(words)] * _DOCUMENT_WORDS, strict=True))
+    ]
+    what = f"html.parser, paragraphs of {_DOCUMENT_WORDS} words with links and scripts"
+    return LiveTool("html-to-text", what, size, lambda count: text_of("".join(paragraphs[:count])))
+
+
+def text_of(html: str) -> str:
+    """What a page says to a reader: its text without scripts and styles."""
+    reader = _TextReader()
+    reader.feed(html)
+    reader.close()
+    return " ".join(" ".join(reader.found).split())
+
+
+class _TextReader(HTMLParser):
+    """Collects text outside of scripts and styles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self._hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        """See HTMLParser."""
+        self._hidden += tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        """See HTMLParser."""
+        self._hidden -= tag in ("script", "style")
+
+    def handle_data(self, data: str) -> None:
+        """See HTMLParser."""
+        if not self._hidden:
+            self.found.append(data)
+
+
+def bm25_search(size: int) -> LiveTool:
+    """Okapi BM25 in memory over the first so many documents for four common words; returns the places of the best."""
+    words = _words(size * _DOCUMENT_WORDS, seed=3)
+    documents = [words[i : i + _DOCUMENT_WORDS] for i in range(0, len(words), _DOCUMENT_WORDS)]
+    places: dict[str, list[int]] = {}
+    for place, document in enumerate(documents):
+        for word in document:
+            places.setdefault(word, []).append(place)
+    postings = {word: np.unique(found, return_counts=True) for word, found in places.items() if word in _ASKED}
+    queries = itertools.cycle([_ASKED[i : i + 4] for i in range(0, len(_ASKED), 4)])
+
+    def search(count: int) -> list[int]:
+        return bm25([postings[word] for word in next(queries) if word in postings], count)[:_TOP_RESULTS]
+
+    return LiveTool("bm25-search", f"numpy, documents of {_DOCUMENT_WORDS} words of Zipf's law", size, search)
+
+
+def bm25(postings: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]], documents: int, k1: float = 1.2) -> list[int]:
+    """Places of the first so many documents by Okapi BM25, best first; they are equally long (so b is of no effect).
+
+    Each posting is the places that hold a word of the query, rising, and how often each does.
+    """
+    scores = np.zeros(documents)
+    for places, counts in postings:
+        within = np.searchsorted(places, documents)
+        rarity = math.log(1 + (documents - within + 0.5) / (within + 0.5))
+        scores[places[:within]] += rarity * counts[:within] * (k1 + 1) / (counts[:within] + k1)
+    best = np.argsort(-scores, kind="stable")
+    return [int(place) for place in best if scores[place] > 0]
+
+
+def classify_intent(size: int) -> LiveTool:
+    """Sorts a request of so many words into one of 64 intents by a linear layer over hashed words; returns which."""
+    words = _words(size, seed=7)
+    layer = _vectors(_INTENTS, seed=8)
+
+    def classify(count: int) -> int:
+        features = np.zeros(_VECTOR_FLOATS, dtype=np.float32)
+        for word in words[:count]:
+            features[zlib.crc32(word.encode()) % _VECTOR_FLOATS] += 1.0
+        return int(np.argmax(layer @ features))
+
+    return LiveTool("classify-intent", f"numpy, {_INTENTS} intents over {_VECTOR_FLOATS} hashed words", size, classify)
+
+
 def _vectors(count: int, seed: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((count, _VECTOR_FLOATS), dtype=np.float32)
 
@@ -283,4 +406,8 @@ OPERATIONS: dict[str, LiveOperation] = {
     "python-process": LiveOperation("process that imports numpy", python_process),
     "http-call": LiveOperation("call", http_call),
     "summarise-lexrank": LiveOperation("document set", summarise_lexrank),
+    "json-validate": LiveOperation("record", json_validate),
+    "html-to-text": LiveOperation("paragraph", html_to_text),
+    "bm25-search": LiveOperation("document", bm25_search),
+    "classify-intent": LiveOperation("word", classify_intent),
 }

@@ -21,6 +21,7 @@ MOST_CPU_WEIGHTS = 1 << 27  # and larger matrices too much of its memory
 KERNEL_S = {"cpu": 0.25, "cuda": 0.1}
 STEP_S = {"cpu": 1.2, "cuda": 0.2}  # on a CPU with its rests
 OPERATION_S = 1.8  # with its rests
+SELDOM = ("json-validate", "html-to-text", "bm25-search", "classify-intent", "summarise-lexrank")  # not in local.yaml
 WAITING_OPERATIONS = ("http-call",)  # they wait for another process
 SETUP_S = {"hnsw-search": 10.0, "encode-minilm": 5.0, "sql-aggregate": 2.0, "full-text-search": 2.0, "tokenise": 3.0}
 ROWS = {"cpu": (1, 4, 16, 64, 256), "cuda": (1, 8, 32, 128, 512, 2048, 8192)}
@@ -239,7 +240,8 @@ def _operations(target: Target) -> Iterator[Unit]:
         for units, worth in _ladder(sizes):
             at, first = _operation(name, units, sizes, 1), units == sizes[0]
             setup_s = SETUP_S.get(name, 0.0) if first else 0.0
-            yield Unit("operation", target.device, at, worth + 1, OPERATION_S, setup_s=setup_s)
+            less = worth + 1 + (name in SELDOM)
+            yield Unit("operation", target.device, at, less, OPERATION_S, setup_s=setup_s)
         for workers in _powers(2, target.cores, 2) if target.cores > 1 else ():
             at = _operation(name, sizes[len(sizes) // 2], sizes, workers)
             yield Unit("operation", target.device, at, 2, OPERATION_S, setup_s=SETUP_S.get(name, 0.0))

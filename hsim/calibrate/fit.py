@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from hsim.calibrate.points import Point
 Array = NDArray[np.float64]
 
 FOLDS = 5
+FEW = 8  # points, of which each is left out alone
+DRAWS = 60
+BOUNDS = (0.05, 0.95)
 GRID, ZOOM, FINEST = 9, 0.6, 1e-4  # points an axis; how much smaller each grid is; the last one's logarithmic width
 SOFT = 0.1  # a relative residual beyond this counts by its size, no longer by its square: outliers do not rule
 
@@ -25,14 +29,23 @@ def tested(
     fit: Callable[[Sequence[Point]], Array],
     predict: Callable[[Array, Point], float],
 ) -> tuple[Array | None, Law]:
-    """Fit a law to the clean points (to all where half of them or more are noisy), and test it on folds left out."""
-    clean = [point for point in points if not point.marks]
-    used = clean if len(clean) > max(fewest, len(points) / 2) else list(points)
-    noisy = len(points) - len(clean)
+    """Fit a law to the clean points (to all where half of them or more are noisy), and test it on points left out.
+
+    Of a few points those at the ends stay in: without them the rest would be asked about what lies beyond it, and no
+    simulation does that unwarned.
+    """
+    used = used_of(points, fewest)
+    noisy = sum(bool(point.marks) for point in points)
     if len(used) < fewest:
         return None, Law(name, len(used), noisy, None, None, f"not fitted: it takes {fewest} points")
     folds = min(FOLDS, len(used) - fewest + 1, len(used))
     errors: list[float] = []
+    if folds > 1 and len(used) <= FEW and len({point.seconds for point in used}) > 2:
+        order = sorted(used, key=lambda point: point.seconds)
+        for i in range(1, len(order) - 1):
+            rest = fit(order[:i] + order[i + 1 :])
+            errors.append(abs(predict(rest, order[i]) / order[i].seconds - 1))
+        return fit(used), law_of(name, len(used), noisy, errors, "each point but the ends left out in turn")
     if folds > 1:
         order = list(used)
         random.Random(0).shuffle(order)
@@ -41,6 +54,40 @@ def tested(
             rest = fit([point for i, point in enumerate(order) if i % folds != fold])
             errors += [abs(predict(rest, point) / point.seconds - 1) for point in held]
     return fit(used), law_of(name, len(used), noisy, errors, f"{folds} folds left out in turn")
+
+
+def used_of(points: Sequence[Point], fewest: int) -> list[Point]:
+    """The points that a law is fitted to."""
+    clean = [point for point in points if not point.marks]
+    return clean if len(clean) > max(fewest, len(points) / 2) else list(points)
+
+
+def bounds(points: Sequence[Point], fit: Callable[[Sequence[Point]], Array], law: Array) -> tuple[Array, Array]:
+    """Low and high of a law's coefficients, by bootstrap. Shapes as the law's.
+
+    In each draw points are drawn with replacement, and all of them are moved together by as much as this machine's
+    rounds are apart: it is quicker or slower as a whole. A draw whose points do not make a law is drawn again.
+    """
+    rng = np.random.default_rng(0)
+    spread = unsteadiness(points)
+    drawn: list[Array] = []
+    for _ in range(2 * DRAWS):
+        chosen = [points[i] for i in rng.integers(0, len(points), len(points))]
+        pace = float(np.exp(rng.normal(0.0, spread)))
+        if len({point.name for point in chosen}) > len(law) or len(points) <= len(law):
+            drawn.append(fit([replace(point, seconds=point.seconds * pace) for point in chosen]))
+        if len(drawn) == DRAWS:
+            break
+    if not drawn:
+        return law, law
+    low, high = np.quantile(drawn, BOUNDS, axis=0)
+    return np.minimum(low, law), np.maximum(high, law)
+
+
+def unsteadiness(points: Sequence[Point]) -> float:
+    """How far this machine as a whole moves between rounds, as a standard deviation: half of the median range."""
+    spreads = [point.spread for point in points if point.rounds > 1]
+    return 0.5 * float(np.median(spreads)) if spreads else 0.0
 
 
 def law_of(name: str, points: int, noisy: int, errors: Sequence[float], method: str) -> Law:

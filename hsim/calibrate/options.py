@@ -63,11 +63,31 @@ class Law:
 
 
 @dataclass(frozen=True)
+class LoadPoint:
+    """One quantity of an endpoint under a load that no fit has seen. `measured` is the median of its rounds,
+    `spread_fraction` their interquartile range over it.
+    """
+
+    load: str
+    quantity: str
+    unit: str
+    predicted: float
+    measured: float
+    spread_fraction: float
+    rounds: int
+
+    @property
+    def error_fraction(self) -> float:
+        return self.predicted / self.measured - 1
+
+
+@dataclass(frozen=True)
 class CalibrationReport:
     """What a calibration did.
 
     `left_out` names what the budget did not allow, `failed` what could not be measured and why, `noisy` which points
-    are marked and why, `unavailable` which figures could not be had at all and why.
+    are marked and why, `unavailable` which figures could not be had at all and why. Of an endpoint `said` is its step
+    model in words, and `loads` are predictions beside measurements.
     """
 
     name: str
@@ -83,3 +103,5 @@ class CalibrationReport:
     files: tuple[Path, ...]
     scenario: Path | None = None
     simulated: Result | None = field(default=None, repr=False)
+    said: tuple[str, ...] = ()
+    loads: tuple[LoadPoint, ...] = ()

@@ -25,6 +25,7 @@ from hsim.units import GB
 
 Profile = dict[str, Any]
 LARGE_BYTES = 1 << 24  # a copy this large does not fit beside its source in a core's own cache
+FEWEST_FOR_KNEE = 6  # sizes of an operation
 NO_PRICE = "calibrate cannot know what this machine costs"
 NO_WALL_METER = "calibrate reads no meter at the wall: fans, memory, network and the supply's loss are unknown"
 
@@ -149,8 +150,20 @@ def _gemm_law(
     )
 
 
-def _figures(names: Sequence[str], law: fit.Array | None, source: str) -> Profile | None:
-    return None if law is None else {n: known(x, "fitted", source) for n, x in zip(names, law, strict=True)}
+def _figures(
+    names: Sequence[str], law: fit.Array | None, source: str, bounds: tuple[fit.Array, fit.Array] | None = None
+) -> Profile | None:
+    """A law's coefficients as figures, with their bounds where they are given."""
+    if law is None:
+        return None
+    figures = {name: known(value, "fitted", source) for name, value in zip(names, law, strict=True)}
+    for name, low, high in zip(names, *(bounds or ((), ())), strict=bounds is not None):
+        rounded = [float(f"{end:.6g}") for end in (low, high)]
+        figures[name] |= {
+            "low": min(rounded[0], figures[name]["value"]),
+            "high": max(rounded[1], figures[name]["value"]),
+        }
+    return figures
 
 
 def _decode_law(
@@ -363,22 +376,42 @@ def cpu(points: Sequence[Point], units: Mapping[str, str], findings: Findings, w
 
 def _operation(points: Sequence[Point], name: str, unit: str, findings: Findings) -> Profile | None:
     """Base and cost per unit, and per unit squared for what has attention in it."""
-    quadratic = name.startswith("encode")
     mine = of(points, "operation", name=name, workers="1")
-
-    def terms(point: Point) -> tuple[float, ...]:
-        n = point.number("units")
-        return (1.0, n, n * n) if quadratic else (1.0, n)
-
-    width = 3 if quadratic else 2
-    fitted, predicted = fit.fit_sum(terms, [0.0] * width)
-    law, test = fit.tested(f"operation {name}", mine, width, fitted, predicted)
+    forms = [("per_unit_squared_s", 0.0)] if name.startswith("encode") else [("", 0.0), *_knees(mine)]
+    tried = [(form, *_operation_form(mine, name, *form)) for form in forms]
+    form, fitted, law, test = min(tried, key=lambda one: _knee_pays(one[0], one[3]))
     if law is None:
         return None
     sizes = [int(p.number("units")) for p in mine]
     source = findings.source("cpu", f"{min(sizes)} to {max(sizes)} units on one core: {findings.tested(test)}")
-    names = ("base_s", "per_unit_s", "per_unit_squared_s")[:width]
-    return {"unit": unit, **{n: known(x, "fitted", source) for n, x in zip(names, law, strict=True)}}
+    names = ("base_s", "per_unit_s", *filter(None, form[:1]))
+    figures = _figures(names, law, source, fit.bounds(fit.used_of(mine, len(law)), fitted, law))
+    assert figures is not None
+    return {"unit": unit, **figures, **({"knee_units": form[1]} if form[1] else {})}
+
+
+def _knees(points: Sequence[Point]) -> list[tuple[str, float]]:
+    """Where a second slope may begin: at any size that leaves two on either side."""
+    sizes = sorted({point.number("units") for point in points})
+    return [("per_unit_beyond_s", size) for size in sizes[1:-2]] if len(sizes) >= FEWEST_FOR_KNEE else []
+
+
+def _knee_pays(form: tuple[str, float], test: Law) -> float:
+    """A form's held-out error; that of a second slope counts twice, so that it must halve it."""
+    error = np.inf if test.median_error is None else test.median_error
+    return float(2.0 * error if form[1] else error)
+
+
+def _operation_form(points: Sequence[Point], name: str, third: str, knee: float) -> tuple[Any, fit.Array | None, Law]:
+    """How to fit an operation with or without a third term, the law, and its test."""
+
+    def terms(point: Point) -> tuple[float, ...]:
+        n = point.number("units")
+        return (1.0, n, *((n * n,) if third == "per_unit_squared_s" else (max(0.0, n - knee),) if knee else ()))
+
+    width = 3 if third else 2
+    fitted, predicted = fit.fit_sum(terms, [0.0] * width)
+    return fitted, *fit.tested(f"operation {name}", points, width, fitted, predicted)
 
 
 def contention(points: Sequence[Point]) -> dict[str, dict[str, float]]:

@@ -41,15 +41,19 @@ CATALOGUE = ("llama-3.1-8b", "llama-3.1-70b")  # models whose shapes kernels are
 SERVED_BY_DEFAULT = {"cpu": ("tiny-12m",), "cuda": ("llama-3.1-8b", "tiny-12m")}  # the first that fits
 PART_OF_MEMORY = 1 / 3  # for weights, and again for the cache
 OPERATIONS: dict[str, tuple[int, ...]] = {
-    "tokenise": (16, 64, 256, 1024),
+    "tokenise": (16, 64, 128, 256, 1024),
     "encode-minilm": (16, 48, 128, 256, 500),
-    "hnsw-search": (16, 64, 128, 256),
-    "flat-search": (1_000, 10_000, 30_000, 100_000),
+    "hnsw-search": (16, 32, 64, 128, 256),
+    "flat-search": (1_000, 3_000, 10_000, 20_000, 40_000, 100_000),
     "full-text-search": (1_000, 3_000, 10_000, 30_000),
-    "sql-aggregate": (1_000, 10_000, 100_000, 500_000),
-    "python-process": (1, 2, 3),
-    "http-call": (1, 4, 16),
-    "summarise-lexrank": (1, 2, 3),
+    "sql-aggregate": (1_000, 3_000, 10_000, 50_000, 200_000, 500_000),
+    "python-process": (1, 2, 3, 4),
+    "http-call": (1, 2, 4, 8, 16),
+    "summarise-lexrank": (1, 2, 3, 4),
+    "json-validate": (10, 100, 1_000, 10_000),
+    "html-to-text": (10, 30, 100, 300),
+    "bm25-search": (1_000, 3_000, 10_000, 30_000),
+    "classify-intent": (16, 64, 256, 1024),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hsim.calibrate.agenda import Served, step_parts
-from hsim.calibrate.fit import law_of, relative_nonnegative, rising
+from hsim.calibrate.fit import BOUNDS, DRAWS, law_of, relative_nonnegative, rising, unsteadiness
 from hsim.calibrate.options import Law
 from hsim.calibrate.points import Point
 from hsim.costs.composed import Timing
@@ -32,7 +32,7 @@ class TableName:
     source: str
 
 
-class _SecondsAlone:
+class SecondsAlone:
     """Joules of nothing: for a table that is only asked for seconds."""
 
     def with_joules(self, shape: StepShape, timing: Timing) -> Segment:
@@ -55,7 +55,7 @@ def shape_of(point: Point) -> StepShape:
 
 def predicted_s(table: StepTable, point: Point) -> float:
     """Seconds of a step point by the table, without what passes between steps."""
-    return MeasuredCosts(table, _SecondsAlone()).segment(shape_of(point)).seconds - table.between_s
+    return MeasuredCosts(table, SecondsAlone()).segment(shape_of(point)).seconds - table.between_s
 
 
 def fit_steps(points: Sequence[Point], served: Served, name: TableName) -> tuple[StepTable | None, Law]:
@@ -75,14 +75,28 @@ def fit_steps(points: Sequence[Point], served: Served, name: TableName) -> tuple
         "model": served.model.model_dump(), "precision": served.precision,
         "median_error_fraction": None, "p90_error_fraction": None, **decode, **chunk, "extra_chunk_s": 0.0,
         "between_s": next((p.seconds for p in by_role.get("between", ())), 0.0),
-        "mixed_decodes": [1], "mixed_chunk_tokens": [1], "mixed_s": [[0.0]],
+        "mixed_decodes": [1], "mixed_chunk_tokens": [1], "mixed_s": [[0.0]], "scale": None,
     }  # fmt: skip
     fields["extra_chunk_s"] = _extra_chunk_s(_table(fields), by_role.get("chunks", ()))
     fields |= _mixed_grid(_table(fields), mixed)
     checks = by_role.get("check", [])
     errors = [abs(predicted_s(_table(fields), point) / point.seconds - 1) for point in checks]
     law = law_of(law_name, len(points) - len(checks), noisy, errors, f"{len(checks)} random steps kept out")
+    fields["scale"] = _scale(points, [math.log(p.seconds / predicted_s(_table(fields), p)) for p in checks], name)
     return _table(fields | {"median_error_fraction": law.median_error, "p90_error_fraction": law.p90_error}), law
+
+
+def _scale(points: Sequence[Point], logs: Sequence[float], name: TableName) -> dict[str, Any] | None:
+    """The figure by which the whole table may be off: what steps kept out of it were on average, and how far this machine
+    moves between rounds, by bootstrap.
+    """
+    if not logs:
+        return None
+    rng, spread = np.random.default_rng(0), unsteadiness(points)
+    drawn = [rng.choice(logs, len(logs)).mean() + rng.normal(0.0, spread) for _ in range(DRAWS)]
+    low, high = np.exp(np.quantile(drawn, BOUNDS)).tolist()
+    source = f"bootstrap of {len(logs)} random steps kept out, and of how far rounds are apart; {name.source}"
+    return {"value": 1.0, "tier": "fitted", "source": source, "low": min(1.0, low), "high": max(1.0, high)}
 
 
 def _table(fields: dict[str, Any]) -> StepTable:
@@ -139,7 +153,7 @@ def _mixed_grid(table: StepTable, points: Sequence[Point]) -> dict[str, Any]:
     """What steps of both take more than the two apart: never so much less that one of the two would take nothing."""
     cells: dict[tuple[int, int], float] = {}
     for point in points:
-        costs, shape = MeasuredCosts(table, _SecondsAlone()), shape_of(point)
+        costs, shape = MeasuredCosts(table, SecondsAlone()), shape_of(point)
         both_s = predicted_s(table, point)
         decode_s = costs.segment(StepShape(shape.decodes, shape.context_tokens)).seconds - table.between_s
         saved_s = min(decode_s, both_s - decode_s)

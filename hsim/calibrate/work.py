@@ -64,7 +64,7 @@ class Reading:
 class Row:
     """One line of rows.jsonl: a unit, its reading, when it was taken and how loaded the machine was.
 
-    `marks` say why the row may be noisy; empty for a clean one.
+    `marks` say why the row may be noisy; empty for a clean one. `answers` are those of an endpoint to the unit's requests.
     """
 
     key: str
@@ -76,14 +76,17 @@ class Row:
     marks: tuple[str, ...] = field(default=())
     load: float | None = None
     at: str = ""
+    answers: tuple[Mapping[str, Any], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The row as JSON-ready data."""
-        return asdict(self)
+        data = asdict(self)
+        return data if self.answers else {key: value for key, value in data.items() if key != "answers"}
 
 
 def row_from(data: Mapping[str, Any]) -> Row:
     """The row that as_dict gave. Raises KeyError or TypeError for data that is none."""
     reading = dict(data["reading"])
     reading["notes"] = tuple(reading["notes"])
-    return Row(**{**data, "reading": Reading(**reading), "marks": tuple(data["marks"])})
+    more = {"marks": tuple(data["marks"]), "answers": tuple(data.get("answers", ()))}
+    return Row(**{**data, **more, "reading": Reading(**reading)})

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from hsim.costs import laws
 from hsim.costs.laws import ELEMENT_BYTES, working_precision
-from hsim.costs.shapes import Segment, StepShape
+from hsim.costs.shapes import Segment, StepShape, steps_until_negative
 from hsim.description.hardware import AcceleratorProfile, EngineProfile, Precision
 from hsim.description.model import ModelArchitecture, Product
 from hsim.description.system import Figures
@@ -580,8 +580,3 @@ class ComposedCosts:
             work.joules_growth += floor_w * work.seconds_growth
             work.context_joules += floor_w * context_step_s
         return work
-
-
-def steps_until_negative(start: float, growth: float) -> float:
-    """How many of the steps k = 0, 1, ... have start + k * growth >= 0, at least 1; start must not be negative."""
-    return math.inf if growth >= 0 else math.floor(start / -growth) + 1

@@ -13,9 +13,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
-from hsim.costs.composed import Timing
+from hsim.costs.composed import Placement, Timing
 from hsim.costs.shapes import Segment, StepShape
 from hsim.description.hardware import StepTable
+from hsim.description.system import Figures
 
 
 class Joules(Protocol):
@@ -24,6 +25,25 @@ class Joules(Protocol):
     def with_joules(self, shape: StepShape, timing: Timing) -> Segment:
         """The segment of a step that takes so long."""
         ...
+
+
+class TimedWhole:
+    """Joules of a device that was only ever timed whole (a served endpoint): of busy seconds, output tokens and the FLOPs
+    of its weights. nan where a figure is unknown.
+    """
+
+    def __init__(self, placement: Placement, figures: Figures) -> None:
+        chip = placement.chip
+        above_idle_w = figures.if_known(chip, "power.floor_w") - figures.if_known(chip, "power.loaded_idle_w")
+        self._busy_w = placement.devices * above_idle_w
+        self._token_j = 2.0 * placement.model.parameters * figures.if_known(chip, "power.joules_per_flop")
+        self._output_j = figures.if_known(chip, "power.joules_per_output_token")
+
+    def with_joules(self, shape: StepShape, timing: Timing) -> Segment:
+        """See Joules."""
+        joules = self._busy_w * timing.seconds + self._token_j * shape.new_tokens + self._output_j * shape.decodes
+        growth_j, context_j = self._busy_w * timing.growth_s, self._busy_w * timing.context_step_s
+        return Segment(timing.seconds, timing.growth_s, joules, growth_j, context_j, timing.valid_steps)
 
 
 class MeasuredCosts:
@@ -96,6 +116,18 @@ class MeasuredCosts:
         low = (1 - along) * grid[i][j] + along * grid[i][right]
         high = (1 - along) * grid[upper][j] + along * grid[upper][right]
         return (1 - across) * low + across * high
+
+
+def scaled(table: StepTable, factor: float) -> StepTable:
+    """The table with all its seconds multiplied: the same, in a world in which its `scale` is another."""
+    if factor == 1.0:
+        return table
+    grids = {
+        name: tuple(tuple(x * factor for x in row) for row in getattr(table, name)) for name in ("decode_s", "mixed_s")
+    }
+    lines = {name: tuple(x * factor for x in getattr(table, name)) for name in ("chunk_s", "pair_s", "later_s")}
+    alone = {name: getattr(table, name) * factor for name in ("extra_chunk_s", "between_s")}
+    return table.model_copy(update={**grids, **lines, **alone})
 
 
 def _bracket(axis: Sequence[int], value: float) -> tuple[int, float, float]:

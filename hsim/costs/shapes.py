@@ -91,3 +91,8 @@ class StepCosts(Protocol):
     def segment(self, shape: StepShape) -> Segment:
         """The segment that begins with a step of this shape, its batch unchanged."""
         ...
+
+
+def steps_until_negative(start: float, growth: float) -> float:
+    """How many of the steps k = 0, 1, ... have start + k * growth >= 0, at least 1; start must not be negative."""
+    return math.inf if growth >= 0 else math.floor(start / -growth) + 1

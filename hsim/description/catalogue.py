@@ -85,5 +85,10 @@ def load_model(name_or_path: str, where: str, beside: Path) -> ModelArchitecture
     if name_or_path.endswith(".json"):
         candidates = (beside / name_or_path, Path(name_or_path))
         return from_hugging_face(next((c for c in candidates if c.is_file()), candidates[-1]))
-    file = _find(name_or_path, (Path("models"), shipped("models")), where, "model (or give the path of a config.json)")
+    file = _find(
+        name_or_path,
+        (beside / "models", Path("models"), shipped("models")),
+        where,
+        "model (or give the path of a config.json)",
+    )
     return validated(read_document(file), ModelArchitecture)

@@ -56,10 +56,22 @@ class Operation(Strict):
         return self
 
 
+class CoreProducts(Strict):
+    """How a model's passes go on cores: matrix products at flops_per_core_per_s[precision], and weights, keys and values
+    read at bandwidth_fraction of the memory's rate; layer_sync_s passes at the end of each layer, where cores wait for
+    each other.
+    """
+
+    flops_per_core_per_s: dict[Precision, Figure]
+    bandwidth_fraction: Figure
+    layer_sync_s: Figure
+
+
 class CpuProfile(Profile):
     """A CPU socket. Power above idle is (max_w - idle_w) * busy_fraction ** load_power_exponent.
 
     A core takes contention_slowdown times as long when all are busy as when it is alone, in proportion in between.
+    Without `products`, no engine runs on its cores.
     """
 
     kind: Literal["cpu"]
@@ -70,6 +82,7 @@ class CpuProfile(Profile):
     memory_bytes_per_s: Figure
     contention_slowdown: Figure
     operations: dict[str, Operation]
+    products: CoreProducts | None = None
 
 
 class GemmLaw(Strict):
@@ -324,7 +337,7 @@ class StepTable(Profile):
     where chunks do not begin their prompts, `later_s[i]` more; for each chunk but one, `extra_chunk_s` more. A step of
     both takes the sum and `mixed_s[i][j]` more (a negative number: it reads the weights once), where
     `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. `between_s` passes between the end of one step and
-    the start of the next.
+    the start of the next. All of them are to be multiplied by `scale`: 1, with bounds on how far the table may be off.
     """
 
     kind: Literal["step-table"]
@@ -346,6 +359,7 @@ class StepTable(Profile):
     later_s: tuple[NonNegativeFloat, ...]
     extra_chunk_s: NonNegativeFloat
     between_s: NonNegativeFloat = 0.0
+    scale: Figure | None = None
     mixed_decodes: tuple[PositiveInt, ...] = Field(min_length=1)
     mixed_chunk_tokens: tuple[PositiveInt, ...] = Field(min_length=1)
     mixed_s: tuple[tuple[float, ...], ...]

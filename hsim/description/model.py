@@ -92,14 +92,16 @@ class Product:
 
 
 class ModelArchitecture(Strict):
-    """A decoder-only transformer: dense or with experts; grouped-query or latent attention; windows; state layers.
+    """A transformer: dense or with experts; grouped-query or latent attention; windows; state layers.
 
     Each of `layers` has attention, unless attention_layers or state says otherwise, and an MLP or experts, unless
     mlp_layers does. `gated_mlp` has three matrices, else two. `hugging_face` names the models that are built so.
+    All are decoders but those of kind `encoder`: there every token attends every other, and one pass is all, whose
+    output goes through a pooler instead of an output head.
     """
 
     name: str
-    kind: Literal["dense", "moe", "hybrid"] = "dense"
+    kind: Literal["dense", "moe", "hybrid", "encoder"] = "dense"
     layers: PositiveInt
     hidden_size: PositiveInt
     intermediate_size: NonNegativeInt
@@ -135,7 +137,7 @@ class ModelArchitecture(Strict):
             raise ValueError(f"experts.layers {self.experts.layers} is more than layers {self.layers}; at most all can")
         if self.dense_layers and not self.intermediate_size:
             raise ValueError(f"intermediate_size is 0 and {self.dense_layers} layers have a dense MLP; give its width")
-        expected = "hybrid" if self.state else "moe" if self.experts else "dense"
+        expected = "hybrid" if self.state else "moe" if self.experts else self.kind if self.is_encoder else "dense"
         if self.kind != expected:
             raise ValueError(f"kind is {self.kind!r} but its parts make it {expected!r}; write kind: {expected}")
         return self
@@ -174,7 +176,7 @@ class ModelArchitecture(Strict):
     @property
     def path(self) -> str:
         """The code path that engines take for it: what their host times and errors were measured on, or were not."""
-        parts = [f"experts-{self.experts.routing}" if self.experts else "dense"]
+        parts = [f"experts-{self.experts.routing}" if self.experts else "encoder" if self.is_encoder else "dense"]
         return "/".join(parts + ["latent"] * bool(self.latent) + ["state"] * bool(self.state))
 
     @property
@@ -183,9 +185,14 @@ class ModelArchitecture(Strict):
         return (*self._attention_products(), *self._mlp_products(), *self._state_products())
 
     @property
+    def is_encoder(self) -> bool:
+        return self.kind == "encoder"
+
+    @property
     def head(self) -> Product:
-        """The output head."""
-        return Product(self.vocabulary, self.hidden_size, 1, "head", "outputs")
+        """The output head; an encoder's pooler."""
+        outputs = self.hidden_size if self.is_encoder else self.vocabulary
+        return Product(outputs, self.hidden_size, 1, "head", "outputs")
 
     def _attention_products(self) -> tuple[Product, ...]:
         layers, heads, hidden = self.attended_layers, self.attention_heads, self.hidden_size
@@ -244,8 +251,9 @@ class ModelArchitecture(Strict):
     @property
     def parameters(self) -> int:
         """All weights: layers, norms, embedding and output head."""
-        embedding = self.vocabulary * self.hidden_size * (1 if self.tied_embeddings else 2)
-        return self.layer_parameters + embedding + (2 * self.layers + 1) * self.hidden_size
+        embedding = self.vocabulary * self.hidden_size
+        head = 0 if self.tied_embeddings else self.head.parameters
+        return self.layer_parameters + embedding + head + (2 * self.layers + 1) * self.hidden_size
 
     @property
     def active_parameters(self) -> int:

@@ -134,10 +134,18 @@ Arrivals = Annotated[OpenArrivals | TraceArrivals | ClosedArrivals, Field(discri
 
 
 class Understand(Strict):
-    """The understanding stage of a class: a CPU operation over the tokens of the request."""
+    """The understanding stage of a class, over the tokens of the request.
 
-    op: str
+    On a pool of cores it is the CPU operation `op`. On an engine pool it is a visit to that pool's model: one pass of an
+    encoder; or a prompt of `instruction_tokens`, the same for all tasks of the class, and the request, and an answer of
+    `output_tokens`.
+    """
+
+    op: str | None = None
     tokens: Distribution
+    instruction_tokens: NonNegativeInt = 0
+    output_tokens: Distribution = Field(default={"kind": "constant", "value": 1}, validate_default=True)
+    max_output_tokens: PositiveInt = 64
 
 
 class TaskClass(Strict):
@@ -235,9 +243,10 @@ class CorePool(Strict):
 
 
 class EnginePool(Strict):
-    """A pool of model replicas on the accelerators of a tier.
+    """A pool of model replicas on the accelerators of a tier, or, with `engine` named, on the cores of its servers.
 
-    `replicas` over the whole tier; as many as fit when left out. Numbers left out are the engine's defaults. A visit
+    `model` is the scenario's when left out. `replicas` over the whole tier; left out, as many as fit beside other
+    pools', and on cores one a server, of `cores_per_replica` each. Numbers left out are the engine's defaults. A visit
     that finds `max_waiting` others in the replica's queue is shed. A model with experts may be served by `data_parallel`
     groups of `tensor_parallel` accelerators, which share out its experts and are one replica; with `expert_parallel` an
     accelerator holds whole experts instead of a slice of each. `kv_precision` is that of keys and values where it is not
@@ -248,6 +257,8 @@ class EnginePool(Strict):
 
     runs_on: str
     engine: str = "vllm"
+    model: str | None = None
+    cores_per_replica: PositiveInt | None = None
     precision: Precision = "bf16"
     tensor_parallel: PositiveInt = 1
     data_parallel: PositiveInt = 1
@@ -266,8 +277,27 @@ class EnginePool(Strict):
 
     @property
     def accelerators(self) -> int:
-        """Accelerators of one replica."""
+        """Accelerators of one replica; on cores it has none, and counts as one."""
         return self.tensor_parallel * self.data_parallel
+
+    @property
+    def on_cores(self) -> bool:
+        """Whether its replicas are cores of the tier's servers."""
+        return self.runs_on.endswith(".cpu")
+
+    @model_validator(mode="after")
+    def _cores_are_for_cpus(self) -> EnginePool:
+        if not self.on_cores:
+            if self.cores_per_replica is not None:
+                raise ValueError("cores_per_replica is for engines on a tier's .cpu; remove it")
+            return self
+        if self.cores_per_replica is None:
+            raise ValueError("cores_per_replica is missing; say how many cores each replica on a CPU has")
+        only = ("tensor_parallel", "data_parallel", "expert_parallel", "kv_precision", "power_cap_w", "unload_after_s")
+        for key in only:
+            if key in self.model_fields_set:
+                raise ValueError(f"{key} is for accelerators, and the pool runs on cores; remove it")
+        return self
 
 
 def _pool_kind(value: Any) -> str:
@@ -275,7 +305,7 @@ def _pool_kind(value: Any) -> str:
     part = str(keys.get("runs_on", "")).rpartition(".")[2]
     if part not in ("cpu", "gpu"):  # refused later, by its name: no other key shall be blamed before
         return "CorePool" if set(keys) <= set(CorePool.model_fields) else "EnginePool"
-    return "EnginePool" if part == "gpu" else "CorePool"
+    return "EnginePool" if part == "gpu" or "engine" in keys else "CorePool"
 
 
 Pool = Annotated[
@@ -283,16 +313,25 @@ Pool = Annotated[
 ]
 
 
+PoolNames = Annotated[str | Annotated[list[str], Field(min_length=1)], Field(union_mode="left_to_right")]
+
+
 class Stages(Strict):
     """Which pool serves which stage. A stage that no class needs may be left out.
 
-    With `prefill`, prompts are prefilled in that pool and their KV cache moves to the generate pool.
+    Understanding and tools may have several pools: see Balance. With `prefill`, prompts are prefilled in that pool and
+    their KV cache moves to the generate pool.
     """
 
-    understand: str | None = None
-    tool: str | None = None
+    understand: PoolNames | None = None
+    tool: PoolNames | None = None
     prefill: str | None = None
     generate: str
+
+    def pools(self, stage: str) -> tuple[str, ...]:
+        """The names of the pools that serve a stage, in the order given; none where no pool does."""
+        named = getattr(self, stage)
+        return () if named is None else (named,) if isinstance(named, str) else tuple(named)
 
 
 class Slo(Strict):
@@ -334,6 +373,23 @@ class Payload(Strict):
     bytes_per_message: NonNegativeFloat = 512.0
 
 
+class Planning(Strict):
+    """What `hsim plan` is to find; other commands leave it aside.
+
+    Wherever fleet, pools and stages hold one value, a list stands for choices; a fleet is bought once for all loads.
+    `have` limits servers by the name of their profile. `max_w` limits what the fleet can draw at most, at the
+    facility. Objectives must hold under the scenario's own load and under each of `loads`, which change it by
+    `path: value`; what is minimised is that of the scenario's own load.
+    """
+
+    minimise: Literal["cost", "tst", "co2"] = "cost"
+    have: dict[str, NonNegativeInt] = {}
+    max_usd_per_h: PositiveFloat | None = None
+    max_w: PositiveFloat | None = None
+    loads: dict[str, dict[str, Any]] = {}
+    confidence: float = Field(default=0.95, ge=0.5, lt=1)
+
+
 def _flattened(value: Any, prefix: str = "") -> Any:
     if not isinstance(value, dict):
         return value
@@ -354,10 +410,28 @@ Assumptions = Annotated[
 ]
 
 
+class Architecture(Strict):
+    """Another way to serve the same workload: these sections stand in place of the scenario's own."""
+
+    fleet: dict[str, FleetTier] | None = None
+    pools: dict[str, Pool] | None = None
+    stages: Stages | None = None
+    links: dict[str, str | list[str]] | None = None
+    networks: dict[str, str] | None = None
+    payload: Payload | None = None
+
+
 class Scenario(Strict):
-    """Everything that one run depends on, the seed included."""
+    """Everything that one run depends on, the seed included.
+
+    `architecture` is the one of `architectures` that is run, `counts` the numbers of servers of each tier that a
+    comparison of architectures tries.
+    """
 
     model: str
+    architecture: str | None = None
+    architectures: dict[str, Architecture] = {}
+    counts: dict[str, Annotated[list[PositiveInt], Field(min_length=1)]] = {}
     workload: Workload
     fleet: dict[str, FleetTier] = Field(min_length=1)
     pools: dict[str, Pool] = Field(min_length=1)
@@ -370,6 +444,7 @@ class Scenario(Strict):
     site: Site = Site()
     assume: Assumptions = {}
     seed: int = Field(default=0, ge=0)
+    plan: Planning | None = Field(default=None, exclude=True)  # no run depends on it, and no key or hash
 
 
 def load(name_or_path: str | Path, settings: Sequence[str] = ()) -> tuple[Scenario, Document]:
@@ -377,7 +452,7 @@ def load(name_or_path: str | Path, settings: Sequence[str] = ()) -> tuple[Scenar
 
     Raises DescriptionError for anything that is not right in the file itself.
     """
-    document = with_settings(read_document(scenario_file(str(name_or_path))), settings)
+    document = read_scenario(name_or_path, settings)
     return checked(document), document
 
 
@@ -388,6 +463,35 @@ def checked(document: Document) -> Scenario:
     return scenario
 
 
+def read_scenario(name_or_path: str | Path, settings: Sequence[str] = ()) -> Document:
+    """A scenario's document with settings applied, the sections of its architecture in place of its own."""
+    return scenario_document(read_document(scenario_file(str(name_or_path))), settings)
+
+
+def scenario_document(document: Document, settings: Sequence[str]) -> Document:
+    """A scenario's document as it was read, with settings applied and its architecture's sections in place."""
+    choice = [setting for setting in settings if setting.startswith("architecture=")]
+    return with_settings(_with_architecture(with_settings(document, choice)), settings)
+
+
+def _with_architecture(document: Document) -> Document:
+    data = document.data if isinstance(document.data, dict) else {}
+    chosen, known = data.get("architecture"), data.get("architectures")
+    if chosen is None:
+        return document
+    if not isinstance(known, dict) or chosen not in known:
+        names = list(known) if isinstance(known, dict) else []
+        at = document.where(("architecture",))
+        raise DescriptionError(at, f"there is no architecture {chosen!r}", did_you_mean(str(chosen), names))
+    sections = known[chosen]
+    if not isinstance(sections, dict):
+        return document  # refused when it is checked
+    moved = ("architectures", chosen)
+    places = {path: at for path, at in document.places.items() if path[:1] not in {(s,) for s in sections}}
+    places |= {path[2:]: at for path, at in document.places.items() if path[:2] == moved and len(path) > 2}
+    return Document(document.file, {**data, **sections}, places)
+
+
 def _check_references(scenario: Scenario, document: Document) -> None:
     for name, pool in scenario.pools.items():
         tier, _, part = pool.runs_on.rpartition(".")
@@ -396,25 +500,25 @@ def _check_references(scenario: Scenario, document: Document) -> None:
             raise DescriptionError(at, f"is {pool.runs_on!r}", "write tier.cpu or tier.gpu, such as gpu-tier.gpu")
         if tier not in scenario.fleet:
             raise DescriptionError(at, f"the fleet has no tier {tier!r}", did_you_mean(tier, list(scenario.fleet)))
-    for stage, kind in (
-        ("understand", CorePool),
-        ("tool", CorePool),
-        ("prefill", EnginePool),
-        ("generate", EnginePool),
+    for stage, kinds in (
+        ("understand", (CorePool, EnginePool)),
+        ("tool", (CorePool,)),
+        ("prefill", (EnginePool,)),
+        ("generate", (EnginePool,)),
     ):
-        name = getattr(scenario.stages, stage)
         at = document.where(("stages", stage))
-        if name is None:
+        if not scenario.stages.pools(stage):
             _check_not_needed(scenario, stage, at)
-        elif name not in scenario.pools:
-            raise DescriptionError(at, f"there is no pool {name!r}", did_you_mean(name, list(scenario.pools)))
-        elif not isinstance(scenario.pools[name], kind):
-            part = "cpu" if kind is CorePool else "gpu"
-            raise DescriptionError(
-                at,
-                f"pool {name!r} runs on {scenario.pools[name].runs_on}",
-                f"{stage} needs a pool that runs on a tier's .{part}",
-            )
+        for name in scenario.stages.pools(stage):
+            if name not in scenario.pools:
+                raise DescriptionError(at, f"there is no pool {name!r}", did_you_mean(name, list(scenario.pools)))
+            if not isinstance(scenario.pools[name], kinds):
+                part = "cpu, without an engine" if CorePool in kinds else "gpu"
+                raise DescriptionError(
+                    at,
+                    f"pool {name!r} runs on {scenario.pools[name].runs_on}",
+                    f"{stage} needs a pool that runs on a tier's .{part}",
+                )
 
 
 def _check_not_needed(scenario: Scenario, stage: str, at: str) -> None:

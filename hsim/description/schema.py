@@ -7,12 +7,22 @@ from typing import Any
 
 from hsim.description.scenario import Scenario
 
+CHOOSABLE = ("FleetTier", "CorePool", "EnginePool", "Stages")  # where a list stands for choices
+
 
 def scenario_schema() -> str:
     """The schema as JSON text, draft 7, which is what editors know."""
     schema = Scenario.model_json_schema()
+    for name in CHOOSABLE:
+        properties = schema["$defs"][name]["properties"]
+        properties.update({key: _or_choices(inner) for key, inner in properties.items()})
     head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "hsim scenario"}
     return json.dumps(head | {k: _plain(v) for k, v in schema.items() if k != "title"}, indent=1) + "\n"
+
+
+def _or_choices(node: dict[str, Any]) -> dict[str, Any]:
+    """One value, or a list of values to choose from, as `hsim plan` reads it."""
+    return {"anyOf": [node, {"type": "array", "items": node, "minItems": 1}]}
 
 
 def _plain(node: Any) -> Any:

@@ -144,17 +144,28 @@ class System:
     tools: Mapping[str, Tool]
     figures: Figures
     step_tables: Mapping[str, StepTable] = field(default_factory=dict)
+    models: Mapping[str, ModelArchitecture] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What results call it: its file, and its architecture where it has several."""
+        architecture = self.scenario.architecture
+        return f"{self.document.file}, {architecture}" if architecture else self.document.file
 
     def tier_of(self, pool: str) -> Tier:
         """The tier on which a pool runs."""
         return self.tiers[self.scenario.pools[pool].runs_on.rpartition(".")[0]]
 
+    def model_of(self, pool: str) -> ModelArchitecture:
+        """The model that an engine pool serves: its own, or the scenario's."""
+        return self.models.get(pool, self.model)
+
     def core_pools(self) -> dict[str, CorePool]:
-        """Pools on cores, by name."""
+        """Pools of cores for jobs, by name."""
         return {n: p for n, p in self.scenario.pools.items() if isinstance(p, CorePool)}
 
     def engine_pools(self) -> dict[str, FilledPool]:
-        """Pools on accelerators, by name."""
+        """Pools of model replicas, by name."""
         return {n: self._filled(n, p) for n, p in self.scenario.pools.items() if isinstance(p, EnginePool)}
 
     def placements(self) -> dict[str, tuple[int, ...]]:
@@ -165,6 +176,9 @@ class System:
         free = {tier.name: [tier.accelerators_per_server] * tier.count for tier in self.tiers.values()}
         placed: dict[str, tuple[int, ...]] = {}
         for name, pool in self.engine_pools().items():
+            if pool.on_cores:  # evenly, each in turn; whether its cores are there is checked where they are counted
+                placed[name] = tuple(i % self.tier_of(name).count for i in range(pool.replicas))
+                continue
             left = free[self.tier_of(name).name]
             servers: list[int] = []
             for _ in range(pool.replicas):
@@ -181,7 +195,9 @@ class System:
 
     def _filled(self, name: str, pool: EnginePool) -> FilledPool:
         engine, tier = self.engines[name], self.tier_of(name)
-        fitting = tier.count * (tier.accelerators_per_server // pool.accelerators)
+        fitting = tier.count * (1 if pool.on_cores else tier.accelerators_per_server // pool.accelerators)
+        if taken := self._taken_by_others(name, tier):
+            fitting = max(1, (tier.count * tier.accelerators_per_server - taken) // pool.accelerators)
         defaults = {
             "max_num_seqs": engine.max_num_seqs,
             "max_num_batched_tokens": engine.max_num_batched_tokens,
@@ -192,6 +208,13 @@ class System:
         }
         given = {key: value for key, value in pool.model_dump().items() if value is not None}
         return FilledPool.model_construct(**(defaults | given))
+
+    def _taken_by_others(self, name: str, tier: Tier) -> int:
+        """Accelerators of a tier that other pools take which say how many replicas they have."""
+        others = [(n, p) for n, p in self.scenario.pools.items() if isinstance(p, EnginePool) and n != name]
+        return sum(
+            (p.replicas or 0) * p.tensor_parallel for n, p in others if self.tier_of(n) is tier and not p.on_cores
+        )
 
 
 def resolve(scenario: Scenario, document: Document) -> System:
@@ -223,11 +246,18 @@ def resolve(scenario: Scenario, document: Document) -> System:
         if isinstance(way, str):  # a link of their own
             networks[name] = find(way, LinkProfile, ("links", name))
         paths[_ends(name, scenario, document)] = (name,) if isinstance(way, str) else tuple(way)
-    model = load_model(scenario.model, document.where(("model",)), Path(document.file).parent)
+    beside = Path(document.file).parent
+    model = load_model(scenario.model, document.where(("model",)), beside)
+    models = {
+        name: load_model(pool.model, document.where(("pools", name, "model")), beside)
+        for name, pool in scenario.pools.items()
+        if isinstance(pool, EnginePool) and pool.model
+    }
     tools = {**load_tools(document.file).tools, **scenario.tools}
-    system = System(scenario, document, model, tiers, engines, networks, paths, tools, figures)
+    system = System(scenario, document, model, tiers, engines, networks, paths, tools, figures, models=models)
     system = replace(system, step_tables=_step_tables(system, find))
     _check_tools(system)
+    _check_models(system)
     _check_fit_on_servers(system)
     _check_links(system)
     return system
@@ -244,7 +274,8 @@ def _step_tables(system: System, find: Callable[..., Any]) -> dict[str, StepTabl
             measured = (table.chip, table.precision, table.tensor_parallel)
             wanted = (chip.name if chip else "", pool.precision, pool.accelerators)
             plain = not pool.expert_parallel and pool.kv_precision is None and pool.power_cap_w is None
-            if measured == wanted and plain and table.model.same_work_as(system.model):
+            plain = plain and not pool.on_cores
+            if measured == wanted and plain and table.model.same_work_as(system.model_of(name)):
                 tables[name] = table
     return tables
 
@@ -263,17 +294,41 @@ def _ends(name: str, scenario: Scenario, document: Document) -> frozenset[str]:
 def _check_tools(system: System) -> None:
     classes, where = system.scenario.workload.classes, system.document.where
     stages = system.scenario.stages
+    cores = system.core_pools()
     for name, kind in classes.items():
-        if kind.understand and stages.understand:
-            _check_operation(
-                system, kind.understand.op, stages.understand, where(("workload", "classes", name, "understand", "op"))
-            )
+        for pool in stages.pools("understand") if kind.understand else ():
+            if pool in cores:
+                _check_understanding(system, name, pool)
         for tool in kind.tools:
             at = where(("workload", "classes", name, "tools", tool))
             if tool not in system.tools:
                 raise DescriptionError(at, f"there is no tool {tool!r}", did_you_mean(tool, sorted(system.tools)))
-            assert stages.tool is not None
-            _check_operation(system, system.tools[tool].operation, stages.tool, at)
+            for pool in stages.pools("tool"):
+                _check_operation(system, system.tools[tool].operation, pool, at)
+
+
+def _check_understanding(system: System, class_name: str, pool: str) -> None:
+    understand = system.scenario.workload.classes[class_name].understand
+    at = system.document.where(("workload", "classes", class_name, "understand", "op"))
+    assert understand
+    if understand.op is None:
+        cpu = system.tier_of(pool).cpu
+        remedy = f"name an operation of {cpu.name}: {', '.join(sorted(cpu.operations))}"
+        raise DescriptionError(at, f"is missing, and pool {pool!r} understands on cores", remedy)
+    _check_operation(system, understand.op, pool, at)
+
+
+def _check_models(system: System) -> None:
+    """Encoders understand, and do nothing else; prompts go on in the model that prefilled them."""
+    stages, where = system.scenario.stages, system.document.where
+    for stage in ("prefill", "generate"):
+        for name in stages.pools(stage):
+            if system.model_of(name).is_encoder:
+                what = f"{system.model_of(name).name} is an encoder, and cannot {stage}"
+                raise DescriptionError(where(("pools", name, "model")), what, "give the pool a decoder")
+    if stages.prefill and not system.model_of(stages.prefill).same_work_as(system.model_of(stages.generate)):
+        at = where(("pools", stages.prefill, "model"))
+        raise DescriptionError(at, "is not the generate pool's", "prompts are prefilled by the model that goes on")
 
 
 def _check_operation(system: System, operation: str, pool: str, where: str) -> None:
@@ -286,6 +341,9 @@ def _check_operation(system: System, operation: str, pool: str, where: str) -> N
 def _check_fit_on_servers(system: System) -> None:
     for name, pool in system.engine_pools().items():
         tier, at = system.tier_of(name), system.document.where(("pools", name, "tensor_parallel"))
+        model = system.model_of(name)
+        if pool.on_cores:
+            continue
         if tier.chip is None:
             at = system.document.where(("pools", name, "runs_on"))
             what = f"the server {tier.server.name!r} has no accelerator"
@@ -293,8 +351,8 @@ def _check_fit_on_servers(system: System) -> None:
         if pool.accelerators > tier.accelerators_per_server:
             what = f"{pool.accelerators} accelerators do not fit in a {tier.server.name} with {tier.accelerators_per_server}"
             raise DescriptionError(at, what, f"use at most {tier.accelerators_per_server}")
-        if system.model.kv_heads % pool.tensor_parallel and pool.tensor_parallel % system.model.kv_heads:
-            what = f"{pool.tensor_parallel} does not divide the model's {system.model.kv_heads} KV heads"
+        if model.kv_heads % pool.tensor_parallel and pool.tensor_parallel % model.kv_heads:
+            what = f"{pool.tensor_parallel} does not divide the model's {model.kv_heads} KV heads"
             raise DescriptionError(at, what, "use 1, 2, 4 or 8")
         _check_shared_out(system, name, pool)
     system.placements()
@@ -303,10 +361,10 @@ def _check_fit_on_servers(system: System) -> None:
 def _check_shared_out(system: System, name: str, pool: EnginePool) -> None:
     """Only experts are shared out beside tensor parallelism, and a cap slows what would draw more than it."""
     for key, asked in (("expert_parallel", pool.expert_parallel), ("data_parallel", pool.data_parallel > 1)):
-        if asked and not system.model.experts:
+        if asked and not system.model_of(name).experts:
             remedy = "leave it out" if key == "expert_parallel" else f"use replicas: {pool.data_parallel}"
             at = system.document.where(("pools", name, key))
-            raise DescriptionError(at, f"{system.model.name} has no experts to share out", remedy)
+            raise DescriptionError(at, f"{system.model_of(name).name} has no experts to share out", remedy)
     chip = system.tier_of(name).chip
     if pool.power_cap_w is None or chip is None:
         return
@@ -325,7 +383,7 @@ def _check_links(system: System) -> None:
             if network not in system.scenario.networks:
                 remedy = did_you_mean(network, list(system.scenario.networks))
                 raise DescriptionError(where(("links", name)), f"there is no network {network!r}", remedy)
-    used = [p for p in (stages.understand, stages.tool, stages.prefill, stages.generate) if p]
+    used = list(dict.fromkeys(p for s in ("understand", "tool", "prefill", "generate") for p in stages.pools(s)))
     for a in used:
         for b in used:
             apart = system.tier_of(a).name != system.tier_of(b).name

@@ -393,6 +393,11 @@ def _check_live(prepared: Prepared, allow_code: bool) -> None:
         if spec.pool.tensor_parallel > 1:
             at = where(("pools", name, "tensor_parallel"))
             raise DescriptionError(at, "hsim's own decoder runs on one device", "use tensor_parallel 1")
+    for name in system.scenario.stages.pools("understand"):
+        if name in prepared.replicas:
+            raise DescriptionError(
+                where(("stages", "understand")), "live runs understand on cores", "name a pool of cores"
+            )
     for name, pool in system.core_pools().items():
         if pool.max_batch > 1:
             at = where(("pools", name, "max_batch"))
@@ -407,11 +412,11 @@ def _check_live(prepared: Prepared, allow_code: bool) -> None:
 def _codes(prepared: Prepared) -> dict[str, OperationCode]:
     """The operations among those that tasks need which are people's own."""
     system, stages = prepared.system, prepared.system.scenario.stages
-    costs = [(stages.understand, cost) for cost in prepared.understand.values()]
-    costs += [(stages.tool, cost) for cost in prepared.tools.values()]
+    costs = [(pool, cost) for pool in stages.pools("understand") for cost in prepared.understand.values()]
+    costs += [(pool, cost) for pool in stages.pools("tool") for cost in prepared.tools.values()]
     found = {}
     for pool, cost in costs:
-        if pool and (code := system.tier_of(pool).cpu.operations[cost.operation].code):
+        if code := system.tier_of(pool).cpu.operations[cost.operation].code:
             found[cost.operation] = code
     return found
 
@@ -446,10 +451,11 @@ def _planned_workers(prepared: Sequence[Prepared], device: str) -> list[tuple[st
     system = first.system
     context = max(r.input_tokens + r.output_tokens for one in prepared for task in one.drawn.tasks for r in task.rounds)
     plan: list[tuple[str, int, DecoderSpec | ToolSpec]] = []
-    for spec in first.replicas.values():
+    for name, spec in first.replicas.items():
         dtype: Any = spec.pool.precision
-        slots, room = spec.pool.max_num_seqs, min(max(context, LEAST_CONTEXT), system.model.max_context_tokens)
-        decoder = DecoderSpec(system.model, slots, room, dtype, device)
+        model = system.model_of(name)
+        slots, room = spec.pool.max_num_seqs, min(max(context, LEAST_CONTEXT), model.max_context_tokens)
+        decoder = DecoderSpec(model, slots, room, dtype, device)
         plan += [("decoder", len(plan) + i, decoder) for i in range(spec.pool.replicas)]
     sizes: dict[str, int] = {}
     for one in prepared:

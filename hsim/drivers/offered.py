@@ -18,16 +18,31 @@ def offered_load(
 ) -> dict[str, float]:
     """Least busy seconds that tasks need of each pool's cores or replicas, over those that it has in `seconds`.
 
-    Cores: the operations' own times, without contention, in full batches. Replicas: decoding alone, in the fewest
-    steps that max_num_seqs and KV cache allow; prompts come on top, so that a load below 1 promises nothing.
+    Below 1 it promises nothing: see needed_s.
     """
-    stages = prepared.system.scenario.stages
-    needed = dict.fromkeys([stages.generate, *prepared.cores], 0.0)
-    for stage, busy_s in ((stages.understand, _understanding_s), (stages.tool, _tools_s)):
-        if stage:
-            needed[stage] += busy_s(prepared, tasks, prepared.system.core_pools()[stage].max_batch)
-    needed[stages.generate] += _decoding_s(prepared.replicas[stages.generate], tasks)
+    needed = needed_s(prepared, tasks)
     return {name: busy_s / (pools[name].capacity * seconds) for name, busy_s in needed.items()}
+
+
+def needed_s(prepared: Prepared, tasks: Sequence[Task]) -> dict[str, float]:
+    """Least busy seconds that tasks need of each pool's cores or replicas.
+
+    Cores: the operations' own times, without contention, in full batches. Replicas: the larger of decoding alone, in
+    the fewest steps that max_num_seqs and KV cache allow, and of prompts alone, in the largest chunks; a step that does
+    both takes at least as long as either. A model that understands: reading alone.
+    """
+    stages, cores = prepared.system.scenario.stages, prepared.system.core_pools()
+    needed = dict.fromkeys([stages.generate, *prepared.cores], 0.0)
+    for stage, busy_s in (("understand", _understanding_s), ("tool", _tools_s)):
+        serving = stages.pools(stage)
+        if len(serving) == 1 and serving[0] in cores:  # among several pools nobody has to go to any one of them
+            needed[serving[0]] += busy_s(prepared, tasks, cores[serving[0]].max_batch)
+        elif len(serving) == 1:
+            needed[serving[0]] = needed.get(serving[0], 0.0) + _reading_s(prepared.replicas[serving[0]], tasks)
+    needed[stages.generate] += _decoding_s(prepared.replicas[stages.generate], tasks)
+    prefill = stages.prefill or stages.generate
+    needed[prefill] = max(needed.get(prefill, 0.0), _prompts_s(prepared.replicas[prefill], tasks))
+    return needed
 
 
 def _understanding_s(prepared: Prepared, tasks: Sequence[Task], batch: int) -> float:
@@ -47,6 +62,13 @@ def _tools_s(prepared: Prepared, tasks: Sequence[Task], batch: int) -> float:
     return sum(each_s[this.call.tool] for task in tasks for this in task.rounds if this.call)
 
 
+def _reading_s(spec: ReplicaSpec, tasks: Sequence[Task]) -> float:
+    """Seconds in which a model reads what tasks ask, in steps as full as its token budget allows."""
+    tokens = sum(task.understand_tokens for task in tasks)
+    budget = spec.pool.max_num_batched_tokens
+    return tokens / budget * spec.costs.segment(StepShape(0, 0, 1, budget, budget, budget)).seconds
+
+
 def _decoding_s(spec: ReplicaSpec, tasks: Sequence[Task]) -> float:
     """Seconds of decoding with the largest batches that fit: a step costs the less per token the fuller it is.
 
@@ -63,3 +85,17 @@ def _decoding_s(spec: ReplicaSpec, tasks: Sequence[Task]) -> float:
         return 0.0
     batch = StepShape(max(1, int(tokens / steps)), int(context_tokens / steps))
     return steps * spec.costs.segment(batch).seconds
+
+
+def _prompts_s(spec: ReplicaSpec, tasks: Sequence[Task]) -> float:
+    """Seconds of prefilling with chunks that fill the token budget: the larger a chunk, the less a token costs.
+
+    Attention over what came before is left out. Prompts that tasks share may be prefilled once: then nothing is known.
+    """
+    if any(visit.prefix for task in tasks for visit in task.rounds):
+        return 0.0
+    kept = spec.pool.prefix_caching
+    tokens = sum(v.input_tokens - (v.shared_tokens if kept else 0) for task in tasks for v in task.rounds)
+    budget = spec.pool.max_num_batched_tokens
+    chunk = StepShape(0, 0, chunks=1, chunk_tokens=budget, chunk_context_tokens=budget, pairs=budget)
+    return tokens / budget * spec.costs.segment(chunk).seconds

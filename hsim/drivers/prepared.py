@@ -8,10 +8,14 @@ from pathlib import Path
 
 from hsim.costs.clocks import ClockedCosts
 from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, check_runs, working_precision
+from hsim.costs.cores import CoreCosts, CorePlacement, check_runs_on_cores, kv_capacity_on_cores
 from hsim.costs.cpu import HostPower, OperationCost, host_power, operation_cost
-from hsim.costs.measured import MeasuredCosts
+from hsim.costs.encoder import EncoderCosts
+from hsim.costs.measured import MeasuredCosts, TimedWhole, scaled
 from hsim.costs.memory import kv_capacity_tokens
 from hsim.costs.shapes import StepCosts, StepShape
+from hsim.description.model import ModelArchitecture
+from hsim.description.scenario import Workload
 from hsim.description.system import FilledPool, System, Tier
 from hsim.description.yamlfile import did_you_mean
 from hsim.engine.link import LinkSpec
@@ -19,9 +23,9 @@ from hsim.engine.power import Sleep
 from hsim.engine.replica import ReplicaSpec
 from hsim.errors import DescriptionError
 from hsim.metrics.accounts import Accounts, accounts_of
-from hsim.policies.batching import decode_first
+from hsim.policies.batching import Batcher, decode_first, whole_prompts
 from hsim.policies.routing import ROUTERS, Router
-from hsim.workload.tasks import Drawn, check_tasks_fit, draw_tasks
+from hsim.workload.tasks import Drawn, check_tasks_fit, check_understanding_fits, draw_tasks
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,7 @@ def prepare(system: System) -> Prepared:
     replicas = {name: _replica(system, name, pool) for name, pool in system.engine_pools().items()}
     _check_engine_cores(system, replicas)
     drawn = draw_tasks(scenario.workload, system.tools, scenario.seed, Path(system.document.file).parent)
-    for pool in filter(None, (scenario.stages.generate, scenario.stages.prefill)):
-        capacity = replicas[pool].kv_blocks * replicas[pool].pool.block_tokens
-        check_tasks_fit(drawn.tasks, capacity, system.model.max_context_tokens, system.document.where(("workload",)))
+    _check_visits_fit(system, replicas, drawn)
     networks = {
         name: LinkSpec(
             figures.value(link, "latency_s"),
@@ -79,6 +81,31 @@ def prepare(system: System) -> Prepared:
     )
     figures.check_all_assumptions_used(system.document)
     return prepared
+
+
+def _check_visits_fit(system: System, replicas: dict[str, ReplicaSpec], drawn: Drawn) -> None:
+    """Raises DescriptionError for a visit that no replica could ever serve."""
+    stages, workload = system.scenario.stages, system.scenario.workload
+    at = system.document.where(("workload",))
+    for stage in ("prefill", "generate", "understand"):
+        for pool in stages.pools(stage):
+            if pool in replicas:
+                capacity = replicas[pool].kv_blocks * replicas[pool].pool.block_tokens
+                model = system.model_of(pool)
+                if stage == "understand":
+                    limit = min(capacity, model.max_context_tokens)
+                    check_understanding_fits(drawn.tasks, _besides(workload, model), limit, at)
+                else:
+                    check_tasks_fit(drawn.tasks, capacity, model.max_context_tokens, at)
+
+
+def _besides(workload: Workload, model: ModelArchitecture) -> dict[str, int]:
+    """The tokens that a model that understands has to hold beside a text of each class."""
+    return {
+        name: 0 if model.is_encoder else kind.understand.instruction_tokens + kind.understand.max_output_tokens
+        for name, kind in workload.classes.items()
+        if kind.understand
+    }
 
 
 def _sleep(system: System) -> dict[str, Sleep]:
@@ -108,8 +135,10 @@ def _sleep(system: System) -> dict[str, Sleep]:
 
 def _kv_bytes_per_token(system: System) -> float:
     """Bytes of keys and values that one token weighs where they are handed over: as the generate pool keeps them."""
-    pool = system.engine_pools()[system.scenario.stages.generate]
-    return ELEMENT_BYTES[pool.kv_precision or working_precision(pool.precision)] * system.model.kv_elements_per_token
+    generate = system.scenario.stages.generate
+    pool = system.engine_pools()[generate]
+    elements = system.model_of(generate).kv_elements_per_token
+    return ELEMENT_BYTES[pool.kv_precision or working_precision(pool.precision)] * elements
 
 
 def _request_latency_s(system: System, name: str) -> float:
@@ -120,14 +149,39 @@ def _request_latency_s(system: System, name: str) -> float:
     return system.figures.value(engine, "request_latency_s") if known else 0.0
 
 
+def _batcher(system: System, name: str) -> Batcher:
+    return whole_prompts if system.model_of(name).is_encoder else decode_first
+
+
+def _replica_on_cores(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
+    """A replica that is made of its host's cores: what it draws, they draw."""
+    tier, engine, figures = system.tier_of(name), system.engines[name], system.figures
+    assert pool.cores_per_replica is not None
+    placement = CorePlacement(system.model_of(name), tier, engine, pool.cores_per_replica, pool.precision)
+    at = system.document.where(("pools", name))
+    check_runs_on_cores(placement, at)
+    return ReplicaSpec(
+        pool=pool,
+        costs=CoreCosts(placement, figures),
+        batcher=_batcher(system, name),
+        kv_blocks=kv_capacity_on_cores(placement, pool.gpu_memory_utilization, figures, at) // pool.block_tokens,
+        idle_w=0.0,
+        host_cores=pool.cores_per_replica + ceil(figures.value(engine, "host_cores_per_replica")),
+        load_s=figures.value(engine, "load_s") if system.scenario.fleet[tier.name].sleep_after_s is not None else 0.0,
+    )
+
+
 def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
+    if pool.on_cores:
+        return _replica_on_cores(system, name, pool)
     tier, engine, figures = system.tier_of(name), system.engines[name], system.figures
     assert tier.chip is not None
     placement = Placement(
-        system.model, tier.chip, engine, pool.tensor_parallel, pool.precision, pool.data_parallel, pool.expert_parallel,
-        pool.kv_precision, power_cap_w=pool.power_cap_w,
+        system.model_of(name), tier.chip, engine, pool.tensor_parallel, pool.precision, pool.data_parallel,
+        pool.expert_parallel, pool.kv_precision, power_cap_w=pool.power_cap_w,
     )  # fmt: skip
-    check_runs(placement, system.document.where(("pools", name, "precision")))
+    if name not in system.step_tables:
+        check_runs(placement, system.document.where(("pools", name, "precision")))
     at = system.document.where(("pools", name))
     host_cores = figures.value(engine, "host_cores_per_replica")
     host_cores += placement.devices * figures.value(engine, "host_cores_per_accelerator")
@@ -135,11 +189,11 @@ def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
     return ReplicaSpec(
         pool=pool,
         costs=_step_costs(system, name, placement),
-        batcher=decode_first,
+        batcher=_batcher(system, name),
         kv_blocks=kv_capacity_tokens(placement, pool.gpu_memory_utilization, figures, at) // pool.block_tokens,
         idle_w=placement.devices * figures.if_known(tier.chip, "power.loaded_idle_w"),
         host_cores=ceil(host_cores),
-        window_tokens=system.model.window.tokens if system.model.window else 0,
+        window_tokens=placement.model.window.tokens if placement.model.window else 0,
         load_s=figures.value(engine, "load_s") if goes_down else 0.0,
     )
 
@@ -152,18 +206,22 @@ def _step_costs(system: System, name: str, placement: Placement) -> StepCosts:
         clocked.check_fits(_heaviest(system, name))
         system.figures.cautions |= dict.fromkeys(f"pool {name}: {note}" for note in clocked.notes)
         return clocked
-    composed = ComposedCosts(placement, system.figures)
     table = system.step_tables.get(name)
     if table is None:
+        composed = ComposedCosts(placement, system.figures)
         system.figures.cautions |= dict.fromkeys(f"pool {name}: {note}" for note in composed.notes)
-        return composed
+        return EncoderCosts(composed) if placement.model.is_encoder else composed
     system.figures.stands_on(table.name, len(table.decodes) * len(table.contexts), table.tier, table.source)
-    return MeasuredCosts(table, composed)
+    if table.scale:
+        table = scaled(table, system.figures.value(table, "scale"))
+    if placement.chip.kernels.gemm:
+        return MeasuredCosts(table, ComposedCosts(placement, system.figures))
+    return MeasuredCosts(table, TimedWhole(placement, system.figures))
 
 
 def _heaviest(system: System, name: str) -> list[StepShape]:
     """Steps that draw the most: a budget full of prompt, and as many sequences as may run, short and long."""
-    pool, longest = system.engine_pools()[name], system.model.max_context_tokens
+    pool, longest = system.engine_pools()[name], system.model_of(name).max_context_tokens
     seqs, budget = min(pool.max_num_seqs, pool.max_num_batched_tokens), pool.max_num_batched_tokens
     chunk = min(budget, longest)
     prompts = StepShape(0, 0, 1, chunk, chunk, chunk * (chunk + 1) // 2)
@@ -219,18 +277,18 @@ def _router(system: System, name: str) -> Router:
 
 
 def _understanding(system: System) -> dict[str, OperationCost]:
-    pool = system.scenario.stages.understand
+    cores = [pool for pool in system.scenario.stages.pools("understand") if pool in system.core_pools()]
     return {
-        name: operation_cost(system.tier_of(pool).cpu, kind.understand.op, system.figures)
+        name: operation_cost(system.tier_of(cores[0]).cpu, kind.understand.op, system.figures)
         for name, kind in system.scenario.workload.classes.items()
-        if kind.understand and pool
+        if cores and kind.understand and kind.understand.op
     }
 
 
 def _tool_costs(system: System) -> dict[str, OperationCost]:
-    pool = system.scenario.stages.tool
+    pools = system.scenario.stages.pools("tool")
     used = {tool for kind in system.scenario.workload.classes.values() for tool in kind.tools}
-    if pool is None:
+    if not pools:
         return {}
-    cpu = system.tier_of(pool).cpu
+    cpu = system.tier_of(pools[0]).cpu
     return {name: operation_cost(cpu, system.tools[name].operation, system.figures) for name in sorted(used)}

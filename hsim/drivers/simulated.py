@@ -12,7 +12,7 @@ from hsim.drivers.prepared import Prepared
 from hsim.engine.cores import Cores, Host
 from hsim.engine.environment import EngineEnvironment
 from hsim.engine.executor import Executor, ModelledTime
-from hsim.engine.life import OperationTime, Pipeline, Send, arrive_in_time, run_tasks
+from hsim.engine.life import OperationTime, Pipeline, Reader, Send, arrive_in_time, run_tasks
 from hsim.engine.link import Link, Network
 from hsim.engine.pool import Pool
 from hsim.engine.power import Sleeper
@@ -65,13 +65,13 @@ def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Execut
         pool = prepared.system.core_pools()[name]
         batching = (pool.max_batch, pool.batch_window_s)
         devices = [Cores(env, host, cores, executor, batching) for host in hosts[tier.name]]
-        pools[name] = Pool[Job](name, devices, prepared.routers[name])
+        pools[name] = Pool[Job](name, devices, prepared.routers[name], len(log.pools))
         what = f"{cores} cores on each of {tier.count} x {tier.server.name}"
         log.pools[name] = PoolRecord(what, False, tuple(d.index for d in devices), cores * tier.count)
     stages, payload = prepared.system.scenario.stages, prepared.system.scenario.payload
-    serving = {stage: getattr(stages, stage.name.lower()) for stage in Stage}
+    serving = {stage: stages.pools(stage.name.lower()) for stage in Stage}
     return Pipeline(
-        pools={stage: pools[name] for stage, name in serving.items() if name},
+        pools={stage: pools[names[0]] for stage, names in serving.items() if names},
         links=_links(env, log, prepared),
         understand={name: _timed(cost) for name, cost in prepared.understand.items()},
         tools={name: _timed(cost) for name, cost in prepared.tools.items()},
@@ -80,8 +80,19 @@ def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Execut
         bytes_per_token=payload.bytes_per_token,
         kv_bytes_per_token=prepared.kv_bytes_per_token,
         prefix_caching=any(spec.pool.prefix_caching for spec in prepared.replicas.values()),
+        readers={name: _readers(prepared, name) for name in serving[Stage.UNDERSTAND] if name in prepared.replicas},
         request_latency_s={} if executor.real else prepared.request_latency_s,
     )
+
+
+def _readers(prepared: Prepared, pool: str) -> dict[str, Reader]:
+    """How an engine pool understands each class."""
+    encoder = prepared.system.model_of(pool).is_encoder
+    return {
+        name: Reader(kind.understand.instruction_tokens, kind.understand.max_output_tokens, encoder)
+        for name, kind in prepared.system.scenario.workload.classes.items()
+        if kind.understand
+    }
 
 
 def _timed(cost: OperationCost) -> OperationTime:
@@ -133,9 +144,15 @@ def _engine_pool(
             f"{name}/{number}", tier.name, spec.idle_w, host=host.index, host_cores=cores, accelerators=ways
         )
         log.accelerators.append(device)
-    assert tier.chip is not None
-    what = f"{len(replicas)} x {spec.pool.accelerators} {tier.chip.name}"
+    on = f"{spec.pool.accelerators} {tier.chip.name}" if tier.chip else ""
+    if spec.pool.on_cores:
+        on = f"{spec.pool.cores_per_replica} cores of {tier.cpu.name}"
+    number = len(log.pools)
     log.pools[name] = PoolRecord(
-        what, True, tuple(r.index for r in replicas), len(replicas), spec.kv_blocks * spec.pool.block_tokens
+        f"{len(replicas)} x {on}",
+        True,
+        tuple(r.index for r in replicas),
+        len(replicas),
+        spec.kv_blocks * spec.pool.block_tokens,
     )
-    return Pool[Prompt](name, replicas, prepared.routers[name])
+    return Pool[Prompt](name, replicas, prepared.routers[name], number)

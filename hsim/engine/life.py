@@ -31,10 +31,20 @@ class OperationTime:
 
 
 @dataclass(frozen=True)
+class Reader:
+    """How an engine pool understands a class: its instruction, the limit of its answer, and whether it is an encoder."""
+
+    instruction_tokens: int
+    max_output_tokens: int
+    encoder: bool
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """Where each stage is served, what its operations cost, and what joins the places.
 
     With a pool for Stage.PREFILL, prompts are prefilled there and their KV cache moves on to the generate pool.
+    `readers` are of the engine pools that understand, by pool and class.
     `request_latency_s` passes, by pool, between a client and the queue, and holds nothing meanwhile.
     """
 
@@ -47,6 +57,7 @@ class Pipeline:
     bytes_per_token: float
     kv_bytes_per_token: float
     prefix_caching: bool
+    readers: Mapping[str, Mapping[str, Reader]] = field(default_factory=dict)
     request_latency_s: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -131,9 +142,7 @@ def visits_of(env: EngineEnvironment, pipeline: Pipeline, task: Task) -> Iterato
     """The visits that a task makes, in order, each made when it is its turn."""
     carried_tokens = task.understand_tokens
     if task.understand_tokens:
-        job = Job(task.id, 0, Stage.UNDERSTAND, task.understand_tokens, Event(env))
-        _cost(job, pipeline.understand[task.class_name], task.understand_tokens)
-        yield job
+        yield _understanding(env, pipeline, task, pipeline.pools[Stage.UNDERSTAND])
     for number, this in enumerate(task.rounds):
         if this.call:
             job = Job(task.id, number, Stage.TOOL, carried_tokens, Event(env))
@@ -143,6 +152,23 @@ def visits_of(env: EngineEnvironment, pipeline: Pipeline, task: Task) -> Iterato
             yield job
         yield from _prompts(env, pipeline, task, number, this)
         carried_tokens = this.output_tokens
+
+
+def _understanding(env: EngineEnvironment, pipeline: Pipeline, task: Task, pool: Pool[Any]) -> Job | Prompt:
+    """The visit in which a pool understands a task: a job of its cores, or a prompt to its model."""
+    tokens, readers = task.understand_tokens, pipeline.readers.get(pool.name)
+    if readers is None:
+        job = Job(task.id, 0, Stage.UNDERSTAND, tokens, Event(env))
+        _cost(job, pipeline.understand[task.class_name], tokens)
+        return job
+    reader = readers[task.class_name]
+    prompt = Prompt(task.id, 0, Stage.UNDERSTAND, tokens + reader.instruction_tokens, Event(env))
+    prompt.output_tokens = prompt.max_output_tokens = 1
+    if not reader.encoder:
+        prompt.output_tokens, prompt.max_output_tokens = task.understand_output_tokens, reader.max_output_tokens
+        if reader.instruction_tokens and pipeline.prefix_caching:
+            prompt.prefix = ((("instruction", task.class_name), reader.instruction_tokens),)
+    return prompt
 
 
 def _cost(job: Job, time: OperationTime, units: float) -> None:

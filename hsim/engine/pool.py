@@ -36,8 +36,8 @@ class Server(Protocol[V_contra]):
 class Pool(Generic[V]):
     """Sends each visit to the device that its router chooses."""
 
-    def __init__(self, name: str, devices: Sequence[Server[V]], router: Router) -> None:
-        self.name, self.devices, self._router = name, devices, router
+    def __init__(self, name: str, devices: Sequence[Server[V]], router: Router, number: int = 0) -> None:
+        self.name, self.devices, self._router, self.number = name, devices, router, number
         self._by_index = {device.index: device for device in devices}
         self._routed = 0
 
@@ -48,6 +48,7 @@ class Pool(Generic[V]):
             seen = visit.view()
             chosen = self._router(seen, PoolView([device.view(seen) for device in self.devices], self._routed))
         self._routed += 1
+        visit.pool = self.number
         self.devices[chosen].submit(visit)
         return visit.done
 

@@ -28,6 +28,7 @@ class Visit:
         "outcome",
         "output_tokens",
         "payload_bytes",
+        "pool",
         "queued_s",
         "ready_s",
         "round",
@@ -40,7 +41,8 @@ class Visit:
     def __init__(self, task: int, number: int, stage: Stage, input_tokens: int, done: Event) -> None:
         self.task, self.round, self.stage, self.input_tokens, self.done = task, number, stage, input_tokens, done
         self.output_tokens = self.max_output_tokens = 0
-        self.device, self.outcome = -1, Outcome.SERVED
+        self.pool = self.device = -1
+        self.outcome = Outcome.SERVED
         self.payload_bytes = 0.0
         self.ready_s = self.queued_s = self.started_s = self.served_s = self.ended_s = math.nan
         self.first_token_s = math.nan
@@ -53,8 +55,8 @@ class Visit:
     def row(self) -> tuple[float, ...]:
         """Its row of Log.visits."""
         return (
-            self.task, self.round, self.stage, self.device, self.outcome, self.ready_s, self.queued_s, self.started_s,
-            self.first_token_s, self.served_s, self.ended_s, self.input_tokens, self.delivered_tokens(),
+            self.task, self.round, self.stage, self.pool, self.device, self.outcome, self.ready_s, self.queued_s,
+            self.started_s, self.first_token_s, self.served_s, self.ended_s, self.input_tokens, self.delivered_tokens(),
             self.dynamic_j, self.idle_j, self.host_dynamic_j, self.host_idle_j,
         )  # fmt: skip
 
@@ -121,5 +123,7 @@ class Prompt(Visit):
         return VisitView(self.task, self.round, self.input_tokens, self.max_output_tokens, self.prefix)
 
     def delivered_tokens(self) -> int:
-        """Output tokens that reached the user; recomputed ones count once."""
+        """Output tokens that reached the user; recomputed ones count once, and what understanding wrote does not."""
+        if self.stage is Stage.UNDERSTAND:
+            return 0
         return self.generated_tokens if self.source is None else self.generated_tokens - 1

@@ -54,7 +54,7 @@ def accounts_of(system: System) -> Accounts:
         in_use = sum(
             pool.replicas * pool.accelerators
             for pool_name, pool in system.engine_pools().items()
-            if system.tier_of(pool_name) is tier
+            if system.tier_of(pool_name) is tier and not pool.on_cores
         )
         spare = tier.count * tier.accelerators_per_server - in_use
         spare_w = spare * figures.if_known(tier.chip, "power.idle_w") if tier.chip and spare else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -10,9 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hsim.description.scenario import Stages
 from hsim.log import Log, Outcome, Stage
-from hsim.metrics.ledger import ENGINE_STAGES
 from hsim.metrics.meters import rows_of
 from hsim.metrics.timelines import Timeline, Timelines
 from hsim.units import US_PER_S
@@ -32,7 +31,7 @@ PHASES = (
 )
 
 
-def chrome_trace(log: Log, timelines: Timelines, stages: Stages, about: dict[str, Any]) -> dict[str, Any]:
+def chrome_trace(log: Log, timelines: Timelines, about: dict[str, Any]) -> dict[str, Any]:
     """The trace in Chrome's JSON format, slices in order of time; `about` says what was run.
 
     A process stands for each server, with a track for the steps of each replica and lanes for the visits that it or a
@@ -41,7 +40,7 @@ def chrome_trace(log: Log, timelines: Timelines, stages: Stages, about: dict[str
     tables = log.arrays()
     tracks = _Tracks()
     events = [
-        *_servers(log, tables, stages, tracks),
+        *_servers(log, tables, tracks),
         *_tasks(tables, tracks),
         *_transfers(log, tables["transfers"], tracks),
         *_counters(log, timelines),
@@ -101,12 +100,11 @@ def lanes(start: Ticks, end: Ticks) -> list[int]:
     return chosen
 
 
-def _servers(log: Log, tables: Any, stages: Stages, tracks: _Tracks) -> Iterator[Event]:
+def _servers(log: Log, tables: Any, tracks: _Tracks) -> Iterator[Event]:
     """Steps of replicas, visits on replicas and cores, and flows from each visit of a task to its next."""
     steps, visits = tables["steps"], tables["visits"]
     flows: dict[int, list[tuple[int, tuple[int, int]]]] = {}
-    for name, pool in log.pools.items():
-        served = [stage for stage in Stage if getattr(stages, stage.name.lower()) == name]
+    for number, (name, pool) in enumerate(log.pools.items()):
         for index in pool.devices:
             device = log.accelerators[index] if pool.engine else log.hosts[index]
             process = FIRST_SERVER + (device.host if pool.engine else index)
@@ -114,7 +112,7 @@ def _servers(log: Log, tables: Any, stages: Stages, tracks: _Tracks) -> Iterator
             if pool.engine:
                 track = tracks.new(process, [f"{called} steps"])
                 yield from _steps(rows_of(steps, device=index), (process, track))
-            mine = rows_of(visits, np.isin(visits["stage"], served), device=index)
+            mine = rows_of(visits, pool=number, device=index)
             start, end = _ticks(mine["started_s"]), _ticks(mine["served_s"])
             lane = lanes(start, end)
             first = tracks.new(process, [f"{called} lane {k}" for k in range(max(lane, default=-1) + 1)])
@@ -138,7 +136,7 @@ def _steps(steps: Any, place: tuple[int, int]) -> Iterator[Event]:
         args = {key: values[i] for key, values in counts.items()}
         parts = [f"decode {args['decodes']}"] * (args["decodes"] > 0)
         parts += [f"prefill {args['chunk_tokens']}"] * (args["chunk_tokens"] > 0)
-        args["dynamic_j"] = float(joules[i])
+        args["dynamic_j"] = _known(float(joules[i]))
         yield _slice(place, (int(start[i]), int(end[i])), " + ".join(parts), "steps", args)
 
 
@@ -150,11 +148,15 @@ def _visit(visits: Any, i: int) -> Event:
     row = {name: float(cells[i]) for name, cells in visits.items()}
     args: Event = {name: int(row[name]) for name in ("task", "round", "input_tokens", "output_tokens")}
     args |= {"outcome": Outcome(int(row["outcome"])).name.lower(), "wait_s": row["started_s"] - row["queued_s"]}
-    if int(row["stage"]) in ENGINE_STAGES and not np.isnan(row["first_token_s"]):
+    if not np.isnan(row["first_token_s"]):
         args["ttft_s"] = row["first_token_s"] - row["ready_s"]
     args["dynamic_j"] = row["dynamic_j"] + row["host_dynamic_j"]
     args["idle_j"] = row["idle_j"] + row["host_idle_j"]
-    return {key: None if isinstance(value, float) and np.isnan(value) else value for key, value in args.items()}
+    return {key: _known(value) for key, value in args.items()}
+
+
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _flow(task: int, points: Sequence[tuple[int, tuple[int, int]]]) -> Iterator[Event]:

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hsim.description.scenario import Stages
 from hsim.log import Log, Outcome, Stage
-from hsim.metrics.ledger import ENGINE_STAGES
 from hsim.workload.tasks import Task
 
 Column = NDArray[Any] | list[str]
@@ -36,14 +34,14 @@ def unit_of(column: str) -> str:
     return next((unit for ending, unit in UNITS.items() if column.endswith(ending)), "1")
 
 
-def frames_of(log: Log, tasks: Sequence[Task], stages: Stages) -> dict[str, Frame]:
+def frames_of(log: Log, tasks: Sequence[Task]) -> dict[str, Frame]:
     """Every table of a log by name, as WHAT describes them, its columns by name."""
     tables = log.arrays()
     chips = np.array([device.name for device in log.accelerators] or [""])
     hosts = np.array([host.name for host in log.hosts])
     frames = {
         "tasks": _tasks(tables, tasks),
-        "visits": _visits(tables["visits"], stages, chips, hosts),
+        "visits": _visits(log, tables["visits"], chips, hosts),
         "steps": {"device": _named(chips, tables["steps"]["device"])} | _without(tables["steps"], "device"),
         "transfers": _transfers(log, tables["transfers"]),
         "cores": {"server": _named(hosts, tables["cores"]["host"]), "time_s": tables["cores"]["time_s"],
@@ -99,20 +97,20 @@ def _tasks(tables: Any, tasks: Sequence[Task]) -> Frame:
     }
 
 
-def _visits(visits: Any, stages: Stages, chips: NDArray[Any], hosts: NDArray[Any]) -> Frame:
-    on_chips = np.isin(visits["stage"], ENGINE_STAGES)
+def _visits(log: Log, visits: Any, chips: NDArray[Any], hosts: NDArray[Any]) -> Frame:
+    on_chips = log.on_engines(visits)
     at = visits["device"].astype(np.int64)
     devices = np.where(on_chips, chips[np.where(on_chips, at, 0)], hosts[np.where(on_chips, 0, at)])
     names = np.array([stage.name.lower() for stage in Stage])
-    pools = np.array([getattr(stages, stage.name.lower()) or "" for stage in Stage])
+    pools = np.array([*log.pools, ""])  # a visit given up on its way has no pool yet
     return {
         "task": visits["task"],
         "round": visits["round"],
         "stage": _named(names, visits["stage"]),
-        "pool": _named(pools, visits["stage"]),
+        "pool": _named(pools, visits["pool"]),
         "device": list(devices.tolist()),
         "outcome": _outcomes(visits["outcome"]),
-        **_without(visits, "task", "round", "stage", "device", "outcome"),
+        **_without(visits, "task", "round", "stage", "pool", "device", "outcome"),
     }
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hsim.log import Log, Stage
 from hsim.metrics.accounts import Accounts, TierAccounts
@@ -20,7 +19,6 @@ Component = Literal["accelerator", "cpu", "base", "link"]
 
 ATTRIBUTIONS: tuple[Attribution, ...] = ("marginal", "occupancy", "full")
 BOUNDARIES: tuple[Boundary, ...] = ("accelerator", "wall", "facility")
-ENGINE_STAGES = (Stage.PREFILL, Stage.GENERATE)
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def shares_gap_j(log: Log, tables: dict[str, Any], accounts: Accounts) -> float:
     Every joule of work, and every joule of idle in use, belongs to exactly one visit.
     """
     visits, steps = tables["visits"], tables["steps"]
-    on_engines = _on_engines(visits)
+    on_engines = log.on_engines(visits)
     gap_j = 0.0
     for i, device in enumerate(log.accelerators):
         mine = on_engines & (visits["device"] == i)
@@ -141,10 +139,6 @@ def shares_gap_j(log: Log, tables: dict[str, Any], accounts: Accounts) -> float:
     gap_j += abs(work_j - visits["dynamic_j"][~on_engines].sum() - visits["host_dynamic_j"].sum())
     gap_j += abs(idle_j - visits["idle_j"][~on_engines].sum() - visits["host_idle_j"].sum())
     return float(gap_j)
-
-
-def _on_engines(visits: Any) -> NDArray[np.bool_]:
-    return np.isin(visits["stage"], ENGINE_STAGES)
 
 
 class _Totals:
@@ -165,11 +159,11 @@ class _Totals:
 def _accelerator_entries(
     log: Log, tables: dict[str, Any], accounts: Accounts, window: Window, rests: Sequence[ServerRest]
 ) -> Iterator[Entry]:
-    totals = _Totals("accelerator")
+    totals, on_engines = _Totals("accelerator"), rows_of(tables["visits"], log.on_engines(tables["visits"]))
     for i, device in enumerate(log.accelerators):
         steps = rows_of(tables["steps"], device=i)
         drawn = steps_until(steps, window.end_s).minus(steps_until(steps, window.start_s))
-        for stage, part in _parts(tables["visits"], i, window).items():
+        for stage, part in _parts(on_engines, i, window).items():
             totals.add(stage, "dynamic", device.tier, drawn.joules * part)
             totals.add(stage, "occupied", device.tier, device.idle_w * drawn.seconds * part)
         pool, rest = device.name.rpartition("/")[0], accounts.tiers[device.tier].rest
@@ -183,13 +177,13 @@ def _accelerator_entries(
     return totals.entries()
 
 
-def _parts(visits: Any, device: int, window: Window) -> dict[str, float]:
-    """What part of an engine's joules goes to each stage that it serves: all of it, unless prefill shares the pool.
+def _parts(on_engines: Any, device: int, window: Window) -> dict[str, float]:
+    """What part of an engine's joules goes to each stage that it serves: all of it, unless several share the pool.
 
     Then by the time that visits of each spent there.
     """
-    mine = rows_of(visits, np.isin(visits["stage"], ENGINE_STAGES), device=device)
-    stages = [stage for stage in ENGINE_STAGES if (mine["stage"] == stage).any()]
+    mine = rows_of(on_engines, device=device)
+    stages = [stage for stage in Stage if (mine["stage"] == stage).any()]
     if len(stages) < 2:
         return {stage.name.lower(): 1.0 for stage in stages}
     start_s, end_s = inside(mine["started_s"], mine["served_s"], window.start_s, window.end_s)
@@ -202,14 +196,15 @@ def _host_entries(
     log: Log, tables: dict[str, Any], accounts: Accounts, window: Window, rests: Sequence[ServerRest]
 ) -> Iterator[Entry]:
     """Cores that did jobs, cores that ran engines while those were in a step, and cores that nobody used."""
-    totals, visits = _Totals("cpu"), tables["visits"]
+    totals, engines = _Totals("cpu"), log.on_engines(tables["visits"])
+    on_cores, on_engines = rows_of(tables["visits"], ~engines), rows_of(tables["visits"], engines)
     meters = host_meters(log, tables, accounts)
     for i, (host, meter) in enumerate(zip(log.hosts, meters, strict=True)):
         busy = meter.until(window.end_s).minus(meter.until(window.start_s))
         idle_core_s = host.capacity * (window.seconds - rests[i].down_s) - busy.seconds
         totals.add(f"{host.tier} cores idle", "idle", host.tier, meter.core_idle_w * idle_core_s)
-        for stage in (s for s in Stage if s not in ENGINE_STAGES):
-            jobs = rows_of(visits, device=i, stage=stage)
+        for stage in Stage:
+            jobs = rows_of(on_cores, device=i, stage=stage)
             if len(jobs["task"]):
                 work_j, idle_j = _jobs_within(meter, jobs, window)
                 totals.add(stage.name.lower(), "dynamic", host.tier, work_j)
@@ -219,7 +214,7 @@ def _host_entries(
         start_s, end_s = inside(steps["start_s"], steps["end_s"], window.start_s, window.end_s)
         work_j = device.host_cores * float(meter.job_joules(start_s, end_s).sum())
         idle_j = device.host_cores * meter.core_idle_w * float((end_s - start_s).sum())
-        for name, part in _parts(visits, i, window).items():
+        for name, part in _parts(on_engines, i, window).items():
             totals.add(f"{name}: host cores", "dynamic", device.tier, work_j * part)
             totals.add(f"{name}: host cores", "occupied", device.tier, idle_j * part)
     return totals.entries()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hsim.description.scenario import Slos, Stages
+from hsim.description.scenario import Slos
 from hsim.errors import HsimError
 from hsim.log import Log, Outcome, PoolRecord, Stage
 from hsim.metrics.accounts import Accounts
@@ -101,7 +101,6 @@ class Lens:
     """
 
     accounts: Accounts
-    stages: Stages
     slo: Slos
     cohort: Cohort | None = None
     users: int | None = None
@@ -138,7 +137,7 @@ def measure(log: Log, lens: Lens) -> Measured:
         latency={name: sample.seconds for name, sample in samples.items()},
         objectives=_objectives(lens.slo, samples, failed),
         stages=_stage_sums(visits),
-        pools=_pool_loads(log, tables, lens.stages, window),
+        pools=_pool_loads(log, tables, window),
         records=dict(log.pools),
         ledger=ledger,
         ledger_gap_fraction=gap,
@@ -269,20 +268,19 @@ def _stage_sums(visits: Any) -> dict[str, Floats]:
     return sums
 
 
-def _pool_loads(log: Log, tables: dict[str, Any], stages: Stages, window: Window) -> dict[str, PoolLoad]:
+def _pool_loads(log: Log, tables: dict[str, Any], window: Window) -> dict[str, PoolLoad]:
     steps, visits = tables["steps"], tables["visits"]
     # Context grows by a token a sequence and step.
     kv_tokens = steps["context_tokens"] + (steps["steps"] - 1) / 2 * steps["decodes"] + steps["chunk_context_tokens"]
     steps_s = np.subtract(*reversed(inside(steps["start_s"], steps["end_s"], window.start_s, window.end_s)))
     visits_s = np.subtract(*reversed(inside(visits["started_s"], visits["served_s"], window.start_s, window.end_s)))
     loads = {}
-    for name, pool in log.pools.items():
+    for number, (name, pool) in enumerate(log.pools.items()):
         if pool.engine:
             mine = np.isin(steps["device"], pool.devices)
             mine_s = steps_s[mine]
             decode_s, kv_s = (steps["decodes"][mine] * mine_s).sum(), (kv_tokens[mine] * mine_s).sum()
             loads[name] = PoolLoad(float(mine_s.sum()), float(decode_s), float(kv_s))
         else:
-            served = [stage for stage in Stage if getattr(stages, stage.name.lower()) == name]
-            loads[name] = PoolLoad(float(visits_s[np.isin(visits["stage"], served)].sum()))
+            loads[name] = PoolLoad(float(visits_s[visits["pool"] == number].sum()))
     return loads

@@ -9,7 +9,7 @@ import numpy as np
 from hsim.description.system import System
 from hsim.log import Log
 from hsim.metrics.ledger import Window
-from hsim.metrics.result import Assumption, PoolUse, Stability, StageAnatomy, WarmUp
+from hsim.metrics.result import POOLS_JOINED, Assumption, PoolUse, Stability, StageAnatomy, WarmUp
 from hsim.units import readable_seconds
 from hsim.workload.tasks import Drawn
 
@@ -31,14 +31,12 @@ def bottleneck_of(stages: tuple[StageAnatomy, ...], pools: tuple[PoolUse, ...]) 
     part_s, doing, stage = max(parts, key=lambda part: part[0])
     if queue.wait_s > QUEUE * total_s:
         part_s, doing, stage = queue.wait_s, "waiting for", queue
-    use = next(p for p in pools if p.pool == stage.pool)
+    use = max((p for p in pools if p.pool in stage.pool.split(POOLS_JOINED)), key=lambda p: p.busy_fraction)
     load = f"{use.busy_fraction:.0%} busy"
     if use.mean_batch is not None and use.kv_used_fraction is not None:
         load += f", {use.mean_batch:.1f} sequences a step, {use.kv_used_fraction:.0%} of its KV cache in use"
     share = part_s / total_s if total_s else 0.0
-    return (
-        f"{share:.0%} of a task's {readable_seconds(total_s)} goes {doing} {stage.stage} on pool {stage.pool} ({load})"
-    )
+    return f"{share:.0%} of a task's {readable_seconds(total_s)} goes {doing} {stage.stage} on pool {use.pool} ({load})"
 
 
 def warnings_of(
@@ -48,7 +46,7 @@ def warnings_of(
     warnings = []
     total_s = sum(s.transfer_s + s.wait_s + s.service_s + s.outside_s for s in stages)
     for use in pools:
-        waits = sum(s.wait_s for s in stages if s.pool == use.pool) > QUEUE * total_s
+        waits = sum(s.wait_s for s in stages if use.pool in s.pool.split(POOLS_JOINED)) > QUEUE * total_s
         full = use.busy_fraction if use.kv_used_fraction is None else use.kv_used_fraction
         if waits and (full > FULL or use.busy_fraction > FULL):
             warnings.append(
@@ -154,7 +152,9 @@ def accuracy_of(system: System) -> tuple[str, ...]:
 
 def _composed_errors(system: System, name: str) -> list[str]:
     """One line a quantity: of this chip and code path where there are runs of it, else of the chip with the worst."""
-    engine, chip, path = system.engines[name], system.tier_of(name).chip, system.model.path
+    engine, chip, path = system.engines[name], system.tier_of(name).chip, system.model_of(name).path
+    if system.engine_pools()[name].on_cores:
+        return ["no run of a model on cores was measured here: error unknown"]
     assert chip is not None
     lines = []
     for quantity, called in ERRING.items():

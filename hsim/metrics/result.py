@@ -44,9 +44,16 @@ class SloOutcome:
     met: bool
 
 
+POOLS_JOINED = " + "
+
+
 @dataclass(frozen=True)
 class StageAnatomy:
-    """What one stage costs a task, on average over all tasks. Joules behind the power supply."""
+    """What one stage costs a task, on average over all tasks. Joules behind the power supply; None where watts
+    are unknown.
+
+    `pool` names all that serve it, joined by POOLS_JOINED.
+    """
 
     stage: str
     pool: str
@@ -55,8 +62,8 @@ class StageAnatomy:
     wait_s: float
     service_s: float
     outside_s: float
-    dynamic_j: float
-    occupied_j: float
+    dynamic_j: float | None
+    occupied_j: float | None
 
 
 @dataclass(frozen=True)
@@ -408,3 +415,35 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         """The comparison as JSON-ready data."""
         return {**asdict(self), "studies": [study.as_dict() for study in self.studies]}
+
+
+@dataclass(frozen=True)
+class RatePoint:
+    """Architectures compared at one rate of arrivals: those `found` to have a feasible fleet are its studies, in order."""
+
+    rate_per_s: float
+    comparison: Comparison
+    found: tuple[str, ...]
+
+    def best(self, figure: str) -> str | None:
+        """The architecture with the least of a figure, such as usd_per_task or tst_j; None where it is unavailable."""
+        values = [study.figures().get(figure) for study in self.comparison.studies]
+        known = [(v.value, name) for v, name in zip(values, self.found, strict=True) if v and v.value is not None]
+        return min(known)[1] if known else None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Architectures of one scenario over a range of load, each at its own cheapest feasible fleet and equal objectives."""
+
+    scenario: str
+    architectures: tuple[str, ...]
+    points: tuple[RatePoint, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The placement as JSON-ready data."""
+        return {
+            "scenario": self.scenario,
+            "architectures": self.architectures,
+            "points": [{"rate_per_s": p.rate_per_s, "found": p.found, **p.comparison.as_dict()} for p in self.points],
+        }

@@ -137,10 +137,10 @@ def _arrivals_per_s(paths: Sequence[Measured]) -> Estimate:
     return statistics.ratio([path.cohort.tasks for path in paths], [path.window.seconds for path in paths])
 
 
-def stability_of(replications: Sequence[Replication]) -> Stability:
+def stability_of(replications: Sequence[Replication], confidence: float = statistics.CONFIDENCE) -> Stability:
     """Whether an open system keeps up: by a bound on its utilisation, and by the drift of work in progress.
 
-    Each is a one-sided t test at 95 % over replications.
+    Each is a one-sided t test over replications, at 95 % unless said otherwise.
     """
     paths = [replication.path for replication in replications]
     rate = _arrivals_per_s(paths)
@@ -151,7 +151,7 @@ def stability_of(replications: Sequence[Replication]) -> Stability:
         pool: statistics.mean([replication.offered[pool] for replication in replications])
         for pool in replications[0].offered
     }
-    one_sided = 2 * statistics.CONFIDENCE - 1
+    one_sided = 2 * confidence - 1
     verdict: Literal["stable", "unstable", "undecided"] = "stable"
     reason = "work in progress does not grow"
     none_lost = not any(path.timed_out or path.shed for path in paths)  # else what is lost makes room
@@ -257,7 +257,7 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
     stages, pools = anatomy_of(paths, scenario), pools_of(paths)
     intervals = {name: interval(estimate) for name, estimate in estimates.items()}
     return Study(
-        scenario=system.document.file,
+        scenario=system.name,
         scenario_sha256=scenario_hash(scenario),
         hsim_version=hsim_version(),
         seed=scenario.seed,

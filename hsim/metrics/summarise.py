@@ -18,7 +18,16 @@ from hsim.metrics.accounts import Accounts
 from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES, Window
 from hsim.metrics.measured import Lens, Measured, Objective, measure
 from hsim.metrics.notes import accuracy_of, assumptions_of, beyond_measured, bottleneck_of, evidence_of, warnings_of
-from hsim.metrics.result import Energy, Money, PoolUse, Result, SloOutcome, Spread, StageAnatomy
+from hsim.metrics.result import (
+    POOLS_JOINED,
+    Energy,
+    Money,
+    PoolUse,
+    Result,
+    SloOutcome,
+    Spread,
+    StageAnatomy,
+)
 from hsim.metrics.statistics import MIN_TAIL_POINTS
 from hsim.units import KWH_J
 from hsim.workload.tasks import Drawn
@@ -29,7 +38,7 @@ STATISTICS = "one terminating path: first arrival to last completion; no samplin
 def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Result:
     """Every figure of one run. Asserts that the ledger balances with the integral of power."""
     scenario = system.scenario
-    path = measure(log, Lens(accounts, scenario.stages, scenario.slo))
+    path = measure(log, Lens(accounts, scenario.slo))
     if not path.served:
         failed = path.timed_out + path.shed
         raise HsimError(f"{system.document.file}: none of {failed} tasks was completed; each was shed or timed out")
@@ -39,7 +48,7 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
     kwh = energy.total_j / KWH_J if energy else None
     stages, pools = anatomy_of([path], scenario), pools_of([path])
     return Result(
-        scenario=system.document.file,
+        scenario=system.name,
         scenario_sha256=scenario_hash(scenario),
         hsim_version=hsim_version(),
         seed=scenario.seed,
@@ -155,8 +164,11 @@ def anatomy_of(paths: Sequence[Measured], scenario: Scenario) -> tuple[StageAnat
     for stage in (s.name.lower() for s in Stage):
         sums = [path.stages[stage] for path in paths if stage in path.stages]
         if sums:
-            visits, *rest = (float(value) / served for value in np.sum(sums, axis=0))
-            anatomy.append(StageAnatomy(stage, getattr(scenario.stages, stage), visits, *rest))
+            visits, *times_s, work_j, idle_j = (float(value) / served for value in np.sum(sums, axis=0))
+            joules = (None if np.isnan(value) else value for value in (work_j, idle_j))
+            anatomy.append(
+                StageAnatomy(stage, POOLS_JOINED.join(scenario.stages.pools(stage)), visits, *times_s, *joules)
+            )
     return tuple(anatomy)
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hsim.description.scenario import Stages
-from hsim.log import Log, Stage
+from hsim.log import Log
 from hsim.metrics.accounts import Accounts
 from hsim.metrics.meters import rows_of
 
@@ -55,14 +54,14 @@ class Timelines:
     in_progress: Timeline
 
 
-def timelines_of(log: Log, accounts: Accounts, stages: Stages) -> Timelines:
+def timelines_of(log: Log, accounts: Accounts) -> Timelines:
     """All timelines of a log."""
     tables = log.arrays()
     tasks = tables["tasks"]
     return Timelines(
         facility_w=tuple(_facility_w(log, tables, accounts)),
         board_w=tuple(_board_w(log, tables, accounts)),
-        queues=tuple(_queues(log, tables["visits"], stages)),
+        queues=tuple(_queues(log, tables["visits"])),
         batches=tuple(_batches(log, tables["steps"])),
         kv_used=tuple(_kv_used(log, tables["steps"])),
         in_progress=stacked("tasks in progress", "tasks", tasks["arrival_s"], tasks["ended_s"]),
@@ -83,10 +82,9 @@ def _of_changes(name: str, unit: str, times_s: Floats, changes: Floats) -> Timel
     return Timeline(name, unit, times_s[last], levels[last])
 
 
-def _queues(log: Log, visits: Any, stages: Stages) -> Iterator[Timeline]:
-    for name in log.pools:
-        served = [stage for stage in Stage if getattr(stages, stage.name.lower()) == name]
-        mine = rows_of(visits, np.isin(visits["stage"], served))
+def _queues(log: Log, visits: Any) -> Iterator[Timeline]:
+    for number, name in enumerate(log.pools):
+        mine = rows_of(visits, pool=number)
         yield stacked(name, "visits", mine["queued_s"], mine["started_s"])
 
 

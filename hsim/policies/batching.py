@@ -69,4 +69,21 @@ def _holds(chunks: list[int], first: PromptView | None) -> float:
     return first.prompt_left // chunks[0] if chunks[0] and not any(chunks[1:]) else 1
 
 
-BATCHERS: dict[str, Batcher] = {"decode-first": decode_first}
+def whole_prompts(view: BatchView) -> BatchPlan:
+    """Whole texts, first come first, as an encoder needs them: every token attends every other in one pass.
+
+    A text longer than the token budget goes alone.
+    """
+    budget, free, size = view.max_num_batched_tokens, view.free_blocks, view.block_tokens
+    chunks: list[int] = []
+    for prompt in view.waiting:
+        needed = _new_blocks(prompt, prompt.prompt_left, size)
+        if len(chunks) == view.max_num_seqs or needed > free or (chunks and prompt.prompt_left > budget):
+            break
+        chunks.append(prompt.prompt_left)
+        free -= needed
+        budget -= prompt.prompt_left
+    return BatchPlan(len(chunks), tuple(chunks), 1 if chunks else math.inf)
+
+
+BATCHERS: dict[str, Batcher] = {"decode-first": decode_first, "whole-prompts": whole_prompts}

@@ -10,11 +10,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hsim.metrics.result import Comparison, Difference, Interval, Result, Spread, Study, TriedFleet
+from hsim.metrics.result import (
+    Comparison,
+    Difference,
+    Interval,
+    Placement,
+    RatePoint,
+    Result,
+    Spread,
+    Study,
+    TriedFleet,
+)
 from hsim.units import plain_error, readable, readable_error, readable_range, readable_seconds, scale_of
 
 if TYPE_CHECKING:
-    from hsim.calibrate.options import CalibrationReport
+    from hsim.calibrate.options import CalibrationReport, LoadPoint
     from hsim.drivers.live import MeteredJoules
     from hsim.validate import LiveResult, LoadsValidation, Validation
     from hsim.validate.quantities import Accounted
@@ -55,6 +65,12 @@ SMALL_PART = 0.002  # of the mean end-to-end time: parts below it are not shown
 VERDICT_STYLES = {"PASS": "green", "FAIL": "bold red", "UNDECIDED": "yellow"}
 
 
+def _named(scenario: str) -> str:
+    """What people call a scenario: its architecture where it has several, else its file."""
+    file, _, architecture = scenario.partition(", ")
+    return architecture or Path(file).stem
+
+
 def result_tables(result: Result, explain: bool = False) -> RenderableType:
     """The result at a glance; with `explain`, every assumption with its reason."""
     parts: list[RenderableType] = [_headline(result), Text()]
@@ -71,7 +87,7 @@ def result_tables(result: Result, explain: bool = False) -> RenderableType:
 def validation_tables(validation: Validation) -> RenderableType:
     """Predicted beside measured, judged, and what is to blame."""
     lines = [
-        f"{Path(validation.scenario).stem}: simulated, then run live on {validation.device}, {_times(validation)}",
+        f"{_named(validation.scenario)}: simulated, then run live on {validation.device}, {_times(validation)}",
         f"Calibration  sha256 {validation.calibration_sha256[:16]}, frozen before the live run",
         *_became_of_tasks(validation.tasks, validation.failures, validation.stopped),
         *(f"Backend      {note}" for note in validation.notes),
@@ -185,7 +201,7 @@ def loads_tables(validation: LoadsValidation) -> RenderableType:
     first = validation.runs[0].validation
     capacities = ", ".join(f"{kind} {rate:.3g} tasks/s" for kind, rate in validation.capacities_per_s.items())
     lines = [
-        f"{Path(validation.scenario).stem}: predicted capacity {capacities}; {first.tasks[0].asked if first.tasks else 0} tasks at each load, run live on {first.device}",
+        f"{_named(validation.scenario)}: predicted capacity {capacities}; {first.tasks[0].asked if first.tasks else 0} tasks at each load, run live on {first.device}",
         f"Calibration  sha256 {first.calibration_sha256[:16]}, frozen before the live runs",
     ]
     for one in validation.runs:
@@ -204,7 +220,7 @@ def live_tables(result: LiveResult) -> RenderableType:
     table = _table("", "measured")
     for name, (value, unit) in result.measured.items():
         table.add_row(name, readable_seconds(value) if unit == "s" else f"{value:.4g}/s")
-    lines = [f"{Path(result.scenario).stem}: {result.tasks.asked:,} tasks run live on {result.device}"]
+    lines = [f"{_named(result.scenario)}: {result.tasks.asked:,} tasks run live on {result.device}"]
     lines += _became_of_tasks([result.tasks], result.failures, result.stopped)
     lines += [f"Backend      {note}" for note in result.notes]
     lines += _energies([result.energy])
@@ -222,7 +238,10 @@ def calibration_tables(report: CalibrationReport) -> RenderableType:
     parts: list[RenderableType] = [
         Text(f"Calibration {report.name}: {report.measured} points in {readable_seconds(report.seconds)}{resumed}")
     ]
+    parts += [Text(f"Endpoint    {line}") for line in report.said]
     parts += [Text(), table, Text()]
+    if report.loads:
+        parts += [_loads_table(report.loads), Text()]
     said = [f"Unavailable {what}: {why}" for what, why in report.unavailable.items()]
     said += [f"Failed      {what}: {why}" for what, why in report.failed.items()]
     said += [f"Warning     {warning}" for warning in report.warnings]
@@ -242,6 +261,17 @@ def calibration_tables(report: CalibrationReport) -> RenderableType:
             _latency_table(report.simulated),
         ]
     return Group(*parts)
+
+
+def _loads_table(loads: Iterable[LoadPoint]) -> Table:
+    """What an endpoint did under loads that no fit has seen, beside what was predicted."""
+    table = _table("Load left out", "", "predicted", "measured", "error", "spread", "rounds")
+    for point in loads:
+        show = readable_seconds if point.unit == "s" else lambda value: f"{value:.3g}/s"
+        spread, rounds = f"{point.spread_fraction:.0%}", str(point.rounds)
+        error = f"{point.error_fraction:+.1%}"
+        table.add_row(point.load, point.quantity, show(point.predicted), show(point.measured), error, spread, rounds)
+    return table
 
 
 def pairs_table(pairs: Iterable[tuple[str, str]]) -> RenderableType:
@@ -268,7 +298,7 @@ def _table(*columns: str, title: str = "") -> Table:
 
 def _headline(result: Result) -> Group:
     lines = [
-        f"{Path(result.scenario).stem}: {result.tasks:,} tasks, {result.output_tokens:,} output tokens",
+        f"{_named(result.scenario)}: {result.tasks:,} tasks, {result.output_tokens:,} output tokens",
         f"Window      {readable_seconds(result.window_s)}, first arrival to last completion; the last {readable_seconds(result.drain_s)} drain the fleet"
         + (f" ({readable(result.energy.drain_j, 'J')})" if result.energy else ""),
         "Statistics  one terminating path; it has no sampling interval",
@@ -356,7 +386,8 @@ def _stage_table(result: Result | Study) -> Table:
     )
     for s in result.stages:
         times = [readable_seconds(v) if v else "–" for v in (s.transfer_s, s.wait_s, s.service_s, s.outside_s)]
-        joules = [readable(v, "J") if result.energy else "–" for v in (s.dynamic_j, s.occupied_j)]
+        known = (v if result.energy else None for v in (s.dynamic_j, s.occupied_j))
+        joules = [readable(v, "J") if v is not None else "–" for v in known]
         table.add_row(s.stage, s.pool, f"{s.visits_per_task:.2f}", *times, *joules)
     return table
 
@@ -437,7 +468,7 @@ def study_head(study: Study) -> list[Text]:
     runs = f"{study.replications}{of} replications of {study.tasks:,} tasks"
     unstable = study.stability is not None and study.stability.verdict == "unstable"
     kind = "terminating runs" if study.kind == "terminating" else "no steady state" if unstable else "steady state"
-    lines = [Text(f"{Path(study.scenario).stem}: {kind}, {runs}", style="bold")]
+    lines = [Text(f"{_named(study.scenario)}: {kind}, {runs}", style="bold")]
     if not study.complete:
         lines.append(
             Text(
@@ -538,7 +569,7 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
         parts += study_head(study)
     parts.append(Text())
     for study, differences in zip(studies[1:], comparison.differences, strict=True):
-        names = (Path(studies[0].scenario).stem, Path(study.scenario).stem)
+        names = (_named(studies[0].scenario), _named(study.scenario))
         parts += [_differences_table(names, differences), Text()]
     if any(comparison.differences):
         note = (
@@ -584,3 +615,72 @@ def _fleets_table(tried: Iterable[TriedFleet]) -> Table:
         verdict = Text(fleet.verdict, style=VERDICT_STYLES.get(fleet.verdict, "bold red"))
         table.add_row(servers, f"{fleet.usd_per_h:,.2f}", str(fleet.replications), verdict, fleet.reason)
     return table
+
+
+# ---- placements
+
+
+def placement_tables(placement: Placement) -> RenderableType:
+    """Each architecture at its cheapest feasible fleet, rate by rate, and which one takes least."""
+    table = _table("Tasks/s", "architecture", "cheapest feasible fleet", "USD/h", "USD for 1,000", "TST")
+    table.columns[1].justify = table.columns[2].justify = "left"
+    for point in placement.points:
+        for i, name in enumerate(placement.architectures):
+            table.add_row(f"{point.rate_per_s:g}" if i == 0 else "", name, *_placed(point, name))
+    lines = [
+        Text(f"{title:<14}" + "; ".join(_where_best(placement, figure)))
+        for title, figure in (("Least money", "usd_per_task"), ("Least energy", "tst_j"))
+    ]
+    note = (
+        "Each architecture stands at the cheapest of the fleets that its counts list whose objectives PASS; ± are 95 % of "
+        "sampling. Differences are on the same tasks, and called so where their intervals, all together at 95 %, show them."
+    )
+    return Group(table, Text(), *lines, *_placement_differences(placement), Text(note, style="dim"))
+
+
+def _placed(point: RatePoint, name: str) -> tuple[str, ...]:
+    """The cells of one architecture at one rate."""
+    if name not in point.found:
+        return "none of those tried", "–", "–", "–"
+    number = point.found.index(name)
+    passed = [tried[-1] for tried in point.comparison.fleets if tried[-1].verdict == "PASS"][number]
+    figures = point.comparison.studies[number].figures()
+    servers = ", ".join(f"{count} x {tier}" for tier, count in passed.servers.items())
+    money, energy = figures.get("usd_per_task"), figures.get("tst_j")
+    usd = "–"
+    if money and money.value is not None:
+        usd = plain_error(1000 * money.value, 1000 * (money.half_width or 0.0))
+    return servers, f"{passed.usd_per_h:,.2f}", usd, _cell(energy, "J") if energy else "–"
+
+
+def _where_best(placement: Placement, figure: str) -> Iterable[str]:
+    """`name at 1, 2 tasks/s` for each architecture that takes least of a figure somewhere."""
+    at: dict[str, list[str]] = {}
+    for point in placement.points:
+        at.setdefault(point.best(figure) or "none feasible", []).append(f"{point.rate_per_s:g}")
+    return (f"{name} at {', '.join(rates)} tasks/s" for name, rates in at.items())
+
+
+def _placement_differences(placement: Placement) -> list[RenderableType]:
+    """TST and cost of each architecture beside the first, with paired intervals."""
+    table = _table("Tasks/s", "beside", "architecture", "cost a task", "", "TST", "", "by rough figures")
+    table.columns[1].justify = table.columns[2].justify = "left"
+    for point in placement.points:
+        for name, differences in zip(point.found[1:], point.comparison.differences, strict=True):
+            by_figure = {d.figure: d for d in differences}
+            if {"usd_per_task", "tst_j"} <= set(by_figure):
+                money, energy = by_figure["usd_per_task"], by_figure["tst_j"]
+                cells = [cell for d in (money, energy) for cell in _relative(d)]
+                worlds = energy.by_worlds
+                scale = 100 / energy.first
+                rough = f"{worlds.low * scale:+.0f} to {worlds.high * scale:+.0f} %" if worlds else "–"
+                table.add_row(f"{point.rate_per_s:g}", point.found[0], name, *cells, rough)
+    return [Text(), table, Text()] if table.row_count else [Text()]
+
+
+def _relative(d: Difference) -> tuple[str, str]:
+    """A difference as a part of the first's figure, and whether it is shown."""
+    half = d.interval.half_width
+    scale = 100 / d.first if d.first else 0.0
+    error = f" ± {half * scale:.1f}" if half is not None else ""
+    return f"{(d.other - d.first) * scale:+.1f}{error} %", "–" if d.verdict == "no difference shown" else d.verdict

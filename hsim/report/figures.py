@@ -20,7 +20,7 @@ from hsim.metrics.result import Comparison, Interval, SloOutcome, SloVerdict, St
 from hsim.metrics.statistics import MIN_TAIL_POINTS
 from hsim.metrics.timelines import Timeline, Timelines
 from hsim.report import BOUNDARY_NAMES, LATENCY_NAMES, SHORT_NAMES, figure_name
-from hsim.units import readable, readable_seconds
+from hsim.units import readable, readable_seconds, scale_of
 
 Floats = NDArray[np.float64]
 Figure = dict[str, Any]
@@ -35,7 +35,13 @@ KIND_NAMES = {"dynamic": "work", "occupied": "idle in use", "idle": "idle", "los
 TIME_COLOURS = {"transfer": PURPLE, "wait": VERMILLION, "service": BLUE, "outside": GREY}
 TIME_NAMES = {"transfer": "transfer", "wait": "wait", "service": "service", "outside": "outside"}
 
+SITE_LOSS = "site (PUE)"  # as the ledger calls it
+SAME = "\0"  # after it stands what tells apart accounts of one name
+Link = tuple[str, str, float, str]
+Spans = dict[str, tuple[float, float]]
+
 CURVE_POINTS = 400
+LABEL_PX, LABEL_GAP_PX = 36, 17  # of a Sankey: no label upon another
 BINS = 480
 PANEL_PX, FEW_LINES = 150, 6
 STRIP_MARGIN = {"l": 50, "r": 20, "t": 40, "b": 45}
@@ -137,9 +143,10 @@ def stage_anatomy(stages: Sequence[StageAnatomy], energy: bool = True) -> Figure
         layout |= {
             "xaxis2": {"title": {"text": "joules a task, behind the power supply"}, "domain": [0.54, 1]},
             "yaxis2": {"anchor": "x2", "autorange": "reversed", "showticklabels": False},
-            "legend2": {"orientation": "h", "x": 0.54, "y": 1.02, "yanchor": "bottom"},
+            "legend2": {"orientation": "h", "x": 0.54, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
         }
-    layout["yaxis"] = {"autorange": "reversed"}
+    layout["yaxis"] = {"autorange": "reversed", "ticks": "outside", "ticklen": 8, "tickcolor": "rgba(0,0,0,0)"}
+    layout["legend"] = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"}
     return _figure(data, layout | {"barmode": "stack", "height": 140 + 52 * len(stages)})
 
 
@@ -159,46 +166,66 @@ def ledger_sankey(accounts: Sequence[tuple[str, str, float]]) -> Figure:
     """
     total_j = sum(joules for _, _, joules in accounts)
     rows: dict[tuple[str, str], float] = {}
-    for account, kind, joules in accounts:
+    for account, kind, joules in sorted(accounts, key=lambda row: -row[2]):
         shown = account if joules >= 0.001 * total_j else "others"
-        rows[shown, kind] = rows.get((shown, kind), 0.0) + joules
-    nodes: dict[str, str] = {}
-    links: list[tuple[str, str, float, str]] = []
-    pue_j = rows.pop(("site (PUE)", "loss"), 0.0)
-    facility, wall = "facility", BOUNDARY_NAMES["wall"]
-    nodes |= {facility: GREY, wall: GREY}
-    links += [(facility, wall, total_j - pue_j, GREY), (facility, "site (PUE)", pue_j, KIND_COLOURS["loss"])]
-    for kind, colour in KIND_COLOURS.items():
-        mine = {account: joules for (account, k), joules in rows.items() if k == kind and joules > 0}
-        if kind == "loss":
-            links += [(wall, account, joules, colour) for account, joules in mine.items()]
-        elif mine:
-            links.append((wall, KIND_NAMES[kind], sum(mine.values()), colour))
-            # The same stage has an account of work and one of idle in use: two nodes.
-            links += [(KIND_NAMES[kind], f"{account}\0{kind}", joules, colour) for account, joules in mine.items()]
-    for _, target, _, colour in links:
-        nodes.setdefault(target, colour)
-    return _sankey(nodes, [link for link in links if link[2] > 0], total_j)
+        rows[kind, shown] = rows.get((kind, shown), 0.0) + joules
+    by_kind = {k: {name: j for (kind, name), j in rows.items() if kind == k and j > 0} for k in KIND_COLOURS}
+    losses = by_kind.pop("loss")
+    pue_j = losses.pop(SITE_LOSS, 0.0)
+    wall = BOUNDARY_NAMES["wall"]
+    nodes = {"facility": (0, GREY), wall: (1, GREY)}
+    links: list[Link] = [("facility", wall, total_j - pue_j, GREY)]
+    for kind, mine in by_kind.items():
+        if mine:
+            colour, name = KIND_COLOURS[kind], KIND_NAMES[kind]
+            nodes |= {name: (2, colour)} | {f"{account}{SAME}{kind}": (3, colour) for account in mine}
+            links.append((wall, name, sum(mine.values()), colour))
+            links += [(name, f"{account}{SAME}{kind}", joules, colour) for account, joules in mine.items()]
+    for source, account, joules in [(wall, *loss) for loss in losses.items()] + [("facility", SITE_LOSS, pue_j)]:
+        if joules > 0:
+            nodes[account] = (3, KIND_COLOURS["loss"])
+            links.append((source, account, joules, KIND_COLOURS["loss"]))
+    return _sankey(nodes, links, total_j)
 
 
-def _sankey(nodes: dict[str, str], links: Sequence[tuple[str, str, float, str]], total_j: float) -> Figure:
-    used = [name for name in nodes if any(name in link[:2] for link in links)]
-    into = {name: sum(j for _, target, j, _ in links if target == name) or total_j for name in used}
-    labels = [f"{name.partition(chr(0))[0]}  {readable(into[name], 'J')} ({into[name] / total_j:.1%})" for name in used]
+def _sankey(nodes: dict[str, tuple[int, str]], links: Sequence[Link], total_j: float) -> Figure:
+    """Nodes by name, each with its column and colour, in order from the top: placed so that no band crosses another."""
+    joules = {name: sum(j for _, target, j, _ in links if target == name) or total_j for name in nodes}
+    columns = [[name for name, (column, _) in nodes.items() if column == wanted] for wanted in range(4)]
+    most = max(len(column) for column in columns)
+    high_px = max(380, LABEL_PX * most)
+    px_per_j = (high_px - LABEL_GAP_PX * (most - 1)) / total_j
+    middle: dict[str, float] = {}
+    for column in columns:
+        below_px = 0.0
+        for name in column:
+            middle[name] = (below_px + joules[name] * px_per_j / 2) / high_px
+            below_px += joules[name] * px_per_j + LABEL_GAP_PX
+    places = list(nodes)
     data = {
         "type": "sankey",
-        "node": {"label": labels, "color": [nodes[name] for name in used], "pad": 14, "thickness": 14, "line": {"width": 0},
-                 "hovertemplate": "%{label}<extra></extra>"},
+        "arrangement": "fixed",
+        "node": {
+            "label": [f"{name.partition(SAME)[0]}  {readable(joules[name], 'J')} ({_share(joules[name] / total_j)})" for name in nodes],
+            "color": [colour for _, colour in nodes.values()],
+            "x": [(0.001, 0.27, 0.55, 0.999)[column] for column, _ in nodes.values()],
+            "y": [min(0.999, max(0.001, middle[name])) for name in nodes],
+            "pad": LABEL_GAP_PX, "thickness": 14, "line": {"width": 0}, "hovertemplate": "%{label}<extra></extra>",
+        },
         "link": {
-            "source": [used.index(source) for source, *_ in links],
-            "target": [used.index(target) for _, target, *_ in links],
-            "value": [joules for _, _, joules, _ in links],
+            "source": [places.index(source) for source, *_ in links],
+            "target": [places.index(target) for _, target, *_ in links],
+            "value": [j for _, _, j, _ in links],
             "color": [_faded(colour) for *_, colour in links],
-            "customdata": [readable(joules, "J") for _, _, joules, _ in links],
+            "customdata": [readable(j, "J") for _, _, j, _ in links],
             "hovertemplate": "%{customdata} a task<extra></extra>",
         },
     }  # fmt: skip
-    return _figure([data], {"height": max(320, 34 * len(used)), "margin": {"l": 8, "r": 8, "t": 16, "b": 16}})
+    return _figure([data], {"height": high_px + 32, "margin": {"l": 8, "r": 8, "t": 16, "b": 16}})
+
+
+def _share(part: float) -> str:
+    return f"{part:.1%}" if part >= 0.0005 else "<0.1%"
 
 
 def _faded(colour: str) -> str:
@@ -229,6 +256,7 @@ def timelines(lines: Timelines, window: Window, end_s: float) -> Figure:
             "domain": [top - height + gap, top - 0.01],
             "title": {"text": unit},
             "rangemode": "tozero",
+            "tickformat": "~s" if unit == "W" else "",
         }
         layout.setdefault("annotations", []).append(_heading(title, 0, top))
         for i, line in enumerate(shown):
@@ -257,7 +285,7 @@ def _line(line: Timeline, edges: Floats, colour: str, percent: bool) -> dict[str
         "y": _plain(values),
         "mode": "lines",
         "name": line.name,
-        "line": {"width": 1, "color": colour, "shape": "hvh"},
+        "line": {"width": 1.5, "color": colour, "shape": "hvh"},
     }
 
 
@@ -275,32 +303,36 @@ def _heading(text: str, x: float, y: float) -> dict[str, Any]:
 def replications(values: Mapping[str, Sequence[float]], figures: Mapping[str, Interval]) -> Figure:
     """Each replication's own value of some headline figures, with the study's point and 95 % interval."""
     data: list[dict[str, Any]] = []
-    layout: dict[str, Any] = {"annotations": []}
+    layout: dict[str, Any] = {"annotations": [], "height": 280, "margin": STRIP_MARGIN}
     width = 1 / len(values)
     for number, (name, each) in enumerate(values.items(), 1):
-        own, interval = "" if number == 1 else str(number), figures[name]
+        own, left = "" if number == 1 else str(number), (number - 1) * width
         title, unit = figure_name(name)
-        left = (number - 1) * width
+        scale, shown = scale_of(float(np.mean(each)), unit)
         axes = {"xaxis": f"x{own}", "yaxis": f"y{own}", "showlegend": False}
-        marker = {"color": BLUE, "size": 8, "opacity": 0.75}
-        data.append({"x": list(range(len(each))), "y": _plain(np.array(each)), "mode": "markers", "marker": marker,
-                     "hovertemplate": "replication %{x}: %{y:.4g}<extra></extra>", **axes})  # fmt: skip
-        ends = [0, max(1, len(each) - 1)]
-        data.append({"x": ends, "y": [interval.value] * 2, "mode": "lines", "line": {"color": ORANGE, "width": 2}, "hoverinfo": "skip", **axes})  # fmt: skip
-        layout[f"xaxis{own}"] = {"domain": [left, left + 0.8 * width], "anchor": f"y{own}", "tickvals": ends, "title": {"text": "replication"}}  # fmt: skip
-        layout[f"yaxis{own}"] = {"anchor": f"x{own}", "tickformat": "~s"}
-        layout["annotations"].append(_heading(f"{title}{', ' if unit else ''}{unit}", left, 1.02))
-        if interval.low is not None and interval.high is not None:
-            band = {
-                "type": "rect",
-                "xref": f"x{own}",
-                "yref": f"y{own}",
-                "x0": ends[0],
-                "x1": ends[1],
-                "y0": interval.low,
-            }
-            layout.setdefault("shapes", []).append(band | {"y1": interval.high, "fillcolor": _faded(ORANGE), "line": {"width": 0}, "layer": "below"})  # fmt: skip
-    return _figure(data, layout | {"height": 270, "margin": STRIP_MARGIN})
+        data += [{**trace, **axes} for trace in _strip(np.array(each) / scale, figures[name], scale)]
+        ends = [0, len(each) - 1]
+        layout[f"xaxis{own}"] = {"domain": [left, left + 0.8 * width], "anchor": f"y{own}", "tickvals": ends}
+        layout[f"xaxis{own}"]["title"] = {"text": "replication"}
+        layout[f"yaxis{own}"] = {"anchor": f"x{own}"}
+        layout["annotations"].append(_heading(f"{title}, {shown}" if shown else title, left, 1.02))
+    return _figure(data, layout)
+
+
+def _strip(each: Floats, interval: Interval, scale: float) -> list[dict[str, Any]]:
+    """The interval as a band, its point as a line, and the replications' own values."""
+    across = [-0.5, len(each) - 0.5]
+    flat = {"x": across, "mode": "lines", "hoverinfo": "skip"}
+    traces: list[dict[str, Any]] = []
+    if interval.low is not None and interval.high is not None:
+        ends = (interval.low, interval.high)
+        traces = [{**flat, "y": [end / scale] * 2, "line": {"width": 0}} for end in ends]
+        traces[-1] |= {"fill": "tonexty", "fillcolor": _faded(ORANGE)}
+    if interval.value is not None:
+        traces.append({**flat, "y": [interval.value / scale] * 2, "line": {"color": ORANGE, "width": 2}})
+    told = "replication %{x}: %{y:.4g}<extra></extra>"
+    points = {"x": list(range(len(each))), "y": _plain(each), "mode": "markers", "hovertemplate": told}
+    return [*traces, {**points, "marker": {"color": BLUE, "size": 8}}]
 
 
 def warm_up(sojourn_s: Floats, in_progress: Floats, cut: int) -> Figure:
@@ -330,8 +362,8 @@ def warm_up(sojourn_s: Floats, in_progress: Floats, cut: int) -> Figure:
         layout["annotations"].append(_heading(title, left, 1.02))
         line = {"color": VERMILLION, "width": 2, "dash": "dash"}
         layout["shapes"].append({"type": "line", "xref": f"x{own}", "yref": f"y{own} domain", "x0": cut, "x1": cut, "y0": 0, "y1": 1, "line": line})  # fmt: skip
-    below = {"orientation": "h", "y": -0.25, "x": 0}
-    return _figure(data, layout | {"height": 320, "legend": below, "margin": STRIP_MARGIN})
+    below = {"orientation": "h", "y": -0.3, "x": 0, "yanchor": "top"}
+    return _figure(data, layout | {"height": 340, "legend": below, "margin": STRIP_MARGIN | {"b": 80}})
 
 
 def _moving(series: Floats, window: int) -> Floats:
@@ -345,59 +377,58 @@ def _moving(series: Floats, window: int) -> Floats:
 def uncertainty(study: Study) -> Figure:
     """Headline figures relative to their value: the sampling interval, and what roughly known figures do, side by side."""
     ranges = study.calibration.ranges if study.calibration else {}
-    rows = [
-        (name, interval) for name, interval in study.figures().items() if interval.value and not name.startswith("slo.")
-    ]
-    names = [figure_name(name)[0] for name, _ in rows]
-    sampled = [(name, i.low, i.high, i.value) for name, (_, i) in zip(names, rows, strict=True)]
-    rough = [
-        (name, ranges[key].low, ranges[key].high, i.value)
-        for name, (key, i) in zip(names, rows, strict=True)
-        if key in ranges
-    ]
-    data = [
-        _relative("95 % sampling interval", sampled, BLUE, "circle"),
-        _relative("90 % by rough figures", rough, ORANGE, "line-ns-open"),
-    ]
-    across = {"title": {"text": "relative to the figure"}, "ticksuffix": " %", "zeroline": True}
-    upright = {"autorange": "reversed", "categoryorder": "array", "categoryarray": names}
-    return _figure(data, {"height": 90 + 24 * len(rows), "xaxis": across, "yaxis": upright})
-
-
-def _relative(name: str, rows: Sequence[tuple[str, float | None, float | None, float | None]], colour: str, symbol: str) -> dict[str, Any]:  # fmt: skip
-    """Ends of intervals as bars around their middle, in percent of the value."""
-    shown = [
-        (label, low, high, value) for label, low, high, value in rows if low is not None and high is not None and value
-    ]
-    lows = np.array([100 * (low / value - 1) for _, low, _, value in shown])
-    highs = np.array([100 * (high / value - 1) for _, _, high, value in shown])
-    middle = (lows + highs) / 2
-    return {
-        "x": _plain(middle), "y": [label for label, *_ in shown], "mode": "markers", "name": name,
-        "marker": {"color": colour, "symbol": symbol, "size": 7},
-        "error_x": {"type": "data", "array": _plain(highs - middle), "color": colour, "thickness": 3, "width": 0},
-        "customdata": [[round(low, 2), round(high, 2)] for low, high in zip(lows.tolist(), highs.tolist(), strict=True)],
-        "hovertemplate": "%{y}: %{customdata[0]} to %{customdata[1]} %<extra></extra>",
-    }  # fmt: skip
+    sampled, rough = {}, {}
+    for figure, interval in study.figures().items():
+        if interval.value and interval.low is not None and interval.high is not None and not figure.startswith("slo."):
+            name = figure_name(figure)[0]
+            sampled[name] = (interval.low / interval.value - 1, interval.high / interval.value - 1)
+            if figure in ranges:
+                rough[name] = (ranges[figure].low / interval.value - 1, ranges[figure].high / interval.value - 1)
+    groups = [("95 % sampling interval", BLUE, sampled), ("90 % by rough figures", ORANGE, rough)]
+    return _spans(list(sampled), [group for group in groups if group[2]], "relative to the figure")
 
 
 def differences(comparison: Comparison) -> Figure:
     """Each scenario less the first, in percent of the first, with intervals that hold together at 95 %."""
-    first = comparison.studies[0]
-    data = []
+    first = Path(comparison.studies[0].scenario).stem
+    groups: list[tuple[str, str, Spans]] = []
     for study, found, colour in zip(comparison.studies[1:], comparison.differences, COLOURS, strict=False):
-        rows = [
-            (figure_name(d.figure)[0], d.first + d.interval.low, d.first + d.interval.high, d.first)
-            for d in found
-            if d.first
-            and d.interval.low is not None
-            and d.interval.high is not None
-            and not d.figure.startswith("slo.")
-        ]
-        data.append(_relative(f"{Path(study.scenario).stem} less {Path(first.scenario).stem}", rows, colour, "circle"))
-    across = {"title": {"text": "difference, in percent of the first"}, "ticksuffix": " %", "zeroline": True}
-    most = max((len(trace["y"]) for trace in data), default=0)
-    return _figure(data, {"height": 110 + 28 * most, "xaxis": across, "yaxis": {"autorange": "reversed"}})
+        spans = {}
+        for d in found:
+            if d.first and d.interval.low is not None and d.interval.high is not None:
+                spans[figure_name(d.figure)[0]] = (d.interval.low / d.first, d.interval.high / d.first)
+        groups.append((f"{Path(study.scenario).stem} less {first}", colour, spans))
+    names = list(dict.fromkeys(name for *_, spans in groups for name in spans))
+    return _spans(names, groups, "difference, in percent of the first")
+
+
+def _spans(names: Sequence[str], groups: Sequence[tuple[str, str, Spans]], title: str) -> Figure:
+    """Intervals as bars, a row for each name, those of the groups under each other."""
+    data = []
+    for number, (called, colour, spans) in enumerate(groups):
+        x: list[float | None] = []
+        y: list[float | None] = []
+        told: list[str] = []
+        for row, name in enumerate(names):
+            if name in spans:
+                low, high = (float(f"{100 * end:.4g}") for end in spans[name])
+                x += [low, high, None]
+                y += [row + 0.3 * (number - (len(groups) - 1) / 2)] * 2 + [None]
+                told += [f"{name}: {low:+.2f} to {high:+.2f} %"] * 3
+        line = {"color": colour, "width": 6}
+        data.append(
+            {"x": x, "y": y, "text": told, "mode": "lines", "line": line, "name": called, "hovertemplate": "%{text}"}
+        )
+    rows = list(range(len(names)))
+    upright = {
+        "tickvals": rows,
+        "ticktext": list(names),
+        "range": [len(names) - 0.4, -0.6],
+        "showgrid": False,
+        "zeroline": False,
+    }
+    across = {"title": {"text": title}, "ticksuffix": " %", "zeroline": True, "zerolinecolor": GREY, "zerolinewidth": 2}
+    return _figure(data, {"height": 100 + 26 * len(names), "xaxis": across, "yaxis": upright, "showlegend": True})
 
 
 def _figure(data: Sequence[dict[str, Any]], layout: dict[str, Any]) -> Figure:

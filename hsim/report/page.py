@@ -27,6 +27,8 @@ from hsim.units import readable_error, readable_range, readable_seconds
 
 TEMPLATE = Path(__file__).with_name("page.html")
 NOT_MODELLED = re.compile(r"^## What hsim does not model[^\n]*\n+(.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+POINT = re.compile(r"^- (.*?)(?=^- |^\s*$|\Z)", re.DOTALL | re.MULTILINE)
+PROVENANCE = ("figure", "value", "why")
 VERDICT_CLASSES = {"PASS": "good", "FAIL": "bad", "UNDECIDED": "open"}
 STABILITY_CLASSES = {"stable": "good", "unstable": "bad", "undecided": "open"}
 
@@ -81,9 +83,10 @@ def _figures(closeup: Closeup) -> dict[str, figures.Figure]:
     drawn = {"anatomy": figures.stage_anatomy(study.stages, study.energy is not None)}
     if study.latency:
         drawn["latency"] = figures.latency_cdf(closeup.latency, study.slo)
-        drawn["uncertainty"] = figures.uncertainty(study)
     if study.energy:
         drawn["sankey"] = figures.ledger_sankey(study.energy.accounts)
+    if study.latency and study.replications > 1:
+        drawn["uncertainty"] = figures.uncertainty(study)
     drawn["timelines"] = figures.timelines(closeup.timelines, closeup.window, closeup.end_s)
     if len(next(iter(closeup.by_replication.values()), ())) > 1:
         drawn["replications"] = figures.replications(closeup.by_replication, study.figures())
@@ -111,9 +114,19 @@ def _rows(head: Sequence[str], rows: Iterable[Sequence[str]], words: bool = Fals
 
 
 def _as_html(table: Table) -> str:
-    """A table that was made for a terminal."""
-    head = [str(column.header) for column in table.columns]
-    return _rows(head, zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True))
+    """A table that was made for a terminal, with its alignment and the colours of its verdicts."""
+    columns = table.columns
+    sides = ["left" if column.justify == "left" else "" for column in columns]
+    top = "".join(f'<th class="{side}">{escape(str(c.header))}</th>' for side, c in zip(sides, columns, strict=True))
+    body = ""
+    for row in zip(*(column.cells for column in columns), strict=True):
+        cells = zip(sides, map(str, row), strict=True)
+        body += "<tr>" + "".join(f'<td class="{side}">{_verdict(cell)}</td>' for side, cell in cells) + "</tr>"
+    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def _verdict(cell: str) -> str:
+    return f'<span class="{VERDICT_CLASSES[cell]}"><b>{cell}</b></span>' if cell in VERDICT_CLASSES else escape(cell)
 
 
 def _question(study: Study) -> str:
@@ -136,7 +149,7 @@ def _verdicts(study: Study) -> str:
     for slo in study.slo:
         low, high, value = slo.attained.low, slo.attained.high, slo.attained.value
         span = f" ({low:.2%} to {high:.2%})" if low is not None and high is not None else ""
-        told = f"{SHORT_NAMES[slo.metric]} within {readable_seconds(slo.max_s)}: {value:.2%}{span} of {slo.p:.1%}"
+        told = f"{SHORT_NAMES[slo.metric]} within {readable_seconds(slo.max_s)}: {value:.2%}{span}, wanted {slo.p:.1%}"
         found.append((VERDICT_CLASSES[slo.verdict], slo.verdict, told))
     items = "".join(f'<li class="{kind}"><b>{word}</b> {escape(told)}</li>' for kind, word, told in found)
     return f'<ul class="verdicts">{items}</ul>' if items else ""
@@ -160,9 +173,10 @@ def _tiles(study: Study) -> str:
             rough = (
                 f"rough figures: {readable_range(ranges[name].low, ranges[name].high, unit)}" if name in ranges else ""
             )
+            number, _, shown = value.rpartition(" ")
             tiles.append(
-                f'<div class="tile"><div class="name">{escape(title)}</div><div class="value">{escape(value)}</div>'
-                f'<div class="rough">{escape(rough)}</div></div>'
+                f'<div class="tile"><div class="name">{escape(title)}</div><div class="value"><b>{escape(number)}</b> '
+                f'<span class="unit">{escape(shown)}</span></div><div class="rough">{escape(rough)}</div></div>'
             )
     note = '<p class="faint">± is the 95 % sampling interval over replications. "Rough figures" is where nine of ten '
     note += "worlds lie when figures that are known only roughly vary within their bounds; more replications do not shrink it. "
@@ -172,7 +186,10 @@ def _tiles(study: Study) -> str:
 
 def _sentences(study: Study) -> str:
     """What was done, the bottleneck, and warnings."""
-    lines = [f"<p>{escape(line.plain)}</p>" for line in study_head(study)]
+    first, *others = (line.plain for line in study_head(study))
+    lines = [f'<p class="faint">{escape(first)}.</p>']
+    for head, _, rest in (line.partition("  ") for line in others):
+        lines.append(f"<p><b>{escape(head)}</b> {escape(rest.strip())}</p>")
     lines.append(f"<p><b>Bottleneck</b> {escape(study.bottleneck)}.</p>")
     lines += [f'<p class="warning"><b>Warning</b> {escape(warning)}.</p>' for warning in study.warnings]
     return "\n".join(lines)
@@ -183,8 +200,9 @@ def _latency_section(study: Study) -> str:
     if not study.latency:
         return ""
     caption = (
-        "Cumulative distributions over all replications, on a scale of nines. Dotted: fewer than ten points lie beyond, "
-        "so that no quantile there is reported. A diamond is an objective: it is met where the curve of its colour passes above it."
+        "Cumulative distributions over all replications, on a scale of nines. Dotted: fewer than ten points lie beyond. The table "
+        "asks for ten independent points, and tasks that share a queue are not: it may refuse a quantile that the curve shows. "
+        "A diamond is an objective, met where the curve of its colour passes above it."
     )
     tables = [_as_html(parts[name]) for name in ("objectives", "latency") if name in parts]
     return _section("latency", "Latency", *tables, _chart("latency", caption))
@@ -223,7 +241,7 @@ def _over_time_section(closeup: Closeup) -> str:
 
 def _trust_section(closeup: Closeup) -> str:
     study, charts = closeup.study, []
-    if study.latency:
+    if study.latency and study.replications > 1:
         both = "Sampling error shrinks with more replications; what rough figures do shrinks only when somebody measures them."
         charts.append(_chart("uncertainty", both))
     if len(next(iter(closeup.by_replication.values()), ())) > 1:
@@ -245,18 +263,17 @@ def _provenance_section(study: Study) -> str:
     counts = ", ".join(f"{count} {tier}" for tier, count in study.evidence.items())
     said = f"<p>The result stands on {sum(study.evidence.values())} figures of profiles: {escape(counts)}.</p>"
     rows = [(a.name, a.value, a.why) for a in study.assumptions]
-    table = _rows(("assumed, rough or by default", "value", "why"), rows, words=True)
+    assumed = [row for row in rows if row[2].startswith("assumed")]
+    others = [row for row in rows if row not in assumed]
+    if assumed:
+        said += "<p>Assumed, since nobody published them:</p>" + _rows(PROVENANCE, assumed, words=True)
     missing = [
-        f"<p class='warning'><b>{escape(what)}</b> unavailable: {escape(why)}</p>"
+        f'<p class="warning"><b>{escape(what)}</b> unavailable: {escape(why)}</p>'
         for what, why in study.unavailable.items()
     ]
-    return _section(
-        "provenance",
-        "What it stands on",
-        said,
-        *missing,
-        f"<details><summary>All {len(rows)}</summary>{table}</details>",
-    )
+    more = f"{len(others)} more that are rough or defaults"
+    details = f"<details><summary>{more}</summary>{_rows(PROVENANCE, others, words=True)}</details>"
+    return _section("provenance", "What it stands on", said, *missing, details)
 
 
 def limits() -> list[str]:
@@ -264,7 +281,7 @@ def limits() -> list[str]:
     found = NOT_MODELLED.search(shipped("README.md").read_text(encoding="utf-8"))
     if found is None:
         raise HsimError("README.md: has no section 'What hsim does not model'; install hsim anew")
-    return [" ".join(point.split()) for point in re.split(r"^- ", found[1], flags=re.MULTILINE) if point.strip()]
+    return [" ".join(point.split()) for point in POINT.findall(found[1])]
 
 
 def _limits_section() -> str:
@@ -278,7 +295,11 @@ def _method_section(study: Study, system: System) -> str:
     """The points of STRESS-DES (Monks et al., Journal of Simulation 13 (2019) 55) that differ from run to run."""
     scenario = system.scenario
     pools = "; ".join(f"{name} on {pool.runs_on}, router {pool.router}" for name, pool in scenario.pools.items())
-    stages = ", ".join(f"{stage} on {pool}" for stage, pool in scenario.stages.model_dump().items() if pool)
+    stages = ", ".join(
+        f"{stage} on {' or '.join(serving)}"
+        for stage in type(scenario.stages).model_fields
+        if (serving := scenario.stages.pools(stage))
+    )
     warm_up = (
         f"{study.warm_up.tasks:,} tasks, from an empty system" if study.warm_up else "none: all of a finite run counts"
     )

@@ -25,7 +25,7 @@ class Closeup:
     """A study close up.
 
     `latency` holds all replications' samples, by metric. `by_replication` holds each replication's own value of some
-    figures. `sojourn_s` and `in_progress` are by task in order of arrival, shapes (replications, tasks). The
+    figures. `sojourn_s` and `in_progress` are by task in order of arrival, up to the last that is followed; shapes (replications, tasks). The
     timelines are those of the first replication, measured in `window`, whose last task ended at end_s.
     """
 
@@ -45,23 +45,18 @@ def close_up(system: System, options: Options) -> Closeup:
         material, warm_up = gather(system, options, those, partial=True)
     study, first = study_of(material, warm_up), material.replications[0]
     cohort = None if warm_up is None else first.path.cohort
+    followed = min(path.cohort.end for path in material.paths)
     prepared, log = path_log(Job(seeded(system, first.number), first.number, cohort, (), options.stepwise))
     return Closeup(
         study=study,
         latency={metric: np.concatenate([path.latency[metric] for path in material.paths]) for metric in study.latency},
         by_replication=_by_replication(material, study),
-        sojourn_s=_series([sojourns(path) for path in material.paths]),
-        in_progress=_series([found_in_progress(path) for path in material.paths]),
-        timelines=timelines_of(log, prepared.accounts, system.scenario.stages),
+        sojourn_s=np.array([sojourns(path)[:followed] for path in material.paths]),
+        in_progress=np.array([found_in_progress(path)[:followed] for path in material.paths]),
+        timelines=timelines_of(log, prepared.accounts),
         window=first.path.window,
         end_s=float(max(log.tasks.column("ended_s"))),
     )
-
-
-def _series(series: list[Floats]) -> Floats:
-    """Series cut to the shortest: replications go on for as many arrivals as their cohorts need."""
-    shortest = min(len(each) for each in series)
-    return np.array([each[:shortest] for each in series])
 
 
 def _by_replication(material: Material, study: Study) -> dict[str, list[float]]:

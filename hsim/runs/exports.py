@@ -33,15 +33,14 @@ def export_path(system: System, out: Path, replication: int = 0, tables: bool = 
     seeded_system = seeded(system, replication)
     prepared, log = path_log(Job(seeded_system, replication, None))
     about = provenance(seeded_system)
-    scenario = prepared.system.scenario
     written = []
     if tables:
-        for name, frame in frames_of(log, prepared.drawn.tasks, scenario.stages).items():
+        for name, frame in frames_of(log, prepared.drawn.tasks).items():
             written.append(out / f"{name}.parquet")
             write_atomically(written[-1], parquet(frame, {**about, "table": name, "what": WHAT[name]}))
     if trace:
-        lines = timelines_of(log, prepared.accounts, scenario.stages)
-        text = json.dumps(chrome_trace(log, lines, scenario.stages, about), separators=(",", ":"), allow_nan=False)
+        lines = timelines_of(log, prepared.accounts)
+        text = json.dumps(chrome_trace(log, lines, about), separators=(",", ":"), allow_nan=False)
         written.append(out / trace)
         # Without a time stamp, so that the same seed gives the same bytes.
         write_atomically(written[-1], gzip.compress(text.encode(), mtime=0) if trace.endswith(".gz") else text)
@@ -61,7 +60,9 @@ def provenance(system: System) -> dict[str, str]:
 
 def scenario_text(system: System) -> str:
     """The scenario with all settings applied, as YAML that says the same again."""
-    data = {**system.document.data, "seed": system.scenario.seed}
+    written = ("architecture", "architectures", "counts")  # the chosen architecture's sections stand in place
+    data = {key: value for key, value in system.document.data.items() if key not in written}
+    data["seed"] = system.scenario.seed
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 

@@ -24,8 +24,9 @@ from hsim.metrics.study import Replication
 from hsim.metrics.summarise import summarise
 from hsim.metrics.vllm_bench import vllm_bench
 
-DRAWN_BEYOND = (1.5, 4.0)  # tasks drawn over those that are followed: the first that lasts until those have ended
-DRAWN_AT_LEAST = 2000
+# Tasks drawn over those that are followed, and at least: the first that last until those have ended. Later draws move no
+# earlier one, so that which it is shows in nothing but the time it takes.
+DRAWN_BEYOND = ((1.5, 400), (1.5, 2000), (4.0, 2000))
 
 
 def system_of(scenario: str | Path, settings: Sequence[str] = ()) -> System:
@@ -88,7 +89,7 @@ def replicate(job: Job) -> Replication:
     workload = system.scenario.workload
     arrivals = workload.arrivals
     users = arrivals.users if isinstance(arrivals, ClosedArrivals) and workload.measure == "steady" else None
-    path = measure(log, Lens(prepared.accounts, system.scenario.stages, system.scenario.slo, job.cohort, users))
+    path = measure(log, Lens(prepared.accounts, system.scenario.slo, job.cohort, users))
     offered = {}
     if job.cohort is not None:
         followed = prepared.drawn.tasks[job.cohort.skipped : job.cohort.end]
@@ -109,7 +110,7 @@ def path_log(job: Job) -> tuple[Prepared, Log]:
         prepared = prepare(_drawing(job.system, None))
         return prepared, run(prepared, job.stepwise)
     followed = job.cohort.end
-    for count in sorted({max(int(beyond * followed), DRAWN_AT_LEAST) for beyond in DRAWN_BEYOND}):
+    for count in sorted({max(int(beyond * followed), least) for beyond, least in DRAWN_BEYOND}):
         prepared = prepare(_drawing(job.system, count))
         log = run(prepared, job.stepwise, followed)
         if len(log.tasks) < len(prepared.drawn.tasks):

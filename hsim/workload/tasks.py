@@ -44,7 +44,8 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task's demand, fixed before it arrives. `understand_tokens` 0 means no understanding stage.
+    """One task's demand, fixed before it arrives. `understand_tokens` 0 means no understanding stage; one that a
+    language model serves answers in `understand_output_tokens`.
 
     In a closed loop a task belongs to a `user`, who thinks for think_s before asking; its arrival_s has no meaning.
     """
@@ -58,6 +59,7 @@ class Task:
     timeout_s: float = math.inf
     user: int | None = None
     think_s: float = 0.0
+    understand_output_tokens: int = 1
 
     @property
     def output_tokens(self) -> int:
@@ -136,9 +138,11 @@ class _ClassDraw:
         if not len(members):
             return []
         kind = self.kind
-        understand = np.zeros(len(members), dtype=np.int64)
+        understand, understood = np.zeros((2, len(members)), dtype=np.int64)
         if kind.understand:
             understand = whole(quantiles(kind.understand.tokens, self._uniforms("understand")[members]), 1)
+            answers = quantiles(kind.understand.output_tokens, self._uniforms("understand-output")[members])
+            understood = np.minimum(whole(answers, 1), kind.understand.max_output_tokens)
         if self.rows and self.sessions:
             rounds = self.rows.rounds(members)
         else:
@@ -156,8 +160,9 @@ class _ClassDraw:
                 kind.max_output_tokens,
                 tuple(its_rounds),
                 kind.timeout_s or math.inf,
+                understand_output_tokens=int(answer),
             )
-            for i, tokens, its_rounds in zip(members, understand, drawn, strict=True)
+            for i, tokens, answer, its_rounds in zip(members, understand, understood, drawn, strict=True)
         ]
 
     def _uniforms(self, purpose: str, *indices: int) -> Floats:
@@ -217,6 +222,19 @@ class _ClassDraw:
             return list(map(float, self.sessions.wait_after_s[self.rows.rows(number - 1, ids)]))
         wait = self.tools[tool].outside_wait_s
         return quantiles(wait, u).tolist() if wait else [0.0] * len(ids)
+
+
+def check_understanding_fits(tasks: list[Task], besides: Mapping[str, int], limit_tokens: int, where: str) -> None:
+    """Raises DescriptionError if a model could never understand a task.
+
+    `besides` are the tokens that come to a text of each class: its instruction and the longest answer.
+    """
+    for task in tasks:
+        needed = task.understand_tokens + besides.get(task.class_name, 0)
+        if task.understand_tokens and needed > limit_tokens:
+            what = f"to understand task {task.id} takes {needed} tokens of context, more than {limit_tokens}"
+            remedy = "clip understand.tokens with at_most, or take a model with a longer context"
+            raise DescriptionError(where, what, remedy)
 
 
 def check_tasks_fit(tasks: list[Task], capacity_tokens: int, max_context_tokens: int, where: str) -> None:

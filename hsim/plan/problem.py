@@ -1,0 +1,310 @@
+"""The planning problem: a scenario whose lists stand for choices, and every fleet that they allow."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hsim.description.catalogue import load_profile, scenario_file
+from hsim.description.hardware import ServerProfile
+from hsim.description.scenario import Planning, Scenario, Slo, checked
+from hsim.description.system import System, Tier, resolve
+from hsim.description.yamlfile import Document, read_document, validated, with_settings
+from hsim.errors import DescriptionError
+from hsim.metrics.accounts import accounts_of
+from hsim.plan.result import Fleet
+from hsim.units import HOUR_S
+
+SECTIONS = ("fleet", "pools", "stages")  # where a list stands for choices
+OWN = "own"  # the name of the scenario's own load
+Choice = str | float
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One objective under one load."""
+
+    load: str
+    metric: str
+    slo: Slo
+
+    @property
+    def allowed_fraction(self) -> float:
+        return 1 - self.slo.p
+
+
+@dataclass(frozen=True)
+class Design:
+    """Everything of a fleet but its counts: what was chosen, and its system by load; or why it cannot run."""
+
+    choices: dict[str, Choice]
+    systems: dict[str, System]
+    impossible: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a fleet stands in its space: its design, and the count of each tier."""
+
+    design: int
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A scenario, what is to be minimised within which limits, and the space: `fleets[i]` stands at `places[i]`."""
+
+    document: Document
+    planning: Planning
+    objectives: tuple[Objective, ...]
+    designs: tuple[Design, ...]
+    fleets: tuple[Fleet, ...]
+    places: tuple[Place, ...]
+
+    @property
+    def loads(self) -> tuple[str, ...]:
+        return (OWN, *self.planning.loads)
+
+    def largest(self, design: int) -> int:
+        """The fleet of a design that has most servers."""
+        mine = [number for number, place in enumerate(self.places) if place.design == design]
+        return max(mine, key=lambda number: sum(self.places[number].counts.values()))
+
+    def system(self, number: int, load: str = OWN) -> System:
+        """The system of a fleet under a load."""
+        place = self.places[number]
+        return with_counts(self.designs[place.design].systems[load], place.counts)
+
+
+def read_problem(scenario: str | Path, settings: Sequence[str] = ()) -> Problem:
+    """The problem that a scenario describes, with `path=value` settings applied, which may be lists too.
+
+    Raises DescriptionError for what is not right in it.
+    """
+    return problem_of(with_settings(read_document(scenario_file(str(scenario))), settings))
+
+
+def problem_of(document: Document) -> Problem:
+    """The problem that a scenario describes which was read already. Raises DescriptionError."""
+    if not isinstance(document.data, dict):
+        raise DescriptionError(document.file, "is empty or not a mapping", "write the keys of a Scenario")
+    lists = dict(_choices(document))
+    planning = _planning(document, lists)
+    _check_have(planning, document)
+    designs, fleets, places = _space(document, lists, planning)
+    if all(design.impossible for design in designs):
+        raise DescriptionError(document.file, f"no choice can run: {designs[0].impossible}")
+    objectives = tuple(_objectives(next(d for d in designs if not d.impossible), document))
+    return Problem(document, planning, objectives, designs, fleets, places)
+
+
+def with_counts(system: System, counts: Mapping[str, int]) -> System:
+    """The system with so many servers of each tier."""
+    scenario = system.scenario
+    fleet = {name: tier.model_copy(update={"count": counts[name]}) for name, tier in scenario.fleet.items()}
+    tiers: dict[str, Tier] = {name: replace(tier, count=counts[name]) for name, tier in system.tiers.items()}
+    return replace(system, scenario=scenario.model_copy(update={"fleet": fleet}), tiers=tiers)
+
+
+# ---- choices
+
+
+def _choices(document: Document) -> Iterator[tuple[tuple[str, ...], list[Choice]]]:
+    """Every list of choices with its path, in the order of the scenario. A single value is none."""
+    for section in SECTIONS:
+        entries = document.data.get(section)
+        for name, entry in (entries if isinstance(entries, dict) else {}).items():
+            inside = entry.items() if isinstance(entry, dict) else [("", entry)]
+            for key, value in inside:
+                path = tuple(filter(None, (section, str(name), str(key))))
+                if isinstance(value, list):
+                    _check_choices(value, document.where(path))
+                    yield path, value
+
+
+def _check_choices(values: list[Any], where: str) -> None:
+    if not values:
+        raise DescriptionError(where, "is an empty list", "list choices to try")
+    for value in values:
+        if isinstance(value, list | dict) or value is None:
+            raise DescriptionError(where, f"{value!r} is no choice", "list plain values")
+    if len({json.dumps(value) for value in values}) < len(values):
+        raise DescriptionError(where, f"{values!r} names a choice twice", "remove one")
+
+
+def _planning(document: Document, lists: Mapping[tuple[str, ...], list[Choice]]) -> Planning:
+    """What is to be found; the scenario is checked with the first of each list."""
+    chosen = {path: values[0] for path, values in lists.items()}
+    return validated(_with(document, chosen), Scenario).plan or Planning()
+
+
+def _with(document: Document, chosen: Mapping[tuple[str, ...], Any]) -> Document:
+    """The document with plain values in place of its lists."""
+    data = json.loads(json.dumps(document.data))
+    for path, value in chosen.items():
+        at = data
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = value
+    return Document(document.file, data, document.places)
+
+
+def _check_have(planning: Planning, document: Document) -> None:
+    for name in planning.have:
+        load_profile(name, ServerProfile, document.where(("plan", "have", name)), Path(document.file).parent)
+
+
+# ---- the space
+
+
+def _space(
+    document: Document, lists: Mapping[tuple[str, ...], list[Choice]], planning: Planning
+) -> tuple[tuple[Design, ...], tuple[Fleet, ...], tuple[Place, ...]]:
+    counted = {path[1]: values for path, values in lists.items() if _is_count(path)}
+    others = {path: values for path, values in lists.items() if not _is_count(path)}
+    designs: list[Design] = []
+    fleets: list[Fleet] = []
+    places: list[Place] = []
+    seen: set[str] = set()
+    for combination in product(*others.values()):
+        chosen = dict(zip(others, combination, strict=True))
+        most = {("fleet", tier, "count"): max(values) for tier, values in counted.items()}
+        bought = _bought(_with(document, chosen | most), chosen)
+        if (key := json.dumps(bought.data, sort_keys=True)) in seen:
+            continue  # what was chosen concerns nothing that is bought
+        seen.add(key)
+        design = _design(bought, chosen, planning)
+        designs.append(design)
+        tiers = [tier for tier in counted if tier in bought.data["fleet"]]
+        for counts in product(*(counted[tier] for tier in tiers)):
+            place = Place(len(designs) - 1, _all_counts(bought, dict(zip(tiers, counts, strict=True))))
+            fleets.append(_fleet(len(fleets), design, place, tiers, bought))
+            places.append(place)
+    return tuple(designs), tuple(fleets), tuple(places)
+
+
+def _is_count(path: tuple[str, ...]) -> bool:
+    return path[0] == "fleet" and path[-1] == "count"
+
+
+def _all_counts(bought: Document, counts: Mapping[str, Any]) -> dict[str, int]:
+    return {tier: int(counts.get(tier, entry["count"])) for tier, entry in bought.data["fleet"].items()}
+
+
+def _bought(document: Document, chosen: Mapping[tuple[str, ...], Choice]) -> Document:
+    """Only what serves: no pool that no stage uses, no tier on which no pool runs, no link that joins nothing.
+
+    A pool that was free to choose its tier needs no link to another on the same one, as in a scenario that says so.
+    """
+    data = {key: value for key, value in document.data.items() if key != "plan"}
+    used = {name for name in data["stages"].values() if name}
+    pools = {name: pool for name, pool in data["pools"].items() if name in used}
+    tier_of = {name: pool["runs_on"].rpartition(".")[0] for name, pool in pools.items()}
+    free = {path[1] for path in chosen if path[0] == "pools" and path[-1] == "runs_on"}
+    hands_over = {data["stages"].get("prefill"), data["stages"]["generate"]}
+    links = {}
+    for name, way in data.get("links", {}).items():
+        ends = next(({a, b} for a in data["pools"] for b in data["pools"] if name == f"{a}-{b}"), None)
+        if ends is None:
+            links[name] = way  # refused later, by its name
+        elif ends <= set(pools):
+            together = len({tier_of[end] for end in ends}) == 1 and bool(ends & free) and ends != hands_over
+            links |= {} if together else {name: way}
+    tiers = {name: tier for name, tier in data["fleet"].items() if name in tier_of.values()}
+    return Document(document.file, data | {"pools": pools, "links": links, "fleet": tiers}, document.places)
+
+
+def _design(bought: Document, chosen: Mapping[tuple[str, ...], Choice], planning: Planning) -> Design:
+    """The design of a choice, resolved under each load. Raises DescriptionError for a scenario that is wrong in itself."""
+    choices = {".".join(path): value for path, value in chosen.items() if _stands(bought.data, path)}
+    systems = {}
+    for load, changes in {OWN: {}, **planning.loads}.items():
+        document = with_settings(bought, [f"{path}={json.dumps(value)}" for path, value in changes.items()])
+        scenario = checked(document)
+        try:
+            systems[load] = _resolved(scenario, document)
+        except DescriptionError as error:
+            return Design(choices, {}, str(error))
+    return Design(choices, systems)
+
+
+def _resolved(scenario: Scenario, document: Document) -> System:
+    """The system; assumptions about profiles that this choice has nothing of are left aside."""
+    system = resolve(scenario, document)
+    known = tuple(f"{name}." for name in system.figures.documents)
+    assume = {name: value for name, value in scenario.assume.items() if name.startswith(known)}
+    if assume == scenario.assume:
+        return system
+    return resolve(scenario.model_copy(update={"assume": assume}), document)
+
+
+def _stands(data: Any, path: Sequence[str]) -> bool:
+    for key in path:
+        if not isinstance(data, dict) or key not in data:
+            return False
+        data = data[key]
+    return True
+
+
+def _objectives(design: Design, document: Document) -> Iterator[Objective]:
+    found = [
+        Objective(load, metric, slo)
+        for load, system in design.systems.items()
+        for metric in type(system.scenario.slo).model_fields
+        if (slo := getattr(system.scenario.slo, metric))
+    ]
+    if not found:
+        raise DescriptionError(document.where(("slo",)), "there is no objective", "say what a fleet must hold: set one")
+    return iter(found)
+
+
+# ---- what a fleet buys
+
+
+def _fleet(number: int, design: Design, place: Place, tiers: Sequence[str], bought: Document) -> Fleet:
+    choices = {**{f"fleet.{tier}.count": place.counts[tier] for tier in tiers}, **design.choices}
+    if design.impossible:
+        servers = _servers((str(tier["server"]), place.counts[name]) for name, tier in bought.data["fleet"].items())
+        return Fleet(number, choices, servers, 0, 0, None, None)
+    system = with_counts(design.systems[OWN], place.counts)
+    each = each_server(system)
+    usd_per_h = sum(place.counts[tier] * usd for tier, (usd, _) in each.items())
+    rated_w = sum(place.counts[tier] * watts for tier, (_, watts) in each.items())
+    return Fleet(
+        number=number,
+        choices=choices,
+        servers=_servers((tier.server.name, tier.count) for tier in system.tiers.values()),
+        accelerators=sum(tier.count * tier.accelerators_per_server for tier in system.tiers.values()),
+        cores=sum(tier.count * tier.cores_per_server for tier in system.tiers.values()),
+        usd_per_h=None if math.isnan(usd_per_h) else usd_per_h,
+        rated_w=None if math.isnan(rated_w) else rated_w,
+    )
+
+
+def _servers(bought: Iterator[tuple[str, int]]) -> dict[str, int]:
+    """Servers by kind: two tiers may hold the same."""
+    servers: dict[str, int] = {}
+    for name, count in bought:
+        servers[name] = servers.get(name, 0) + count
+    return servers
+
+
+def each_server(system: System) -> dict[str, tuple[float, float]]:
+    """USD an hour, and the most watts at the facility, of one server of each tier; nan where a figure is unknown.
+
+    The most: accelerators at their caps, cores all busy, and what is always on.
+    """
+    figures, prices = system.figures, accounts_of(system).tiers
+    found = {}
+    for name, tier in system.tiers.items():
+        watts = figures.if_known(tier.server, "base_w") + tier.server.sockets * figures.if_known(tier.cpu, "max_w")
+        if tier.chip:
+            watts += tier.accelerators_per_server * figures.if_known(tier.chip, "power.cap_w")
+        watts *= system.scenario.site.pue / figures.if_known(tier.server, "psu_efficiency")
+        found[name] = (prices[name].usd_per_s / tier.count * HOUR_S, watts)
+    return found

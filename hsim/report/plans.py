@@ -1,0 +1,179 @@
+"""Plans as tables for people: the answer first, then why not another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hsim.metrics.result import Comparison, Difference
+from hsim.plan.result import Bound, Judged, Plan, Preview
+from hsim.report import SHORT_NAMES, VERDICT_STYLES, _cell, _table, figure_name
+from hsim.units import plain_error, readable, readable_seconds, scale_of
+
+SHOWN = 12  # rows of a table of fleets; --all shows every one
+NEIGHBOUR_FIGURES = ("tst_j", "e2e.mean_s", "e2e.p95_s", "e2e.p99_s", "ttft.p99_s")
+BY_NAMES = {
+    "inventory": "not there to be had",
+    "budget": "over the budget",
+    "power": "over the power limit",
+    "memory": "do not fit in memory, or cannot run",
+    "capacity": "cannot do the work",
+    "alone": "too slow for one task alone",
+    "slo": "miss an objective",
+    "stability": "have no steady state",
+    "worse": "take more",
+}
+
+
+def plan_tables(plan: Plan, everything: bool = False) -> RenderableType:
+    """A plan at a glance."""
+    parts: list[RenderableType] = [*(Text(line, style=style) for line, style in _head(plan)), Text()]
+    if plan.chosen:
+        parts += [_objectives_table(plan.chosen), Text()]
+    if plan.neighbours:
+        parts += [_neighbours_table(plan.neighbour_names, plan.neighbours), Text()]
+    parts += [_why_not(plan.judged, everything), Text()]
+    parts += [Text(f"Warning     {warning}.", style="yellow") for warning in plan.warnings]
+    return Group(*parts, *_footnotes(plan))
+
+
+def _head(plan: Plan) -> list[tuple[str, str]]:
+    chosen = plan.chosen
+    name = Path(plan.scenario).stem
+    if chosen is None:
+        lines = [(f"{name}: no fleet of {plan.space:,} was certified", "bold red")]
+        lines += [(f"In the way  {plan.binding}", "")] if plan.binding else []
+    else:
+        lines = [(f"{name}: {chosen.fleet.name}", "bold green"), (f"Certificate {plan.claim}", "")]
+        if chosen.fleet.usd_per_h is not None:
+            lines.append((f"Price       {chosen.fleet.usd_per_h:,.2f} USD an hour; {_bound(plan.bound)}", ""))
+        if chosen.fleet.rated_w is not None:
+            lines.append((f"Power       can draw {readable(chosen.fleet.rated_w, 'W')} at most", ""))
+    if plan.study and plan.study.energy:
+        energy = plan.study.energy
+        tst = _cell(energy.tst_j["full"]["facility"], "J")
+        lines.append((f"Energy      {tst} a task (TST); mean power {_cell(energy.mean_w, 'W')}", ""))
+    if plan.cores_per_accelerator:
+        lines.append((f"Cores       {plan.cores_per_accelerator}", ""))
+    if plan.headroom:
+        lines.append((f"Headroom    {_headroom(plan)}", ""))
+    if not plan.complete:
+        lines.append((f"INCOMPLETE  {plan.claim}", "yellow"))
+    spent = f"{plan.replications:,} replications of {_space(plan)}"
+    saved = f"; brute force would take {plan.brute_force_replications:,}" if plan.brute_force_replications else ""
+    return [*lines, (f"Search      {spent}{saved}", "")]
+
+
+def _space(plan: Plan) -> str:
+    counted = Counter(judged.by for judged in plan.judged if judged.verdict == "FAIL")
+    undecided = len(plan.undecided)
+    said = [f"{count:,} {BY_NAMES[by]}" for by, count in counted.items()]
+    said += [f"{undecided:,} undecided"] if undecided else []
+    said += [f"{plan.dearer:,} could not have been better"] if plan.dearer and plan.chosen else []
+    return f"{plan.space:,} fleets ({', '.join(said)})"
+
+
+def _bound(bound: Bound) -> str:
+    if bound.milp_usd_per_h is None or bound.lp_usd_per_h is None:
+        return f"no lower bound: {bound.why}"
+    return f"none that can do the work costs less than {bound.milp_usd_per_h:,.2f} (MILP; LP {bound.lp_usd_per_h:,.2f})"
+
+
+def _headroom(plan: Plan) -> str:
+    headroom = plan.headroom
+    assert headroom is not None
+    holds = f"certified up to {headroom.holds_times:.3g} times the rate" if headroom.holds_times else "none certified"
+    fails = (
+        f"refuted at {headroom.fails_times:.3g} times" if headroom.fails_times else "not refuted as far as was looked"
+    )
+    return f"{holds}, {fails}"
+
+
+def _objectives_table(chosen: Judged) -> Table:
+    table = _table("Objective", "load", "at most", "may be missed", "was missed", "replications", "verdict")
+    for missed in chosen.missed:
+        table.add_row(
+            SHORT_NAMES[missed.metric],
+            "own" if missed.load == "own" else missed.load,
+            readable_seconds(missed.max_s),
+            f"{missed.allowed_fraction:.1%}",
+            f"{missed.fraction:.2%}",
+            f"{chosen.replications:,}",
+            Text(chosen.verdict, style=VERDICT_STYLES[chosen.verdict]),
+        )
+    return table
+
+
+def _why_not(judged: Sequence[Judged], everything: bool) -> Table:
+    """The fleets that were simulated, and of the others some of each reason: nearest to the answer first."""
+    table = _table("Fleet, cheapest first", "USD an hour", "runs", "verdict", "why")
+    table.columns[0].no_wrap = False
+    table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
+    simulated = [each for each in judged if each.replications]
+    bounded = [each for each in judged if not each.replications]
+    shown = [*bounded, *simulated] if everything else [*_one_each(bounded), *simulated[-SHOWN:]]
+    for each in sorted(shown, key=lambda j: (j.fleet.usd_per_h or 0.0, j.fleet.number)):
+        verdict = Text(each.verdict, style=VERDICT_STYLES[each.verdict])
+        usd = f"{each.fleet.usd_per_h:,.2f}" if each.fleet.usd_per_h is not None else "–"
+        table.add_row(each.fleet.name, usd, str(each.replications), verdict, each.reason)
+    left = len(judged) - len(shown)
+    if left > 0:
+        table.add_row(f"and {left:,} more, see --all", "", "", "", "", style="dim")
+    return table
+
+
+def _one_each(bounded: Sequence[Judged]) -> list[Judged]:
+    """Of each way to be ruled out without a run, the dearest fleet."""
+    return list({each.by: each for each in bounded}.values())
+
+
+def _neighbours_table(names: Sequence[str], comparison: Comparison) -> Table:
+    table = _table("Instead, on the same tasks", *(" ".join(figure_name(f)[0].split()) for f in NEIGHBOUR_FIGURES))
+    for name, study, differences in zip(names, comparison.studies[1:], comparison.differences, strict=True):
+        found = {difference.figure: difference for difference in differences}
+        cells = [_difference(found.get(figure)) for figure in NEIGHBOUR_FIGURES]
+        unstable = study.stability is not None and study.stability.verdict == "unstable"
+        table.add_row(name, *(["UNSTABLE"] + ["–"] * (len(cells) - 1) if unstable else cells))
+    return table
+
+
+def _difference(difference: Difference | None) -> str:
+    if difference is None or difference.interval.half_width is None:
+        return "–"
+    if difference.verdict == "no difference shown":
+        return "none shown"
+    _, unit = figure_name(difference.figure)
+    scale, shown = scale_of(abs(difference.other - difference.first), unit)
+    change = plain_error((difference.other - difference.first) / scale, difference.interval.half_width / scale)
+    return f"{'+' if difference.verdict == 'higher' else ''}{change} {shown}"
+
+
+def _footnotes(plan: Plan) -> list[Text]:
+    if plan.study is None:
+        return []
+    note = (
+        "The certificate is about this model of the fleet, and counts sampling error alone: what it stands on, and how far "
+        "that errs, `hsim simulate --explain` says."
+    )
+    return [Text(note, style="dim")]
+
+
+def preview_tables(found: Sequence[Preview], everything: bool = False) -> RenderableType:
+    """Fleets by the queueing approximation: labelled as what it is."""
+    head = Text("PREVIEW by a queueing approximation: instant, no simulation, no certificate", style="bold yellow")
+    table = _table("Fleet, cheapest first", "USD an hour", "busiest pool", "end to end, mean", "attained", "seems")
+    table.columns[0].no_wrap = False
+    for each in found if everything else found[:SHOWN]:
+        attained = ", ".join(f"{name.removeprefix('own.')} {value:.1%}" for name, value in each.attained.items())
+        usd = f"{each.fleet.usd_per_h:,.2f}" if each.fleet.usd_per_h is not None else "–"
+        busiest = f"{each.bottleneck} {each.utilisation[each.bottleneck]:.0%}"
+        seems = Text("to hold", style="green") if each.holds else Text("not to hold", style="red")
+        table.add_row(each.fleet.name, usd, busiest, readable_seconds(each.e2e_mean_s), attained, seems)
+    if not found:
+        return Group(head, Text("No fleet is left, or tasks are not open arrivals: hsim plan says more."))
+    return Group(head, Text(), table)

@@ -1,0 +1,135 @@
+"""Stages of a person's own: declared once, measured, simulated and executed, and only where code is allowed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from calibrated_world import World
+from systems import agents, prepared_of
+
+from hsim.backends.code import declared_in
+from hsim.backends.hosts import ToolSpec
+from hsim.backends.worker import Worker, WorkerSettings
+from hsim.calibrate.options import CalibrationOptions
+from hsim.calibrate.run import calibrate
+from hsim.description.catalogue import load_profile
+from hsim.description.hardware import CpuProfile, OperationCode
+from hsim.drivers.live import Stand
+from hsim.errors import BackendError, CalibrationError, DescriptionError
+from hsim.validate.quantities import accounted
+
+DOCS = Path(__file__).parent.parent / "docs" / "calibration.md"
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Path:
+    """The file that docs/calibration.md shows."""
+    (text,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(text.splitlines()) <= 12
+    file = tmp_path / "stages.py"
+    file.write_text(text)
+    return file
+
+
+def written(folder: Path, body: str, decorator: str = '@stage(unit="page", sizes=(1, 2, 4))') -> Path:
+    file = folder / "stages.py"
+    file.write_text(f"from hsim.stages import stage\n\n{decorator}\ndef mine(pages):\n    {body}\n")
+    return file
+
+
+def code(file: Path, timeout_s: float = 60.0) -> OperationCode:
+    return OperationCode(file=str(file), sha256="of another day", timeout_s=timeout_s)
+
+
+def test_the_example_of_the_docs_is_declared_and_works(example: Path) -> None:
+    (declared,) = declared_in(example).items()
+    name, of = declared
+    with Worker(ToolSpec({name: of.sizes[-1]}, {name: code(example)}), WorkerSettings("own")) as worker:
+        assert worker.call((name, of.sizes[0])).value is not None
+
+
+def test_calibration_measures_it_first_and_its_profile_says_whose_code_it_is(example: Path, tmp_path: Path) -> None:
+    options = CalibrationOptions(budget_s=200.0, out=tmp_path, simulate=False, stages=example, allow_code=True)
+    world = World()
+    calibrate(options, tools=world.tools())
+    (name,) = declared_in(example)
+    assert any(unit.parameters.get("name") == name for unit in world.asked)
+    profile, _ = load_profile("imaginary-4c-cpu", CpuProfile, "test", tmp_path)
+    own = profile.operations[name].code
+    assert own is not None and own.file == str(example) and len(own.sha256) == 64
+    assert profile.operations["tokenise"].code is None
+
+
+def test_nothing_of_it_is_executed_unless_that_is_allowed(tmp_path: Path) -> None:
+    touched = tmp_path / "touched"
+    file = written(tmp_path, "return pages")
+    file.write_text(f"open({str(touched)!r}, 'w')\n" + file.read_text())
+    with pytest.raises(CalibrationError, match=r"stages.py: is code.*--allow-code"):
+        calibrate(CalibrationOptions(out=tmp_path, stages=file), tools=World().tools())
+    assert not touched.exists()
+    declared_in(file)
+    assert touched.exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "decorator", "problem"),
+    [
+        ("return pages", "", "declares no stage"),
+        ("return pages", '@stage(unit="page", sizes=(1, 2))', "give 3 different ones or more"),
+        ("return pages", "@stagger", "NameError: name 'stagger' is not defined"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_said_before_anything_is_measured(
+    tmp_path: Path, body: str, decorator: str, problem: str
+) -> None:
+    with pytest.raises(BackendError, match=problem):
+        declared_in(written(tmp_path, body, decorator))
+
+
+def own_tool(tmp_path: Path, body: str, timeout_s: float = 60.0) -> Any:
+    """A closed loop one of whose tools is a person's own, with hand-made costs; its decoder is a puppet's."""
+    data = agents(split=False, cores=2, prefix_caching=False, max_num_seqs=2)
+    data["workload"] |= {"arrivals": {"kind": "closed", "users": 2}, "tasks": 4}
+    prepared = prepared_of(data)
+    own = {"code": code(written(tmp_path, body), timeout_s)}
+    tool = next(iter(prepared.tools.values())).operation
+    cpu = prepared.system.tier_of("agents").cpu
+    cpu.operations[tool] = cpu.operations[tool].model_copy(update=own)
+    return prepared, tool
+
+
+def test_a_live_run_refuses_it_unless_that_is_allowed(tmp_path: Path) -> None:
+    prepared, tool = own_tool(tmp_path, "return pages")
+    with pytest.raises(DescriptionError, match=rf"operation '{tool}' is code of your own.*--allow-code"):
+        Stand((prepared,), "cpu")
+    Stand((prepared,), "cpu", allow_code=True)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("raise RuntimeError('no paper')", "failed with RuntimeError: no paper"),
+        ("import time; time.sleep(60)", "gave no answer within 1 s and was killed"),
+        ("import os; os.kill(os.getpid(), 9)", "was ended by SIGKILL"),
+    ],
+)
+def test_what_goes_wrong_in_it_is_told_in_its_own_words(tmp_path: Path, body: str, told: str) -> None:
+    spec = ToolSpec({"mine": 4}, {"mine": code(written(tmp_path, body))})
+    with (
+        Worker(spec, WorkerSettings("own", answer_timeout_s=1)) as worker,
+        pytest.raises(BackendError, match=told),
+    ):
+        worker.call(("mine", 2))
+
+
+def test_nobody_is_accounted_for_twice() -> None:
+    from hsim.log import Log, Outcome
+
+    log = Log()
+    for number, outcome in enumerate((Outcome.SERVED, Outcome.FAILED, Outcome.SHED)):
+        log.tasks.append((number, 0.0, 1.0, outcome))
+    found = accounted(log, 5)
+    assert (found.served, found.failed, found.shed, found.timed_out, found.unfinished) == (1, 1, 1, 0, 2)

@@ -1,0 +1,112 @@
+"""Architectures of one scenario: how one is chosen, and how they are compared over a range of load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from systems import generate_only
+
+from hsim.comparison import fleets_of
+from hsim.description.scenario import load
+from hsim.description.system import resolve
+from hsim.errors import DescriptionError
+from hsim.placement import place, rates_of
+from hsim.report import placement_tables
+from hsim.runs import Options, as_json
+
+
+def one_and_two() -> dict[str, Any]:
+    """One scenario, served by one replica a server or by two: the second takes twice the load."""
+    data = generate_only(max_num_seqs=4)
+    data["workload"] |= {"tasks": 60, "arrivals": {"kind": "poisson", "rate_per_s": 1}}
+    two = {"decode": {"runs_on": "gpu-tier.gpu", "replicas": 2, "max_num_seqs": 4}}
+    data |= {
+        "architecture": "one",
+        "architectures": {"one": {}, "two": {"pools": two}},
+        "counts": {"gpu-tier": [1]},
+        "slo": {"e2e": {"max_s": 3, "p": 0.9}},
+    }
+    return data
+
+
+def written(data: dict[str, Any], folder: Path) -> Path:
+    file = folder / "placed.yaml"
+    file.write_text(json.dumps(data, indent=1))
+    return file
+
+
+def test_an_architectures_sections_stand_in_place_of_the_scenarios_and_settings_go_on_top(tmp_path: Path) -> None:
+    file = written(one_and_two(), tmp_path)
+    one, two = (resolve(*load(file, [f"architecture={name}"])) for name in ("one", "two"))
+    assert [s.engine_pools()["decode"].replicas for s in (one, two)] == [1, 2]
+    assert (one.name, two.name) == (f"{file}, one", f"{file}, two")
+    more = resolve(*load(file, ["pools.decode.replicas=3", "architecture=two"]))
+    assert more.engine_pools()["decode"].replicas == 3
+    with pytest.raises(
+        DescriptionError, match="--set architecture=thee: architecture: there is no architecture 'thee'"
+    ):
+        load(file, ["architecture=thee"])
+
+
+def test_a_fault_in_an_architecture_is_told_with_its_line(tmp_path: Path) -> None:
+    data = one_and_two()
+    data["architectures"]["two"]["pools"]["decode"]["max_num_seq"] = 4
+    lines = written(data, tmp_path).read_text().splitlines()
+    line = next(n for n, text in enumerate(lines, 1) if '"max_num_seq"' in text)
+    with pytest.raises(DescriptionError, match=rf"placed.yaml:{line}: .*max_num_seq: unknown key"):
+        load(tmp_path / "placed.yaml", ["architecture=two"])
+
+
+def test_counts_are_the_fleets_that_are_tried(tmp_path: Path) -> None:
+    data = one_and_two() | {"counts": {"gpu-tier": [3, 1]}}
+    fleets = fleets_of(written(data, tmp_path))
+    assert [servers for servers, _ in fleets] == [{"gpu-tier": 1}, {"gpu-tier": 3}]
+    assert [system.tiers["gpu-tier"].count for _, system in fleets] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "rates"), [("1:16", [1, 2, 4, 8, 16]), ("3:10", [3, 6, 10]), ("4", [4]), ("1,5,2.5", [1, 5, 2.5])]
+)
+def test_rates_double_or_are_listed(text: str, rates: list[float]) -> None:
+    assert rates_of(text) == rates
+
+
+@pytest.mark.parametrize("text", ["", "fast", "0:4", "1:inf", "-1,2"])
+def test_rates_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        rates_of(text)
+
+
+def test_each_stands_at_its_own_feasible_fleet_and_a_hopeless_one_is_not_tried_again(tmp_path: Path) -> None:
+    """One replica cannot serve what two can; where it failed once, it is out of the race at higher load."""
+    data = one_and_two()
+    data["workload"]["classes"]["chat"] |= {"output_tokens": 60, "max_output_tokens": 60, "input_tokens": 100}
+    placement = place(written(data, tmp_path), ["one", "two"], [14, 2, 17], [], Options(3, processes=1))
+    assert [point.rate_per_s for point in placement.points] == [2, 14, 17]
+    low, middle, high = placement.points
+    assert low.found == ("one", "two")
+    assert middle.found == high.found == ("two",)
+    tried = {f.verdict for fleets in middle.comparison.fleets for f in fleets}
+    assert tried & {"FAIL", "UNSTABLE"}
+    assert len(high.comparison.fleets) == 1  # one was not tried
+    assert low.best("tst_j") == "one"
+    assert low.best("usd_per_task") in ("one", "two")  # the same server: they cost the same
+    assert json.loads(as_json(placement))["points"][1]["found"] == ["two"]
+    from rich.console import Console
+
+    console = Console(width=124, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(placement_tables(placement))
+    shown = console.export_text()
+    assert "none of those tried" in shown
+    assert "Least energy  one at 2 tasks/s; two at 14, 17 tasks/s" in shown
+
+
+def test_architectures_that_are_not_there_are_refused_by_name(tmp_path: Path) -> None:
+    file = written(one_and_two(), tmp_path)
+    with pytest.raises(DescriptionError, match="there is no 'three'; known: one, two"):
+        place(file, ["one", "three"], [1])
+    with pytest.raises(DescriptionError, match="has no architectures"):
+        place("agents-split", ["one"], [1])

@@ -1,0 +1,260 @@
+"""Plans of simulated fleets: the space, its bounds, the answer, and that nothing about it depends on how it was found."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from systems import generate_only
+
+from hsim.errors import DescriptionError
+from hsim.plan import Plan, PlanOptions, Problem, Step, plan, preview, read_problem
+from hsim.plan.bounds import cheapest_mix, conditions_of, cost_bound
+from hsim.plan.problem import OWN
+from hsim.runs import Options, as_json, study
+
+ALONE = PlanOptions(processes=1)
+
+
+def servers(counts: Any = (1, 2, 3, 4), rate_per_s: float = 12, **plan: Any) -> dict[str, Any]:
+    """Replicas of one sequence at a time that each take a whole 8-GPU server: queues that need a few of them."""
+    data = generate_only(max_num_seqs=1, tensor_parallel=8)
+    del data["pools"]["decode"]["replicas"]
+    data["workload"] |= {"tasks": 60, "arrivals": {"kind": "poisson", "rate_per_s": rate_per_s}}
+    data["workload"]["classes"]["chat"] |= {
+        "output_tokens": {"kind": "lognormal", "median": 40, "p95": 120},
+        "max_output_tokens": 200,
+    }
+    data["fleet"]["gpu-tier"]["count"] = list(counts)
+    data["slo"] = {"e2e": {"max_s": 1.5, "p": 0.95}}
+    return data | ({"plan": plan} if plan else {})
+
+
+def written(folder: Path, data: dict[str, Any], name: str = "problem") -> Path:
+    file = folder / f"{name}.yaml"
+    file.write_text(json.dumps(data, indent=1))
+    return file
+
+
+def planned(folder: Path, data: dict[str, Any], options: PlanOptions = ALONE) -> Plan:
+    return plan(read_problem(written(folder, data)), options)
+
+
+# ---- the space
+
+
+def test_lists_stand_for_choices_wherever_one_value_stands(tmp_path: Path) -> None:
+    data = servers([1, 2])
+    data["fleet"]["gpu-tier"]["server"] = ["hgx-h100-8", "hgx-a100-8"]
+    data["pools"]["decode"]["max_num_seqs"] = [1, 4]
+    problem = read_problem(written(tmp_path, data))
+    assert len(problem.fleets) == 8
+    assert problem.fleets[0].name == "1 x hgx-h100-8; decode max_num_seqs 1"
+    assert {json.dumps(fleet.choices) for fleet in problem.fleets}.__len__() == 8
+    for fleet in problem.fleets:
+        system = problem.system(fleet.number)
+        tier = system.tiers["gpu-tier"]
+        assert fleet.servers == {tier.server.name: tier.count}
+        assert system.engine_pools()["decode"].replicas == tier.count
+        assert system.engine_pools()["decode"].max_num_seqs == fleet.choices["pools.decode.max_num_seqs"]
+
+
+def test_what_no_pool_needs_is_not_bought() -> None:
+    """GPU-only and split are one space: where tools run on the GPU servers there is no CPU tier, and no link."""
+    problem = read_problem("agents-plan")
+    split = [f for f in problem.fleets if f.choices["pools.agents.runs_on"] == "cpu-tier.cpu"]
+    together = [f for f in problem.fleets if f not in split]
+    assert (len(split), len(together)) == (480, 80)
+    assert all("fleet.cpu-tier.count" not in f.choices for f in together)
+    assert all(len(f.servers) == 1 for f in together)
+    assert not problem.system(together[0].number).paths
+    assert problem.system(split[0].number).paths
+
+
+def test_price_and_power_are_those_of_the_servers(tmp_path: Path) -> None:
+    problem = read_problem(written(tmp_path, servers([1, 3])))
+    one, three = problem.fleets
+    assert one.usd_per_h == pytest.approx(23.6)
+    assert three.usd_per_h == pytest.approx(3 * 23.6)
+    assert one.rated_w is not None
+    assert one.rated_w > 8 * 700  # eight accelerators at their caps, and more
+    assert three.rated_w == pytest.approx(3 * one.rated_w)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slo": {}}, "there is no objective"),
+        ({"fleet": {"gpu-tier": {"server": "hgx-h100-8", "count": []}}}, "is an empty list"),
+        ({"fleet": {"gpu-tier": {"server": "hgx-h100-8", "count": [1, 1]}}}, "names a choice twice"),
+        ({"fleet": {"gpu-tier": {"server": "hgx-h100-8", "count": [[1]]}}}, "is no choice"),
+        ({"plan": {"have": {"hgx-h10-8": 1}}}, "did you mean 'hgx-h100-8'"),
+        ({"plan": {"minimize": "cost"}}, "did you mean 'minimise'"),
+        ({"fleet": {"gpu-tier": {"server": "hgx-h10-8", "count": [1]}}}, "no choice can run"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_runs(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DescriptionError, match=message):
+        read_problem(written(tmp_path, servers() | change))
+
+
+def test_a_server_without_a_price_is_named(tmp_path: Path) -> None:
+    data = servers()
+    data["fleet"]["gpu-tier"]["server"] = "tpu-v5e-8"
+    data["fleet"]["gpu-tier"]["server"] = "l4-1"
+    data["pools"]["decode"]["tensor_parallel"] = 1
+    with pytest.raises(DescriptionError, match=r"has no price: .*set assume\.l4-1\.rent_usd_per_h"):
+        planned(tmp_path, data)
+
+
+# ---- bounds
+
+
+def test_melange_own_toy_costs_6_70() -> None:
+    """Three A10G and one A100 for its mix of 30 requests a second: Melange's example, solved here by brute force too."""
+    usd, rates = [1.01, 3.67], [6.0, 3.0, 15.0, 6.0]
+    throughput = [(2, 20), (1, 20), (5, 40), (2, 20)]  # of an A10G and an A100, by slice
+    load = [[rate / each for each in both] for rate, both in zip(rates, throughput, strict=True)]
+    found = cheapest_mix(usd, load)
+    assert found is not None
+    assert found.cost == pytest.approx(6.70)
+    assert [round(x) for x in found.values[:2]] == [3, 1]
+    assert found.gap_fraction == pytest.approx(0, abs=1e-9)
+    best = min(
+        usd[0] * a + usd[1] * b
+        for kinds in itertools.product((0, 1), repeat=4)
+        for a in range(15)
+        for b in range(15)
+        if sum(load[i][0] for i in range(4) if kinds[i] == 0) <= a
+        and sum(load[i][1] for i in range(4) if kinds[i] == 1) <= b
+    )
+    assert found.cost == pytest.approx(best)
+
+
+def test_bounds_refute_only_what_simulation_refutes(tmp_path: Path) -> None:
+    """Fleets that cannot do the work have no steady state; a task that is late alone is late in company."""
+    data = servers([1, 2, 3], rate_per_s=30)
+    data["slo"]["e2e"]["max_s"] = 0.1
+    data["workload"]["tasks"] = 300
+    problem = read_problem(written(tmp_path, data))
+    conditions = conditions_of(problem, 1e-3)
+    found = [{by for by, _ in conditions.unsatisfied(fleet)} for fleet in problem.fleets]
+    assert found[0] == {"capacity", "alone"}
+    simulated = study(problem.system(0), Options(6, processes=1))
+    assert simulated.stability is not None
+    assert simulated.stability.verdict == "unstable"
+    data["workload"]["arrivals"]["rate_per_s"] = 1
+    calm = study(read_problem(written(tmp_path, data, "calm")).system(2), Options(6, processes=1))
+    assert calm.slo[0].verdict == "FAIL"
+
+
+def test_the_bound_is_below_every_fleet_that_may_hold(tmp_path: Path) -> None:
+    problem = read_problem(written(tmp_path, servers([1, 2, 3, 4, 5, 6], rate_per_s=30)))
+    conditions = conditions_of(problem, 1e-6)
+    bound = cost_bound(conditions)
+    alive = [f.usd_per_h for f in problem.fleets if conditions.refutes(f) is None]
+    assert bound.lp_usd_per_h is not None
+    assert bound.milp_usd_per_h is not None
+    assert 23.6 < bound.lp_usd_per_h <= bound.milp_usd_per_h + 1e-9
+    assert bound.milp_usd_per_h == pytest.approx(min(usd for usd in alive if usd))
+
+
+# ---- plans
+
+
+@pytest.fixture(scope="module")
+def answer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Problem, Plan]:
+    problem = read_problem(written(tmp_path_factory.mktemp("answer"), servers()))
+    return problem, plan(problem, ALONE)
+
+
+def test_the_cheapest_fleet_that_holds_is_certified(answer: tuple[Problem, Plan]) -> None:
+    found = answer[1]
+    assert found.chosen is not None
+    assert found.chosen.verdict == "PASS"
+    assert found.claim.startswith("With at least 95% confidence, in this model and counting sampling error only")
+    cheaper = [judged for judged in found.judged if judged is not found.chosen]
+    assert {judged.verdict for judged in cheaper} <= {"FAIL", "UNDECIDED"}
+    assert all(judged.reason for judged in cheaper)
+    assert found.chosen.replications >= 59
+    assert len(found.judged) + found.dearer == found.space == 4
+    assert found.study is not None
+    assert (found.study.slo[0].attained.value or 0) > 0.95
+    assert "CPU cores are busy per accelerator" in found.cores_per_accelerator
+    assert found.bound.milp_usd_per_h is not None
+    assert found.chosen.fleet.usd_per_h is not None
+    assert found.bound.milp_usd_per_h <= found.chosen.fleet.usd_per_h + 1e-9
+
+
+def test_an_interrupted_plan_goes_on_to_the_same_bytes(answer: tuple[Problem, Plan], tmp_path: Path) -> None:
+    problem, uninterrupted = answer
+    steps: list[Step] = []
+    kept = PlanOptions(processes=1, out=tmp_path)
+    part = plan(problem, kept, steps.append, lambda: len(steps) == 6)
+    assert not part.complete
+    assert part.claim.startswith("Interrupted")
+    before = {file: json.loads(file.read_text()) for file in (tmp_path / "runs").rglob("search-*.json")}
+    assert before
+    whole = plan(problem, kept)
+    assert whole.complete
+    assert all(json.loads(file.read_text()).items() >= rows.items() for file, rows in before.items())
+    assert as_json(whole) == as_json(uninterrupted) == (tmp_path / "plan.json").read_text()
+
+
+@pytest.mark.slow
+def test_processes_do_not_change_a_plan(answer: tuple[Problem, Plan]) -> None:
+    assert as_json(answer[1]) == as_json(plan(answer[0], PlanOptions(processes=2)))
+
+
+@pytest.mark.parametrize(
+    ("limits", "named"),
+    [
+        ({"have": {"hgx-h100-8": 0}}, r"what is there \(plan.have\): \d of 4 fleets"),
+        ({"max_usd_per_h": 10}, r"the budget .* such as .* 10.00"),
+        ({"max_w": 5000}, r"the power limit"),
+    ],
+)
+def test_an_infeasible_problem_names_what_is_in_the_way(tmp_path: Path, limits: dict[str, Any], named: str) -> None:
+    found = planned(tmp_path, servers(**limits))
+    assert found.chosen is None
+    assert found.replications == 0
+    assert re.search(named, found.binding)
+
+
+def test_objectives_that_no_fleet_meets_are_named_with_the_nearest(tmp_path: Path) -> None:
+    found = planned(tmp_path, servers([1, 2], rate_per_s=14))
+    assert found.chosen is None
+    assert found.binding
+
+
+@pytest.mark.slow
+def test_objectives_must_hold_under_every_load(tmp_path: Path) -> None:
+    alone = planned(tmp_path, servers(range(1, 9), rate_per_s=4))
+    both = planned(tmp_path, servers(range(1, 9), rate_per_s=4, loads={"peak": {"workload.arrivals.rate_per_s": 16}}))
+    assert alone.chosen is not None
+    assert both.chosen is not None
+    assert (both.chosen.fleet.usd_per_h or 0) > (alone.chosen.fleet.usd_per_h or 0)
+    assert {missed.load for missed in both.chosen.missed} == {OWN, "peak"}
+
+
+def test_joules_are_minimised_by_paired_differences(tmp_path: Path) -> None:
+    """More servers draw more idle: the leanest fleet that holds is the smallest, and the others are shown to take more."""
+    found = planned(tmp_path, servers([2, 3, 4], rate_per_s=4, minimise="tst"))
+    assert found.chosen is not None
+    assert found.chosen.fleet.servers == {"hgx-h100-8": 2}
+    others = [judged for judged in found.judged if judged is not found.chosen]
+    assert all(judged.by == "worse" for judged in others)
+    assert "no other of the 3 that does takes fewer joules a task" in found.claim
+
+
+def test_the_preview_is_instant_and_says_what_it_is(tmp_path: Path) -> None:
+    found = preview(read_problem(written(tmp_path, servers(range(1, 9)))))
+    assert [each.fleet.usd_per_h for each in found] == sorted(each.fleet.usd_per_h or 0 for each in found)
+    used = [each.utilisation["decode"] for each in found]
+    assert used == sorted(used, reverse=True)
+    assert found[-1].holds
+    assert all(each.bottleneck == "decode" for each in found)
