@@ -162,7 +162,10 @@ def transferred_laws(hopper: Laws, sheet: Sheet) -> Laws:
     """Hopper's laws on another chip's silicon, for the precisions whose peaks it has."""
     assert sheet.silicon is not None
     values, sources = {}, {}
-    for (law, precision), numbers in hopper.values.items():
+    known = dict(hopper.values)
+    if "nvfp4" in sheet.peaks:  # Hopper has none: its fractions in fp8, of the peak in fp4
+        known |= {(law, "nvfp4"): known[law, "fp8"] for law in ("gemm", "experts") if (law, "fp8") in known}
+    for (law, precision), numbers in known.items():
         needed = {"fp8_block": "fp8", "mxfp4": "bf16"}.get(precision, precision)
         if law in ("gemm", "experts") and needed not in sheet.peaks:
             continue
@@ -212,7 +215,8 @@ SHEETS = {
               Silicon(108, 1.41e9, 2.039e12), 300e9),
         Sheet("a100-40g-sxm", "A100-SXM4-40GB", "NVIDIA A100 SXM4, 40 GB HBM2", 40e9, 1.555e12, {"bf16": 312e12},
               "gpu_catalog.json of huggingface.co/RajBhope/gpu-runtime-predictor (second hand), dense", 400, 53.7, 80.0, PARK + "; measured on the 80 GB board", Silicon(108, 1.41e9, 1.555e12), 300e9, "transferred"),
-        Sheet("b200", "B200-180GB", "NVIDIA B200, 180 GB HBM3e", 180e9, 7.7e12, {"bf16": 2250e12, "fp8": 4500e12}, FACTS + "; 8.0 TB/s is quoted too", 1000,
+        Sheet("b200", "B200-180GB", "NVIDIA B200, 180 GB HBM3e", 180e9, 7.7e12, {"bf16": 2250e12, "fp8": 4500e12, "nvfp4": 9000e12},
+              FACTS + "; 8.0 TB/s is quoted too; fp4: half of 18 PFLOP/s sparse, NVIDIA's table of HGX B200", 1000,
               188, None, "idle of one box (second hand); nobody published it with a model loaded", Silicon(148, 1.965e9, 7.7e12), 900e9),
         Sheet("l40s", "L40S-48GB", "NVIDIA L40S, 48 GB GDDR6", 48e9, 0.864e12, {"bf16": 362e12, "fp8": 733e12}, FACTS, 350, 35.6, 102.1, PARK,
               Silicon(142, 2.52e9, 0.864e12)),
@@ -223,7 +227,8 @@ SHEETS = {
               Silicon(128, 2.52e9, 1.008e12)),
         Sheet("rtx-pro-6000", "RTX-PRO-6000-BW-96GB", "NVIDIA RTX PRO 6000 Blackwell, 96 GB GDDR7", 96e9, 1.792e12, {"bf16": 468e12, "fp8": 936e12},
               FACTS, 600, None, None, "nothing published was found", Silicon(188, 2.6e9, 1.792e12)),
-        Sheet("gb200", "GB200-186GB", "NVIDIA GB200, one of its GPUs, 186 GB HBM3e", 186e9, 8.0e12, {"bf16": 2500e12, "fp8": 5000e12}, FACTS, 1200,
+        Sheet("gb200", "GB200-186GB", "NVIDIA GB200, one of its GPUs, 186 GB HBM3e", 186e9, 8.0e12, {"bf16": 2500e12, "fp8": 5000e12, "nvfp4": 10000e12},
+              FACTS + "; fp4: half of 20 PFLOP/s sparse, NVIDIA's table of GB200 NVL72", 1200,
               None, None, "nothing published was found", Silicon(148, 1.965e9, 8.0e12), 900e9),
         Sheet("h100-pcie", "H100-PCIE-80GB", "NVIDIA H100 PCIe, 80 GB HBM2e", 80e9, 2.0e12, {"bf16": 756e12, "fp8": 1513e12}, FACTS, 350, 59, None,
               "arXiv 2604.09048 (Watt Counts): 59 to 416 W", Silicon(114, 1.755e9, 2.0e12)),
@@ -243,10 +248,15 @@ _BEGINNINGS = {
 }  # fmt: skip
 
 
+_OTHERS = ("H200-NVL", "H100-NVL")  # other boards than those above: no data sheet with a source was found
+
+
 def row_name(gpu: str) -> str:
     """The name that hsim's tables use for a row's accelerator; as it is where hsim has no data sheet of it."""
     if gpu in BY_ROW:
         return gpu
     plain = gpu.removeprefix("NVIDIA ").removeprefix("AMD ").replace(" ", "-").upper()
+    if plain.startswith(_OTHERS):
+        return gpu
     fitting = [begin for begin in _BEGINNINGS if plain.startswith(begin) or plain == begin.rstrip("-")]
     return SHEETS[_BEGINNINGS[max(fitting, key=len)]].row_name if fitting else gpu

@@ -11,6 +11,8 @@ from rows import Refusals
 
 ORDER = ("TPOT", "ITL", "throughput", "TTFT", "watts", "J/token")  # of quantities; others follow by name
 UNIT = 50.0  # no prediction has erred by this factor: a row that differs by more is in another unit
+WAIT_UNIT = 500.0  # the same for times that may hold a queue
+WAITS = ("TTFT", "end to end")
 KEYS = ["schema", "gpu", "architecture", "source", "engine", "quantity"]
 SMALL_GROUP = 4  # rows below which no term can be told from chance
 
@@ -32,9 +34,10 @@ def without_suspects(table: pd.DataFrame, refusals: Refusals) -> pd.DataFrame:
     for (schema, quantity), mine in table[unknown].groupby(["schema", "quantity"]):
         refusals.refuse(str(schema), mine, f"{quantity}: a figure that it needs is null")
     ratio = table.predicted / table.measured
-    odd = (ratio > UNIT) | (ratio < 1 / UNIT)
+    most = np.where(table.quantity.isin(WAITS), WAIT_UNIT, UNIT)
+    odd = (ratio > most) | (ratio < 1 / most)
     for (schema, quantity), mine in table[odd].groupby(["schema", "quantity"]):
-        refusals.refuse(str(schema), mine, f"{quantity}: {UNIT:.0f} times from any prediction: another unit?")
+        refusals.refuse(str(schema), mine, f"{quantity}: {most.min():.0f} times from any prediction: another unit?")
     return table[~unknown & ~odd]
 
 
@@ -134,8 +137,11 @@ def print_worst(table: pd.DataFrame, count: int = 10) -> None:
     speed = table[table.quantity.isin(["TPOT", "ITL"])]
     if speed.empty:
         return
-    worst = speed.reindex(speed.error.abs().sort_values(ascending=False).index).head(count)
-    print("\nWorst rows of TPOT and ITL, and the term of their cell that would explain most")
+    worst = speed.reindex(speed.error.abs().sort_values(ascending=False).index)
+    worst = worst.drop_duplicates(["gpu", "engine", "architecture"]).head(count)
+    print(
+        "\nThe worst row of each of the worst cells by TPOT and ITL, and the term that would explain most of its cell"
+    )
     for row in worst.itertuples():
         mine = speed[(speed.gpu == row.gpu) & (speed.engine == row.engine) & (speed.architecture == row.architecture)]
         term, effect = blame(mine)

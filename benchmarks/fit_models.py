@@ -38,9 +38,13 @@ Values = dict[tuple[str, str], dict[str, float]]
 
 def kernel_rows(data: Path, refusals: measured.Refusals) -> pd.DataFrame:
     """Kernel rows of every accelerator whose data sheet is known."""
-    tables = []
+    tables, unread = [], []
     for file in sorted(data.glob("*_kernels.csv")):
-        rows = measured.read(file, "kernels", refusals, ("gpu", "op", "dtype", "time_ms"))
+        try:
+            rows = measured.read(file, "kernels", refusals, ("gpu", "op", "dtype", "time_ms"))
+        except measured.Unreadable as error:
+            unread.append(str(error))
+            continue
         for gpu, mine in rows.groupby("gpu"):
             sheet = acc.BY_ROW.get(str(gpu))
             if sheet is None:
@@ -48,25 +52,25 @@ def kernel_rows(data: Path, refusals: measured.Refusals) -> pd.DataFrame:
                 continue
             tables.append(kernel_laws.with_chip(mine, kernel_chip(sheet)))
     if not tables:
-        raise measured.Unreadable(f"{data}: there is no *_kernels.csv of a known GPU")
+        raise measured.Unreadable("; ".join(unread) or f"{data}: there is no *_kernels.csv of a known GPU")
     known = pd.concat(tables)
     odd = ~known.op.isin(kernel_laws.OPS)
     known = refusals.drop("kernels", known, odd, "an operation that hsim has no law for")
     strange = known.dtype.map(laws.ELEMENT_BYTES).isna()
     known = refusals.drop("kernels", known, strange & (known.op != "allreduce"), "a precision that hsim has no law for")
-    windowed = known.window.fillna(0) > 0 if "window" in known else np.zeros(len(known), dtype=bool)
-    known = refusals.drop(
-        "kernels", known, windowed, "attention within a window: composed from context, not a law of its own"
-    )
+    if "window" in known:
+        windowed = pd.to_numeric(known.window, errors="coerce") > 0
+        why = "attention within a window: composed from context, not a law of its own"
+        known = refusals.drop("kernels", known, windowed, why)
     return refusals.drop("kernels", known, _lacking(known), "a size that its law needs is NaN")
 
 
 def kernel_chip(sheet: acc.Sheet) -> kernel_laws.Chip:
     """What kernel laws need of a data sheet."""
     peak = sheet.peaks["bf16"] or 0.0
-    return kernel_laws.Chip(
-        sheet.memory_bytes_per_s, peak, sheet.peaks.get("fp8") or peak, CACHES.get(sheet.row_name, 50e6)
-    )
+    fp8 = sheet.peaks.get("fp8") or peak
+    fp4 = sheet.peaks.get("nvfp4") or fp8
+    return kernel_laws.Chip(sheet.memory_bytes_per_s, peak, fp8, fp4, CACHES.get(sheet.row_name, 50e6))
 
 
 def _lacking(rows: pd.DataFrame) -> Any:
@@ -165,7 +169,7 @@ def profile_text(sheet: acc.Sheet, fitted: Fit | None, kernels: dict[str, Values
 
 
 def _ordered(law: acc.Laws) -> acc.Laws:
-    order = ("bf16", "fp8", "fp8_block", "mxfp4")
+    order = ("bf16", "fp8", "fp8_block", "mxfp4", "nvfp4")
     keys = sorted(law.values, key=lambda k: (k[0], order.index(k[1]) if k[1] in order else 9))
     return acc.Laws({k: law.values[k] for k in keys}, law.sources, law.tier)
 
@@ -249,6 +253,10 @@ ENGINES: Mapping[str, tuple[str, str]] = {
 BLOCKS = {"vllm-0.5": (16, False), "sglang": (1, True), "tensorrt-llm": (32, True)}
 
 
+# Code paths on which an engine runs shared experts with the routed ones: SGLang does unless disable_shared_experts_fusion.
+FUSED = {"sglang": ("experts-fused/latent",)}
+
+
 def engine_stub(name: str) -> EngineProfile:
     """An engine without host time: what features are made with."""
     zero = {"value": 0.0, "tier": "fitted", "source": "not fitted yet"}
@@ -269,6 +277,7 @@ def engine_stub(name: str) -> EngineProfile:
         "prefix_caching": False,
         "defaults_source": "stub",
     }
+    plain |= {"fused_shared_experts": FUSED.get(name, ())}
     profile: EngineProfile = EngineProfile.model_validate(plain | dict.fromkeys(fields, zero))
     return profile
 
@@ -394,6 +403,11 @@ _DEFAULTS = {
 }
 
 
+LOADS = {
+    "vllm": 'load_s: {value: 60, low: 30, high: 100, tier: transferred, source: "vLLM blog, 26 October 2025 (Sleep Mode): 30 to 100 seconds and more to load a model again; between them"}',
+}
+
+
 def engine_text(name: str, like: str, description: str, fit: Fit, latency_s: float | None, errors: list[str]) -> str:
     """The YAML of an engine profile."""
     constants, own = fit.host.engines[like], name == like
@@ -434,8 +448,10 @@ def engine_text(name: str, like: str, description: str, fit: Fit, latency_s: flo
     lines.append(
         f"request_latency_s: {acc.figure(latency_s, tier if latency_s is not None else 'published', 'median of measured TTFT less simulated: ' + runs if latency_s is not None else 'no run with a measured TTFT')}"
     )
+    lines += [LOADS[name]] if name in LOADS else []
     paths = sorted(fit.rows.path[fit.rows.engine_profile == like].unique())
     lines.append(f"measured_paths: [{', '.join(paths)}]")
+    lines += [f"fused_shared_experts: [{', '.join(FUSED[like])}]"] if like in FUSED else []
     lines += ["errors:", *errors] if errors else []
     lines.append(
         "reserved_bytes: {value: 4e9, low: 2e9, high: 8e9, tier: assumed, source: 'CUDA context, graphs and activation peak of one GPU; vLLM measures it at start'}"

@@ -25,6 +25,7 @@ class Chip:
     memory_bytes_per_s: float
     bf16_flops_per_s: float
     fp8_flops_per_s: float
+    fp4_flops_per_s: float
     cache_bytes: float
 
 
@@ -40,7 +41,7 @@ class Law:
 
 def _peak(rows: pd.DataFrame) -> Any:
     wide = rows.dtype.isin(["bf16", "fp16"])
-    return np.where(wide, rows.peak_bf16, rows.peak_fp8)
+    return np.where(wide, rows.peak_bf16, np.where(rows.dtype == "nvfp4", rows.peak_fp4, rows.peak_fp8))
 
 
 def _weight_bytes(rows: pd.DataFrame) -> Any:
@@ -162,7 +163,7 @@ def with_chip(rows: pd.DataFrame, chip: Chip) -> pd.DataFrame:
         rows = rows.assign(kv_dtype=rows.kv_dtype.where(rows.kv_dtype != "", rows.dtype))
     return rows.assign(
         seconds=rows.time_ms * 1e-3, bandwidth=chip.memory_bytes_per_s, peak_bf16=chip.bf16_flops_per_s,
-        peak_fp8=chip.fp8_flops_per_s, cache=chip.cache_bytes,
+        peak_fp8=chip.fp8_flops_per_s, peak_fp4=chip.fp4_flops_per_s, cache=chip.cache_bytes,
     )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ SCHEMAS: dict[str, dict[str, tuple[float, float] | None]] = {
         "time_ms": (5e-4, 1e5), "kernel_source": None,
     },
     "mlperf": {
-        "row_id": None, "mlperf_version": None, "platform": None, "accelerator": None, "n_accelerators": (0, 4096),
+        "row_id": None, "mlperf_version": None, "platform": None, "accelerator": None, "n_accelerators": (0, 4096), "n_nodes": (1, 4096),
         "model": None, "scenario": None, "tokens_per_s": (0.01, 1e8), "node_wall_power_W": (20, 1e6), "n_cpus": (0, 64),
     },
     "server_power": {
@@ -60,7 +60,7 @@ SCHEMAS: dict[str, dict[str, tuple[float, float] | None]] = {
     },
     "cpu_stage": {
         "row_id": None, "stage": None, "operation": None, "hardware": None, "work_unit": None, "batch_or_concurrency": None,
-        "time_ms_median": (1e-5, 1e8), "source": None,
+        "time_ms_median": (1e-5, 1e8), "time_ms_mean": (1e-5, 1e8), "source": None,
     },
     "request_level": {
         "run": None, "gpu": None, "model": None, "tp": (1, 1024), "dp": (1, 1024), "max_num_seqs": (1, 1e5),
@@ -103,6 +103,7 @@ def read(file: Path, schema: str, refusals: Refusals, needs: tuple[str, ...] = (
     try:
         rows = pd.read_csv(file, low_memory=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
+        refusals.refuse(schema, 1, f"{file.name} is no table")
         raise Unreadable(f"{file}: is no table ({error}); a CSV with a header is needed") from None
     wanted = SCHEMAS[schema]
     missing = [name for name in wanted if name not in rows.columns]
@@ -283,7 +284,8 @@ def precision_of(row: Any, model: ModelArchitecture) -> str | None:
     given = str(row.weight_precision).lower() or "bf16"
     if given == "fp8" and model.latent:
         return "fp8_block"  # DeepSeek's own checkpoints
-    return {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "mxfp4": "mxfp4"}.get(given)
+    return {"bf16": "bf16", "fp16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "mxfp4": "mxfp4",
+            "nvfp4": "nvfp4", "fp4": "nvfp4"}.get(given)  # fmt: skip
 
 
 def kv_precision_of(row: Any, precision: str) -> str | None:

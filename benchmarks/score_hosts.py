@@ -77,7 +77,9 @@ STAGES = (  # words of a row's operation, most it may be batched, hsim's operati
 
 def score_stages(data: Path, refusals: measured.Refusals) -> pd.DataFrame:
     """CPU operations that hsim has a figure for, whatever CPU they ran on: its profiles' are transferred."""
-    rows = measured.read(data / "cpu_stage.csv", "cpu_stage", refusals, ("operation", "time_ms_median"))
+    rows = measured.read(data / "cpu_stage.csv", "cpu_stage", refusals, ("operation",))
+    time_ms = rows.time_ms_median.fillna(rows.time_ms_mean)
+    rows = refusals.drop("cpu_stage", rows.assign(time_ms=time_ms), time_ms.isna(), "neither a median nor a mean time")
     cpu, figures = load_profile(STAGE_CPU, CpuProfile, STAGE_CPU)[0], Figures({})
     batch = pd.to_numeric(rows.batch_or_concurrency.str.extract(r"(\d+)")[0], errors="coerce").fillna(1)
     tables = []
@@ -85,9 +87,7 @@ def score_stages(data: Path, refusals: measured.Refusals) -> pd.DataFrame:
         mine = rows[rows.operation.str.contains(words, regex=False) & (batch <= most)]
         predicted = operation_cost(cpu, operation, figures).seconds(units)
         own = mine.assign(gpu=mine.hardware, architecture=operation, engine="")
-        tables.append(
-            predicted_rows("cpu_stage", own, "seconds", mine.time_ms_median * 1e-3, np.full(len(mine), predicted))
-        )
+        tables.append(predicted_rows("cpu_stage", own, "seconds", mine.time_ms * 1e-3, np.full(len(mine), predicted)))
     scored = pd.concat(tables)
     left = rows[~rows.index.isin(scored.index)]
     for stage, mine in left.groupby("stage"):
@@ -113,6 +113,8 @@ def score_nodes(data: Path, world: serving_fit.World, refusals: measured.Refusal
         return table
     offline = table[table.scenario == "Offline"]
     refusals.refuse("mlperf", len(table) - len(offline), "tokens/s of a Server run hangs on its latency limit")
+    tuned = offline.node_wall_power_W.notna() | offline.model.str.startswith("gptj")
+    offline = refusals.drop("mlperf", offline, tuned, "tokens/s: clocks tuned for power, or four beams (gptj)")
     rates = predicted_rows("mlperf", offline, "throughput", offline.tokens_per_s, offline.rate)
     return pd.concat([rates, _node_watts(table, refusals)])
 
@@ -122,6 +124,7 @@ def nodes(data: Path, world: serving_fit.World, refusals: measured.Refusals) -> 
     rows = measured.read(data / "mlperf_llm.csv", "mlperf", refusals, ("model", "accelerator"))
     rows = refusals.drop("mlperf", rows, ~(rows.n_accelerators > 0), "no accelerator: hsim has no engine on CPUs")
     rows = refusals.drop("mlperf", rows, rows.tokens_per_s.isna(), "tokens_per_s is NaN")
+    rows = rows.assign(n_nodes=rows.n_nodes.fillna(1))
     models = {m.name: m for m in world.models.values()}
     found = []
     for row in rows.itertuples():
@@ -142,7 +145,7 @@ def nodes(data: Path, world: serving_fit.World, refusals: measured.Refusals) -> 
             continue
         watts = _uncapped_w(row, ComposedCosts(placement, Figures({})), prompt, answer)
         found.append({"index": row.Index, "architecture": model.name, "free_w": watts, "gpu": acc.row_name(row.accelerator),
-                      "rate": _tokens_per_s(placement, prompt, answer) * row.n_accelerators / placement.devices})  # fmt: skip
+                      "rate": _tokens_per_s(placement, prompt, answer) * row.n_accelerators * row.n_nodes / placement.devices})  # fmt: skip
     if not found:
         return pd.DataFrame()
     return rows.join(pd.DataFrame(found).set_index("index"), how="inner").assign(engine="tensorrt-llm", source="MLPerf")
@@ -206,7 +209,9 @@ def _uncapped_w(row: Any, costs: ComposedCosts, prompt: float, answer: float) ->
     shape = StepShape(round(MLPERF_SEQUENCES), contexts, max(1, round(joins)), chunk, chunk, round(chunk * prompt / 2))
     timing, power = costs.timing(shape), costs.placement.chip.power
     n_bytes, flops, _ = costs.work(shape)
-    steps_per_s = row.tokens_per_s / row.n_accelerators / MLPERF_SEQUENCES  # of each accelerator's share of a step
+    steps_per_s = (
+        row.tokens_per_s / row.n_accelerators / row.n_nodes / MLPERF_SEQUENCES
+    )  # of each accelerator's share of a step
     read = lambda figure: np.nan if figure is None or figure.value is None else figure.value  # noqa: E731
     busy = min(1.0, steps_per_s * costs.placement.devices * (timing.seconds - timing.host_s))
     rate = n_bytes * read(power.joules_per_byte) + flops * read(power.joules_per_flop)

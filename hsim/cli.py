@@ -16,6 +16,7 @@ from hsim.errors import HsimError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from hsim.drivers.endpoint import RemoteSpec
     from hsim.plan.result import Step
     from hsim.runs import Options
 
@@ -132,7 +133,7 @@ def compare(
     processes: Processes = None,
     fair: Annotated[
         bool,
-        typer.Option(help="Give each the cheapest fleet that meets the objectives, of those that its counts list."),
+        typer.Option(help="Give each the best fleet of those that its lists allow, as hsim plan certifies it."),
     ] = False,
     worlds: Worlds = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
@@ -153,7 +154,7 @@ def compare(
         return
     from hsim import runs
     from hsim.comparison import compare as compare_systems
-    from hsim.comparison import compare_fairly
+    from hsim.plan.fair import compare_fairly
     from hsim.report import comparison_tables
 
     if len(scenarios) < 2:
@@ -327,6 +328,9 @@ BaseUrl = Annotated[
         metavar="URL", help="An OpenAI-compatible server; its key, if it needs one, is read from HSIM_API_KEY."
     ),
 ]
+ServedModel = Annotated[
+    str | None, typer.Option(help="The model to ask the server for; needed where it does not list exactly one.")
+]
 ServedTokenizer = Annotated[
     Path | None, typer.Option(help="The served model's tokenizer.json, or its folder, for prompts of exact length.")
 ]
@@ -343,6 +347,9 @@ def validate(
         typer.Option(help="Per cent of the predicted capacity, such as 30,60,85: agentic, single-shot, and capacity."),
     ] = None,
     allow_code: AllowCode = False,
+    base_url: BaseUrl = None,
+    model: ServedModel = None,
+    tokenizer: ServedTokenizer = None,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Write validation.json and validation.html into this folder.")
@@ -355,7 +362,8 @@ def validate(
     from hsim.validate import validate as run
     from hsim.validate.page import page
 
-    options = Options(device, repeats, allow_code=allow_code)
+    device, endpoint = _served(device, base_url, model, tokenizer)
+    options = Options(device, repeats, allow_code=allow_code, endpoint=endpoint)
     if loads is None:
         single = run(scenario, settings, options)
         text, drawn, tables, stopped = as_json(single), page([("", single)]), validation_tables(single), single.stopped
@@ -369,6 +377,19 @@ def validate(
     print(text, end="") if json else _print(tables)
     if stopped:
         raise typer.Exit(130 if stopped == "Ctrl-C" else 2)
+
+
+def _served(
+    device: str, base_url: str | None, model: str | None, tokenizer: Path | None
+) -> tuple[str, RemoteSpec | None]:
+    """What results call the place where the model is, and the endpoint if it is one."""
+    if base_url is None:
+        return device, None
+    from hsim.backends.endpoint import spec_of
+    from hsim.drivers.endpoint import RemoteSpec
+
+    spec = spec_of(base_url, model, "--base-url")
+    return spec.where, RemoteSpec(spec, tokenizer)
 
 
 def _fractions(per_cents: str) -> list[float]:
@@ -388,12 +409,16 @@ def live(
     device: Device = "cpu",
     sleep: Annotated[bool, typer.Option(help="Sleep for the modelled times instead of doing the work.")] = False,
     allow_code: AllowCode = False,
+    base_url: BaseUrl = None,
+    model: ServedModel = None,
+    tokenizer: ServedTokenizer = None,
 ) -> None:
     """Run a scenario's tasks for real on this machine: its own decoder, encoder and tools, on the wall clock."""
     from hsim.report import live_tables
     from hsim.validate import live as run
 
-    result = run(scenario, settings, device, sleep, allow_code)
+    device, endpoint = _served(device, base_url, model, tokenizer)
+    result = run(scenario, settings, device, sleep, allow_code, endpoint)
     _print(live_tables(result))
     if result.stopped:
         raise typer.Exit(130 if result.stopped == "Ctrl-C" else 2)

@@ -286,7 +286,7 @@ CASES: dict[str, tuple[Edit, str, str]] = {
     "an unknown precision": (
         ("max_num_seqs: 64", "precision: fp4"),
         "precision:",
-        "pools.decode.precision: is 'fp4'; input should be 'bf16', 'fp16', 'fp32', 'fp8', 'fp8_block' or 'mxfp4'",
+        "pools.decode.precision: is 'fp4'; input should be 'bf16', 'fp16', 'fp32', 'fp8', 'fp8_block', 'mxfp4' or 'nvfp4'",
     ),
     "a precision that the chip has no figures for": (
         ("max_num_seqs: 64", "precision: fp16"),

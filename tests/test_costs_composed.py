@@ -84,6 +84,63 @@ def test_expected_experts_touched_is_what_random_routing_reaches() -> None:
     assert kernel.touched(m, shape) < drawn  # routing in real models is uneven
 
 
+@pytest.mark.parametrize("m", [1, 4, 16, 64])
+@pytest.mark.parametrize("devices", [2, 8])
+def test_the_busiest_device_has_what_random_routing_gives_it(m: int, devices: int) -> None:
+    """Experts touched and rows on the device that has most of each: against drawing them, 128 experts, 8 a token."""
+    kernel, rng, each = costs("qwen3-30b-a3b")._experts, np.random.default_rng(0), 128 // devices
+    assert kernel is not None
+    uniform = type(kernel)(**{f: getattr(kernel, f) for f in kernel.__slots__} | {"imbalance": 1.0})
+    touched, rows = [], []
+    for _ in range(300):
+        chosen = np.array([rng.choice(128, 8, replace=False) for _ in range(m)])
+        reached = np.unique(chosen)
+        touched.append(np.bincount(reached // each, minlength=devices).max())
+        rows.append(np.bincount(chosen.ravel() // each, minlength=devices).max())
+    most, most_rows = uniform.busiest(m, ExpertsShape(128, each, 8, 1, 1))
+    assert most == pytest.approx(np.mean(touched), rel=0.12)
+    assert most_rows == pytest.approx(np.mean(rows), rel=0.12)
+    assert uniform.busiest(m, ExpertsShape(128, 128, 8, 1, 1)) == pytest.approx(
+        (uniform.touched(m, ExpertsShape(128, 128, 8, 1, 1)), 8 * m)
+    )
+
+
+def test_shared_experts_that_an_engine_fuses_are_experts_that_every_token_goes_to() -> None:
+    """The same weights are read either way; two launches a layer are saved, and one expert in nine more is asked for."""
+    fusing = VLLM.model_copy(update={"fused_shared_experts": ("experts-fused/latent",)})
+    plain, fused = costs("deepseek-v3"), costs("deepseek-v3", engine=fusing)
+    shape = StepShape(4096, 4096 * 10)
+    assert fused.work(shape)[1] == pytest.approx(plain.work(shape)[1], rel=1e-3)
+    assert fused.work(shape)[0] == pytest.approx(plain.work(shape)[0], rel=0.05)
+    one = StepShape(1, 1000)
+    assert fused.timing(one).seconds < plain.timing(one).seconds
+    other = costs("qwen3-30b-a3b", engine=fusing)
+    assert other.timing(one).seconds == costs("qwen3-30b-a3b").timing(one).seconds
+
+
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_parts_of_a_step_add_up_to_it_and_each_follows_its_cause(name: str) -> None:
+    mine = costs(name)
+    for shape in (
+        StepShape(16, 16 * 700),
+        StepShape(8, 8 * 300, 2, 900, 1000, 400_000),
+        StepShape(0, 0, 1, 600, 600, 180_300),
+    ):
+        parts = mine.parts(shape)
+        assert sum(parts.values()) == pytest.approx(mine.timing(shape).seconds, rel=1e-12)
+        assert min(parts.values()) >= 0
+        assert (parts["experts"] > 0) == (mine.placement.model.experts is not None)
+        assert (parts["states"] > 0) == (mine.placement.model.state is not None)
+        assert (parts["exchanges"] > 0) == (mine.placement.tensor_parallel > 1)
+        assert (parts["prefill attention"] > 0) == (shape.chunks > 0)
+        assert (parts["decode attention"] > 0) == (shape.decodes > 0)
+    longer = mine.parts(StepShape(16, 16 * 1700))
+    grown = [
+        name for name, seconds in longer.items() if seconds > mine.parts(StepShape(16, 16 * 700))[name] * (1 + 1e-9)
+    ]
+    assert grown == ["decode attention"]
+
+
 def test_experts_held_whole_or_sliced_move_the_same_weights() -> None:
     """Whichever way experts are shared out their weights are read once; slices read each token's activations again."""
     whole, sliced = costs("llama-4-scout", expert_parallel=True), costs("llama-4-scout")

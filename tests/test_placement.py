@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from systems import generate_only
 
-from hsim.comparison import fleets_of
 from hsim.description.scenario import load
 from hsim.description.system import resolve
 from hsim.errors import DescriptionError
-from hsim.placement import place, rates_of
+from hsim.placement import fleets_of, place, rates_of
 from hsim.report import placement_tables
 from hsim.runs import Options, as_json
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import yaml
 
 from hsim.backends.endpoint import Answer, EndpointSpec, opened
+from hsim.backends.meters import Meter, meters_at_hand
 from hsim.backends.prompts import Prompts
 from hsim.calibrate import blackbox
 from hsim.calibrate.blackbox import StepModel, Sweep
@@ -42,6 +43,7 @@ from hsim.metrics.summarise import summarise
 
 FINISH_FRACTION = 0.05  # of the budget, for fitting and writing
 MOST_ROUNDS = 12
+IDLE_S = 6.0  # of counters that tick ten times a second: 2 %
 MOST_SILENT = 3  # units in a row of which nothing came back whole: then the server is gone
 NO_LIMIT_SEEN = 256  # max_num_seqs where bursts showed none
 LOAD = 0.4  # of the endpoint in the scenario that is written
@@ -98,6 +100,8 @@ class Tools:
     asker: Callable[[EndpointOptions], AbstractContextManager[tuple[Asks, tuple[str, ...]]]] = over_http
     machine: Callable[[], Machine] = this_machine
     clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    meters: Callable[[], list[Meter]] = meters_at_hand
 
 
 def calibrate_endpoint(
@@ -109,14 +113,17 @@ def calibrate_endpoint(
     rows are on the disk, and a resumed calibration goes on after them.
     """
     tools = tools or Tools()
-    calibration = _Calibration(options, tools.machine(), _Pace(progress, tools.clock, options.budget_s))
-    with tools.asker(options) as (asker, said):
+    calibration = _Calibration(options, tools, _Pace(progress, tools.clock, options.budget_s))
+    with (
+        tools.asker(options) as (asker, said),
+        closing(Joules(tools.meters() if options.spec.is_local else [])) as joules,
+    ):
         store = open_store(calibration.folder, calibration.machine, options.resume)
         try:
-            calibration.sweep(asker, store)
+            calibration.sweep(asker, store, joules)
         finally:
             store.close()
-    return calibration.finish(store.rows, said)
+    return calibration.finish(store.rows, (*said, *joules.told), joules.why_not)
 
 
 def architecture_of(options: EndpointOptions) -> ModelArchitecture:
@@ -154,11 +161,48 @@ class _Pace:
         return self.left_s() > self.took_s.get(unit.point, 0.0)
 
 
+class Joules:
+    """What the meters of this machine count while units are asked, all of them together; None where there is none."""
+
+    def __init__(self, meters: Sequence[Meter]) -> None:
+        self._meters = [meter for meter in meters if meter.joules() is not None]
+        missing = "; ".join(meter.unavailable_reason or "" for meter in meters if meter not in self._meters)
+        remote = "black-box: an endpoint elsewhere tells no joules"
+        self.why_not = "" if self._meters else missing or remote
+        self._before: list[float | None] = []
+
+    @property
+    def metered(self) -> bool:
+        """Whether anything is counted."""
+        return bool(self._meters)
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Which meters, in words."""
+        names = ", ".join(f"{meter.name} ({meter.boundary})" for meter in self._meters)
+        return (f"joules of {names}: everything on them, whoever caused it",) if names else ()
+
+    def begin(self) -> None:
+        """Read all."""
+        self._before = [meter.joules() for meter in self._meters]
+
+    def end(self) -> float | None:
+        """Joules since begin()."""
+        after = [meter.joules() for meter in self._meters]
+        pairs = [(a, b) for a, b in zip(after, self._before, strict=True) if a is not None and b is not None]
+        return sum(a - b for a, b in pairs) if pairs and len(pairs) == len(after) else None
+
+    def close(self) -> None:
+        """Stop sampling."""
+        for meter in self._meters:
+            meter.close()
+
+
 class _Calibration:
     """One calibration of an endpoint under way."""
 
-    def __init__(self, options: EndpointOptions, machine: Machine, pace: _Pace) -> None:
-        self.options, self.machine, self.pace = options, machine, pace
+    def __init__(self, options: EndpointOptions, tools: Tools, pace: _Pace) -> None:
+        self.options, self.machine, self.tools, self.pace = options, tools.machine(), tools, pace
         self.model = model = architecture_of(options)
         self.name = options.calibration
         self.device = f"{options.spec.model} at {options.spec.base_url}"
@@ -170,11 +214,13 @@ class _Calibration:
 
     # ---- asking
 
-    def sweep(self, asker: Asks, store: Store) -> None:
+    def sweep(self, asker: Asks, store: Store, joules: Joules) -> None:
         """All units, round after round, until the budget or MOST_ROUNDS ends it."""
         self.resumed = len(store.rows)
         done = {row.key for row in store.rows if not row.reading.failure}
         self._warm_up(asker)
+        if joules.metered and not any(row.kind == "idle" for row in store.rows):
+            self._idle(store, joules)
         for number in range(1, MOST_ROUNDS + 1):
             wanted = [unit for unit in units(self.grid, self.device, number) if unit.key not in done]
             for i, unit in enumerate(wanted):
@@ -184,22 +230,46 @@ class _Calibration:
                     )
                     return
                 self.pace.progress(f"round {number}", i / len(wanted), self.pace.left_s(), unit.key)
-                self._ask(asker, unit, store)
+                self._ask(asker, unit, store, joules)
 
     def _warm_up(self, asker: Asks) -> None:
         """A burst and a long prompt that are not counted: first requests allocate and compile."""
         for users, tokens in ((self.grid.max_concurrency, self.grid.prompt(0)), (1, self.grid.max_input_tokens)):
             asker.ask(Unit("burst", self.device, {"users": users, "input": tokens}))
 
-    def _ask(self, asker: Asks, unit: Unit, store: Store) -> None:
+    def _idle(self, store: Store, joules: Joules) -> None:
+        """What the server draws with its model loaded and nobody to serve."""
+        began_s = self.pace.clock()
+        joules.begin()
+        self.tools.sleep(IDLE_S)
+        window_s = self.pace.clock() - began_s
+        drawn_j = joules.end()
+        watts = drawn_j / window_s if drawn_j is not None else None
+        unit = Unit("idle", self.device, {})
+        store.append(
+            Row(
+                unit.key,
+                unit.kind,
+                unit.device,
+                {},
+                1,
+                Reading(watts=watts, window_s=window_s, failure="" if drawn_j is not None else joules.why_not),
+            )
+        )
+
+    def _ask(self, asker: Asks, unit: Unit, store: Store, joules: Joules) -> None:
         start_s, began_s = time.monotonic(), self.pace.clock()
+        joules.begin()
         answers = asker.ask(unit)
-        self.pace.took_s[unit.point] = self.pace.clock() - began_s
+        drawn_j = joules.end()
+        self.pace.took_s[unit.point] = window_s = self.pace.clock() - began_s
         faults = [answer for answer in answers if answer.fault]
         failure = f"{len(faults)} of {len(answers)} requests: {faults[0].problem}" if faults else ""
         reading = Reading(
             seconds=None if faults else statistics.mean(a.e2e_s for a in answers),
             samples=len(answers) - len(faults),
+            watts=drawn_j / window_s if drawn_j is not None and window_s else None,
+            window_s=window_s if drawn_j is not None else None,
             failure=failure,
             notes=_notes(answers),
         )
@@ -216,24 +286,24 @@ class _Calibration:
 
     # ---- fitting and writing
 
-    def finish(self, rows: list[Row], said: tuple[str, ...]) -> CalibrationReport:
+    def finish(self, rows: list[Row], said: tuple[str, ...], no_joules: str) -> CalibrationReport:
         """Fit what was seen, test it on the loads, write profiles and a scenario, and simulate that."""
         self.pace.progress("fitting", 1.0, self.pace.left_s(), "fitting step times to what was seen")
         mine = [row for row in rows if row.device == self.device]
         sweep = blackbox.sweep_of(mine)
-        limit = blackbox.most_together(sweep)
-        model, laws = blackbox.fit_model(sweep, limit)
+        model, laws = blackbox.fit_model(sweep)
         if model is None:
             what = f"too few of {len(mine)} units gave what step times are fitted to"
             raise CalibrationError(
                 self.options.spec.where, what, "give it a larger --budget, or look into what failed: rows.jsonl"
             )
         findings = Findings(self.machine, self.name, laws=laws)
-        model, limits = self._chosen(model, sweep, limit)
+        model, limits = self._chosen(model, sweep)
         table = self._table(model, sweep, findings)
         loads = blackbox.load_points(sweep, blackbox.costs_of(table), limits)
         findings.laws += blackbox.load_laws(loads)
-        findings.profiles |= self._profiles(model, table, limits, findings)
+        power = self._power(mine, sweep, findings, no_joules)
+        findings.profiles |= self._profiles(model, table, limits, power)
         noisy = {p.name: "; ".join(p.marks) for p in (*sweep.decode, *sweep.first, *sweep.joins) if p.marks}
         failed = {row.key: row.reading.failure for row in mine if row.reading.failure}
         more = {
@@ -256,7 +326,7 @@ class _Calibration:
             failed=failed,
             noisy=noisy,
             unavailable=findings.unavailable,
-            warnings=_warnings(mine, sweep, limit, loads),
+            warnings=_warnings(mine, sweep, loads),
             files=(*files, *written),
             scenario=scenario,
             simulated=_simulated(scenario),
@@ -264,7 +334,7 @@ class _Calibration:
             loads=tuple(loads),
         )
 
-    def _chosen(self, model: StepModel, sweep: Sweep, limit: int | None) -> tuple[StepModel, Limits]:
+    def _chosen(self, model: StepModel, sweep: Sweep) -> tuple[StepModel, Limits]:
         """The token budget and the cost of further chunks with which bursts are met best; no load is looked at."""
         bursts = {one.point: one for one in sweep.seen if one.row.kind == "burst" and one.number("users") > 1}
         measured: dict[str, list[dict[str, float]]] = {}
@@ -273,7 +343,7 @@ class _Calibration:
                 measured.setdefault(one.point, []).append(blackbox.measured_of(one, sweep.pace.get(one.row.round, 1.0)))
         tried: list[tuple[float, StepModel, Limits]] = []
         for budget in blackbox.BUDGETS:
-            limits = Limits(limit or NO_LIMIT_SEEN, budget, blackbox.ROOM_TOKENS, model.request_s)
+            limits = Limits(sweep.limit or NO_LIMIT_SEEN, budget, blackbox.ROOM_TOKENS, model.request_s)
             for part in blackbox.EXTRA_PARTS:
                 this = replace(model, extra_chunk_s=part * model.level_s[0])
                 costs = blackbox.costs_of(self._table(this, sweep, Findings(self.machine, self.name)))
@@ -310,7 +380,7 @@ class _Calibration:
         }  # fmt: skip
         return validated(Document(f"the step table {fields['name']}", fields), StepTable)
 
-    def _profiles(self, model: StepModel, table: StepTable, limits: Limits, findings: Findings) -> dict[str, Profile]:
+    def _profiles(self, model: StepModel, table: StepTable, limits: Limits, power: Profile) -> dict[str, Profile]:
         name, options = self.name, self.options
         unknown = {"value": None, "tier": "measured", "source": NOT_SEEN}
         kv_bytes = self.model.kv_elements_per_token * ELEMENT_BYTES[working_precision(options.precision)]
@@ -319,18 +389,6 @@ class _Calibration:
             + limits.max_num_seqs * self.model.max_context_tokens * kv_bytes
         )
         zero = known(0.0, "assumed", NOT_SEEN)
-        power = dict.fromkeys(
-            (
-                "idle_w",
-                "loaded_idle_w",
-                "floor_w",
-                "cap_w",
-                "joules_per_byte",
-                "joules_per_flop",
-                "joules_per_output_token",
-            ),
-            findings.unknown(f"{name} watts", "black-box: an endpoint tells no joules"),
-        )
         attention = {"launch_s": unknown, "per_element_s": unknown}
         room = f"room for {limits.max_num_seqs} sequences of full context is assumed: how much KV cache a server has does not show"
         chip: Profile = {
@@ -356,9 +414,39 @@ class _Calibration:
             "host_cores_per_accelerator": zero, "step_tables": [table.name],
         }  # fmt: skip
         steps: Profile = table.model_dump(mode="json")
-        return {p["name"]: p for p in (chip, engine, steps, *self._servers(findings))}
+        return {p["name"]: p for p in (chip, engine, steps, *self._servers())}
 
-    def _servers(self, findings: Findings) -> list[Profile]:
+    def _power(self, rows: list[Row], sweep: Sweep, findings: Findings, no_joules: str) -> Profile:
+        """AcceleratorPower where a meter was read beside the endpoint, else null with the reason."""
+        names = (
+            "idle_w",
+            "loaded_idle_w",
+            "floor_w",
+            "cap_w",
+            "joules_per_byte",
+            "joules_per_flop",
+            "joules_per_output_token",
+        )
+        idle = next((row.reading.watts for row in rows if row.kind == "idle" and row.reading.watts is not None), None)
+        law, test = blackbox.fit_watts(sweep, idle, self.model) if idle is not None else (None, None)
+        if law is None or test is None or idle is None:
+            return dict.fromkeys(names, findings.unknown(f"{self.name} watts", no_joules or "too few units had joules"))
+        findings.laws.append(test)
+        source = self._source("meters of this machine read beside units, less what it draws idle with the model loaded")
+        above_w, output_j, flop_j = law
+        unseen = findings.unknown(f"{self.name} idle_w", "it was never seen without its model")
+        uncapped = findings.unknown(f"{self.name} cap_w", "a cap shows in step times, which joules follow from")
+        return {
+            "idle_w": unseen,
+            "loaded_idle_w": known(idle, "measured", source),
+            "floor_w": known(idle + above_w, "fitted", source),
+            "cap_w": uncapped,
+            "joules_per_byte": known(0.0, "assumed", NOT_SEEN),
+            "joules_per_flop": known(flop_j, "fitted", source),
+            "joules_per_output_token": known(output_j, "fitted", source),
+        }
+
+    def _servers(self) -> list[Profile]:
         """A server that holds it; its CPU is this machine's where both are and it has been calibrated."""
         name, own = self.name, f"{self.machine.short_name}-cpu"
         beside = self.options.spec.is_local and (self.options.out / "hardware_profiles" / f"{own}.yaml").is_file()
@@ -445,12 +533,12 @@ def _notes(answers: list[Answer]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _warnings(rows: list[Row], sweep: Sweep, limit: int | None, loads: list[LoadPoint]) -> tuple[str, ...]:
+def _warnings(rows: list[Row], sweep: Sweep, loads: list[LoadPoint]) -> tuple[str, ...]:
     """What a reader must know before trusting the profiles."""
     warnings = [f"{note}, in {row.key}" for row in rows for note in row.reading.notes if "tried again" in note][:3]
     if any("pieces of text" in note for row in rows for note in row.reading.notes):
         warnings.append("it gave no usage: tokens are counted by pieces of text, of which one may hold several tokens")
-    if limit:
+    if limit := sweep.limit:
         warnings.append(f"it decoded {limit} answers at a time and let others wait: max_num_seqs is {limit}")
     slow = [pace for pace in sweep.pace.values() if abs(pace - 1) > 0.1]
     if slow:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hsim.backends.endpoint import Answer, Endpoint
-from hsim.backends.prompts import Prompts
+from hsim.backends.prompts import Prompts, fresh_seeds
 from hsim.calibrate.work import Unit
 
 BURST_TOKENS = 32  # of each answer: enough steps to time, few enough to repeat
@@ -74,7 +73,8 @@ def _join(device: str, users: int, tokens: int, joiner: int) -> Unit:
 
 def load_lengths(unit: Unit) -> list[tuple[int, int]]:
     """(input, output) tokens of a load's requests, user after user: the same in every round."""
-    draw, at = random.Random(unit.point), {key: int(value) for key, value in unit.parameters.items()}
+    at = {key: int(value) for key, value in unit.parameters.items()}
+    draw = random.Random(str(at))
     count = at["users"] * PER_USER
     return [(draw.randint(at["from"], at["to"]), draw.randint(at["least"], at["most"])) for _ in range(count)]
 
@@ -84,8 +84,7 @@ class Asker:
 
     def __init__(self, endpoint: Endpoint, prompts: Prompts) -> None:
         self.endpoint, self.prompts = endpoint, prompts
-        # Prompts of an earlier run may still be in the server's prefix cache: begin elsewhere each time.
-        self._seeds = itertools.count(random.SystemRandom().randrange(1 << 40))
+        self._seeds = fresh_seeds()
 
     def ask(self, unit: Unit) -> list[Answer]:
         """The answers of a unit's requests, in the order of its description."""

@@ -184,13 +184,25 @@ def check_runs(placement: Placement, where: str) -> None:
         raise DescriptionError(where, f"{chip.name} has no all-to-all figures", "use data_parallel 1")
 
 
+def _as_run(placement: Placement) -> ModelArchitecture:
+    """The model as its engine runs it: shared experts are experts that every token goes to where it fuses them so."""
+    model, experts = placement.model, placement.model.experts
+    if experts is None or model.path not in placement.engine.fused_shared_experts:
+        return model
+    shared, rest = divmod(experts.shared_intermediate_size, experts.intermediate_size)
+    if not shared or rest:
+        return model
+    more = {"count": experts.count + shared, "per_token": experts.per_token + shared, "shared_intermediate_size": 0}
+    return model.model_copy(update={"experts": experts.model_copy(update=more)})
+
+
 class ComposedCosts:
     """Seconds and joules of steps of one replica: StepCosts for a Placement."""
 
     def __init__(self, placement: Placement, figures: Figures) -> None:
         check_runs(placement, placement.model.name)
         self.placement, read = placement, _Reader(placement, figures)
-        model, self._ways, self._groups = placement.model, placement.tensor_parallel, placement.data_parallel
+        model, self._ways, self._groups = _as_run(placement), placement.tensor_parallel, placement.data_parallel
         self._model, self._devices = model, placement.devices
         self._factor = read.of("kernels.overlap_factor")
         self._read_products(read)
@@ -367,7 +379,8 @@ class ComposedCosts:
         kernel, shape, layers = self._experts, self._experts_shape, self._model.expert_layers
         touched = kernel.touched(m, shape)
         n_bytes = self._devices * layers * kernel.n_bytes(m, touched, shape)
-        to.seconds += layers * kernel.seconds(m, touched, shape)
+        most, rows = kernel.busiest(m, shape) if self.placement.expert_parallel else (touched, None)
+        to.seconds += layers * kernel.seconds(m, most, shape, rows)
         to.bytes += n_bytes
         to.flops += self._devices * layers * kernel.flops(m, shape) * self._experts_flop_weight
         to.unpacked_bytes = n_bytes if self._unpacks else 0.0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 ELEMENT_BYTES: dict[str, float] = {
     "bf16": 2.0, "fp16": 2.0, "fp32": 4.0, "fp8": 1.0, "fp8_block": 1.0, "mxfp4": 0.53125,  # 4 bits, a scale byte for 32
+    "nvfp4": 0.5625,  # 4 bits, a scale byte for 16
 }  # fmt: skip
 SHARPNESS = 4.0  # of the turn from bytes to FLOPs, where a profile does not say
 
@@ -76,9 +78,24 @@ class ExpertsKernel:
         """Experts of this device that m tokens are expected to reach: routing is uneven, so fewer than by chance."""
         return shape.count * (1.0 - (1.0 - shape.per_token / shape.total) ** (self.imbalance * m))
 
+    def busiest(self, m: Any, shape: ExpertsShape) -> tuple[Any, Any]:
+        """Experts touched and rows of the device that has most to do, where devices hold whole experts between them.
+
+        All wait for it. Each expert is reached or not, and each row lands here or elsewhere, by chance: the greatest of n
+        such sums lies about as far above their mean as the greatest of n normal deviates (Blom's approximation).
+        """
+        devices, share = shape.total / shape.count, shape.count / shape.total
+        above = NormalDist().inv_cdf((devices - 0.375) / (devices + 0.25)) if devices > 1 else 0.0
+        mean, all_rows = self.touched(m, shape), m * shape.per_token
+        touched = mean + above * (mean * (1.0 - mean / shape.count)) ** 0.5
+        rows = all_rows * share + above * (all_rows * share * (1.0 - share)) ** 0.5
+        return min(touched, shape.count), min(rows, all_rows)
+
     def n_bytes(self, m: Any, touched: Any, shape: ExpertsShape) -> Any:
         """Bytes moved: touched experts' weights, activations in, between and out."""
-        rows = m * shape.per_token * shape.count / shape.total
+        return self._bytes(m * shape.per_token * shape.count / shape.total, touched, shape)
+
+    def _bytes(self, rows: Any, touched: Any, shape: ExpertsShape) -> Any:
         weights = touched * shape.matrices * shape.hidden * shape.width * self.weight_bytes
         return weights + rows * (2.0 * shape.hidden + shape.matrices * shape.width) * self.activation_bytes
 
@@ -86,10 +103,13 @@ class ExpertsKernel:
         """FLOPs asked for, without those of padding."""
         return 2.0 * m * shape.per_token * shape.count / shape.total * shape.matrices * shape.hidden * shape.width
 
-    def seconds(self, m: Any, touched: Any, shape: ExpertsShape) -> Any:
+    def seconds(self, m: Any, touched: Any, shape: ExpertsShape, rows: Any = None) -> Any:
+        """With so many rows (of tokens times experts) where they are not this device's part of all."""
         per_row = 2.0 * shape.matrices * shape.hidden * shape.width
-        rows = m * shape.per_token * shape.count / shape.total
-        sides_s = self.sides.seconds(self.n_bytes(m, touched, shape), (rows + self.padding_tokens * touched) * per_row)
+        rows = m * shape.per_token * shape.count / shape.total if rows is None else rows
+        sides_s = self.sides.seconds(
+            self._bytes(rows, touched, shape), (rows + self.padding_tokens * touched) * per_row
+        )
         return self.launch_s + self.per_expert_s * touched + self.per_element_s * rows * shape.hidden + sides_s
 
 
@@ -130,4 +150,4 @@ def compute_precision(weights: str, known: Any) -> str:
 
 def working_precision(weights: str) -> str:
     """The precision of activations, keys and values: that of the weights, but bf16 beside quantised ones, vLLM's default."""
-    return "bf16" if weights in ("fp8", "fp8_block", "mxfp4") else weights
+    return "bf16" if weights in ("fp8", "fp8_block", "mxfp4", "nvfp4") else weights

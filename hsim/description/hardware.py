@@ -11,8 +11,8 @@ from hsim.description.quantities import Distribution, Figure
 from hsim.description.yamlfile import Strict
 
 # What weights are kept in. fp8_block has a scale for each block of weights; mxfp4 is for the weights of experts alone,
-# and they are computed with in bf16 where the chip has no fp4.
-Precision = Literal["bf16", "fp16", "fp32", "fp8", "fp8_block", "mxfp4"]
+# and they are computed with in bf16 where the chip has no fp4; nvfp4 is for all, on chips that compute in it.
+Precision = Literal["bf16", "fp16", "fp32", "fp8", "fp8_block", "mxfp4", "nvfp4"]
 KvPrecision = Literal["bf16", "fp16", "fp32", "fp8"]
 
 
@@ -267,12 +267,46 @@ class ServerProfile(Profile):
 
 
 class LinkProfile(Profile):
-    """A network link: a message takes latency_s, then its bytes share bytes_per_s equally with those under way."""
+    """A network link: a message takes latency_s, then its bytes share bytes_per_s equally with those under way.
+
+    Each message holds the link for per_message_s beside its bytes: setting up a copy, or a system call.
+    """
 
     kind: Literal["link"]
     latency_s: Figure
     bytes_per_s: Figure
     joules_per_byte: Figure
+    per_message_s: Figure | None = None
+
+
+class Representation(Strict):
+    """How tokens are written on a link: bytes of a message and of each token, and the seconds in which a core writes
+    (encode) and reads (decode) them. With bytes_per_hidden_element a token is a vector of the model's width.
+    """
+
+    bytes_per_message: Figure | None = None
+    bytes_per_token: Figure | None = None
+    bytes_per_hidden_element: Figure | None = None
+    encode_base_s: Figure | None = None
+    encode_per_token_s: Figure | None = None
+    decode_base_s: Figure | None = None
+    decode_per_token_s: Figure | None = None
+
+
+class Compression(Strict):
+    """Bytes before over bytes after, and the bytes before that one core compresses, and restores, in a second."""
+
+    ratio: Figure
+    compress_bytes_per_s: Figure
+    decompress_bytes_per_s: Figure
+
+
+class WireProfile(Profile):
+    """Representations and compressions of what passes between stages."""
+
+    kind: Literal["wire"]
+    representations: dict[str, Representation]
+    compressions: dict[str, Compression]
 
 
 class MeasuredError(Strict):
@@ -298,7 +332,8 @@ class EngineProfile(Profile):
     A step adds host_s_per_step + host_s_per_layer layers + (host_s_per_sequence + host_s_per_sequence_and_peer (n - 1)) B on
     n devices, and host_s_per_expert_layer[path] for each layer of experts that takes that code path. Steps of more than graph_tokens new tokens are
     launched kernel by kernel: they take eager_s_per_layer a layer at least. `measured_paths` are those for which the
-    figures were fitted; a model that takes another is predicted with low confidence, and says so. `errors` say how far
+    figures were fitted; a model that takes another is predicted with low confidence, and says so. On the paths of
+    `fused_shared_experts` shared experts are run in the kernel of the routed ones. `errors` say how far
     predictions with this profile erred on runs that it was not fitted on: results print those of their chip and path.
     `request_latency_s` passes between a client and the queue, and back, and holds no accelerator: the first token is later
     by it. `step_tables` names profiles of measured steps; one that is of a run's chip, model and precision is used for it.
@@ -321,6 +356,7 @@ class EngineProfile(Profile):
     request_latency_s: Figure | None = None
     eager_s_per_layer: Figure | None = None
     measured_paths: tuple[str, ...] = ()
+    fused_shared_experts: tuple[str, ...] = ()
     errors: tuple[MeasuredError, ...] = ()
     reserved_bytes: Figure
     host_cores_per_replica: Figure
@@ -409,5 +445,6 @@ PROFILE_KINDS: dict[str, type[Profile]] = {
     "link": LinkProfile,
     "engine": EngineProfile,
     "tools": ToolCatalogue,
+    "wire": WireProfile,
     "step-table": StepTable,
 }

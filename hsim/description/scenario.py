@@ -367,10 +367,23 @@ class Site(Strict):
 
 
 class Payload(Strict):
-    """What a token weighs on a link. Token ids as int32 unless said otherwise."""
+    """What passes between stages over links: token ids as int32 unless said otherwise.
+
+    `representation` and `compression` name those of the profile wire; writing and reading them takes core-seconds at
+    both ends. Messages between two pools that come within `window_s` of the first go together, as one.
+    """
 
     bytes_per_token: PositiveFloat = 4.0
     bytes_per_message: NonNegativeFloat = 512.0
+    representation: str | None = None
+    compression: str | None = None
+    window_s: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _said_once(self) -> Payload:
+        if self.representation and "bytes_per_token" in self.model_fields_set:
+            raise ValueError("bytes_per_token is said by the representation; leave one of them out")
+        return self
 
 
 class Planning(Strict):

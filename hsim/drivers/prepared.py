@@ -14,6 +14,7 @@ from hsim.costs.encoder import EncoderCosts
 from hsim.costs.measured import MeasuredCosts, TimedWhole, scaled
 from hsim.costs.memory import kv_capacity_tokens
 from hsim.costs.shapes import StepCosts, StepShape
+from hsim.costs.wire import Wire, wire_of
 from hsim.description.model import ModelArchitecture
 from hsim.description.scenario import Workload
 from hsim.description.system import FilledPool, System, Tier
@@ -44,6 +45,7 @@ class Prepared:
     understand: dict[str, OperationCost]
     tools: dict[str, OperationCost]
     kv_bytes_per_token: float
+    wire: Wire
     request_latency_s: dict[str, float]
     accounts: Accounts
 
@@ -60,6 +62,7 @@ def prepare(system: System) -> Prepared:
             figures.value(link, "latency_s"),
             figures.value(link, "bytes_per_s"),
             figures.if_known(link, "joules_per_byte"),
+            figures.value(link, "per_message_s") if link.per_message_s else 0.0,
         )
         for name, link in system.networks.items()
     }
@@ -76,6 +79,7 @@ def prepare(system: System) -> Prepared:
         understand=_understanding(system),
         tools=_tool_costs(system),
         kv_bytes_per_token=_kv_bytes_per_token(system),
+        wire=wire_of(system),
         request_latency_s={name: _request_latency_s(system, name) for name in replicas},
         accounts=accounts_of(system),
     )

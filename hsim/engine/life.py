@@ -10,7 +10,8 @@ from typing import Any
 
 from simpy.events import Event
 
-from hsim.engine.environment import TASK_ARRIVES, TASK_GOES_ON, EngineEnvironment
+from hsim.costs.wire import Wire
+from hsim.engine.environment import TASK_ARRIVES, TASK_GOES_ON, EngineEnvironment, Living
 from hsim.engine.pool import Pool
 from hsim.engine.replica import Replica
 from hsim.engine.visits import Job, Prompt
@@ -44,7 +45,8 @@ class Pipeline:
     """Where each stage is served, what its operations cost, and what joins the places.
 
     With a pool for Stage.PREFILL, prompts are prefilled there and their KV cache moves on to the generate pool.
-    `readers` are of the engine pools that understand, by pool and class.
+    `readers` are of the engine pools that understand, by pool and class. A `codec` writes and reads what passes over
+    links, where that takes time: in the jobs of cores at either end, and while engines' servers hold it.
     `request_latency_s` passes, by pool, between a client and the queue, and holds nothing meanwhile.
     """
 
@@ -57,6 +59,7 @@ class Pipeline:
     bytes_per_token: float
     kv_bytes_per_token: float
     prefix_caching: bool
+    codec: Wire | None = None
     readers: Mapping[str, Mapping[str, Reader]] = field(default_factory=dict)
     request_latency_s: Mapping[str, float] = field(default_factory=dict)
 
@@ -69,10 +72,10 @@ def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[
             by_user.setdefault(task.user, []).append(task)
     if by_user:
         for own in by_user.values():
-            env.process(use(env, log, pipeline, own))
+            Living(use(env, log, pipeline, own))
     else:
         arrive_in_time(env, log, pipeline, tasks)
-    env.run()
+    env.run_out()
 
 
 def use(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> Generator[Event, None, None]:
@@ -87,7 +90,7 @@ def arrive_in_time(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: 
     waiting = iter(tasks)
 
     def arrive(task: Task) -> None:
-        env.process(live(env, log, pipeline, task))
+        Living(live(env, log, pipeline, task))
         following = next(waiting, None)
         if following is not None:
             env.call_at(following.arrival_s, TASK_ARRIVES + following.id, lambda _: arrive(following))
@@ -104,7 +107,11 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
         pool = pipeline.pools[visit.stage]
         visit.ready_s = env.now
         if send := pipeline.links.get((place, pool.name)):
+            if visit.pack_s:
+                yield env.at(env.now + visit.pack_s, task.id)
             yield send(task.id, visit.payload_bytes)
+            if visit.unpack_s:
+                yield env.at(env.now + visit.unpack_s, task.id)
         if isinstance(visit, Prompt) and visit.source is not None:
             _let_go(pipeline, visit.source)
         elif latency_s := pipeline.request_latency_s.get(pool.name):
@@ -142,13 +149,19 @@ def visits_of(env: EngineEnvironment, pipeline: Pipeline, task: Task) -> Iterato
     """The visits that a task makes, in order, each made when it is its turn."""
     carried_tokens = task.understand_tokens
     if task.understand_tokens:
-        yield _understanding(env, pipeline, task, pipeline.pools[Stage.UNDERSTAND])
+        visit = _understanding(env, pipeline, task, pipeline.pools[Stage.UNDERSTAND])
+        if pipeline.codec and isinstance(visit, Job) and task.rounds:
+            following = Stage.TOOL if task.rounds[0].call else _prompted(pipeline)
+            visit.seconds += _encode_s(pipeline, Stage.UNDERSTAND, following, task.understand_tokens)
+        yield visit
     for number, this in enumerate(task.rounds):
         if this.call:
             job = Job(task.id, number, Stage.TOOL, carried_tokens, Event(env))
             _cost(job, pipeline.tools[this.call.tool], pipeline.tool_units[this.call.tool])
             job.outside_wait_s = this.call.outside_wait_s
             job.payload_bytes = _payload(pipeline, carried_tokens)
+            if pipeline.codec:
+                _coded(pipeline, job, carried_tokens, this.input_tokens)
             yield job
         yield from _prompts(env, pipeline, task, number, this)
         carried_tokens = this.output_tokens
@@ -175,6 +188,30 @@ def _cost(job: Job, time: OperationTime, units: float) -> None:
     job.operation, job.units, job.seconds, job.base_s = time.name, units, time.seconds(units), time.base_s
 
 
+def _prompted(pipeline: Pipeline) -> Stage:
+    """The stage to which a prompt goes first."""
+    return Stage.PREFILL if Stage.PREFILL in pipeline.pools else Stage.GENERATE
+
+
+def _coded(pipeline: Pipeline, job: Job, got_tokens: int, sent_tokens: int) -> None:
+    """A tool's core reads what has come over a link, and writes what goes on over one; an engine before it wrote it."""
+    sender = Stage.GENERATE if job.round or Stage.UNDERSTAND not in pipeline.pools else Stage.UNDERSTAND
+    codec, here = pipeline.codec, pipeline.pools[Stage.TOOL].name
+    assert codec
+    if got_tokens and (pipeline.pools[sender].name, here) in pipeline.links:
+        job.seconds += codec.decode_s.of(got_tokens)
+        if sender is Stage.GENERATE or pipeline.pools[sender].name in pipeline.readers:
+            job.pack_s = codec.encode_s.of(got_tokens)
+    job.seconds += _encode_s(pipeline, Stage.TOOL, _prompted(pipeline), sent_tokens)
+
+
+def _encode_s(pipeline: Pipeline, sender: Stage, receiver: Stage, tokens: int) -> float:
+    """Seconds in which a core writes so many tokens for a link; none where no link joins the two."""
+    pools = pipeline.pools
+    over_link = (pools[sender].name, pools[receiver].name) in pipeline.links
+    return pipeline.codec.encode_s.of(tokens) if pipeline.codec and over_link else 0.0
+
+
 def _payload(pipeline: Pipeline, tokens: int) -> float:
     return pipeline.bytes_per_message + pipeline.bytes_per_token * tokens
 
@@ -184,6 +221,8 @@ def _prompts(env: EngineEnvironment, pipeline: Pipeline, task: Task, number: int
     prompt = Prompt(task.id, number, Stage.GENERATE, this.input_tokens, Event(env))
     prompt.output_tokens, prompt.max_output_tokens = this.output_tokens, task.max_output_tokens
     prompt.payload_bytes = _payload(pipeline, this.input_tokens)
+    if pipeline.codec:
+        prompt.unpack_s = pipeline.codec.decode_s.of(this.input_tokens)
     if pipeline.prefix_caching:
         prompt.prefix = this.prefix or (((("task", task.id), this.shared_tokens),) if this.shared_tokens else ())
         prompt.context_key = None if this.prefix or len(task.rounds) == 1 else ("task", task.id)
@@ -193,6 +232,7 @@ def _prompts(env: EngineEnvironment, pipeline: Pipeline, task: Task, number: int
     first = Prompt(task.id, number, Stage.PREFILL, this.input_tokens, Event(env))
     first.output_tokens = first.max_output_tokens = 1
     first.payload_bytes, first.prefix, first.context_key = prompt.payload_bytes, prompt.prefix, prompt.context_key
+    first.unpack_s, prompt.unpack_s = prompt.unpack_s, 0.0
     first.keeps_kv = True
     yield first
     prompt.source, prompt.first_token_s = first, first.first_token_s

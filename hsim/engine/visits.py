@@ -12,7 +12,10 @@ from hsim.policies.views import VisitView
 
 
 class Visit:
-    """One task at one stage; times in seconds, energies in joules, filled in as they come to pass."""
+    """One task at one stage; times in seconds, energies in joules, filled in as they come to pass.
+
+    Before its bytes leave, an engine writes them for pack_s; when they have come, one reads them for unpack_s.
+    """
 
     __slots__ = (
         "device",
@@ -27,6 +30,7 @@ class Visit:
         "max_output_tokens",
         "outcome",
         "output_tokens",
+        "pack_s",
         "payload_bytes",
         "pool",
         "queued_s",
@@ -36,6 +40,7 @@ class Visit:
         "stage",
         "started_s",
         "task",
+        "unpack_s",
     )  # fmt: skip
 
     def __init__(self, task: int, number: int, stage: Stage, input_tokens: int, done: Event) -> None:
@@ -43,7 +48,7 @@ class Visit:
         self.output_tokens = self.max_output_tokens = 0
         self.pool = self.device = -1
         self.outcome = Outcome.SERVED
-        self.payload_bytes = 0.0
+        self.payload_bytes = self.pack_s = self.unpack_s = 0.0
         self.ready_s = self.queued_s = self.started_s = self.served_s = self.ended_s = math.nan
         self.first_token_s = math.nan
         self.dynamic_j = self.idle_j = self.host_dynamic_j = self.host_idle_j = 0.0
@@ -85,12 +90,18 @@ class Prompt(Visit):
     `prefill_tokens` must be in the KV cache before it (again) decodes: its prompt, and what it had generated when it
     was preempted. Of these `prompt_left` are still to be computed. It has its whole answer after the replica's step
     `finish_step`.
+
+    Where its task goes on with a tool and comes back with its context, `expected_gap_s` is what such a tool takes on
+    average, and `stays` says whether that context waits on its replica, or in its host's memory. `brought_tokens` have
+    come back from there for it.
     """
 
     __slots__ = (
+        "brought_tokens",
         "context_key",
         "decoding",
         "entry",
+        "expected_gap_s",
         "finish_step",
         "first_step",
         "generated_tokens",
@@ -103,6 +114,7 @@ class Prompt(Visit):
         "prompt_left",
         "shared_keys",
         "source",
+        "stays",
     )  # fmt: skip
 
     def __init__(self, task: int, number: int, stage: Stage, input_tokens: int, done: Event) -> None:
@@ -117,6 +129,8 @@ class Prompt(Visit):
         self.context_key: Hashable | None = None
         self.keeps_kv = False
         self.source: Prompt | None = None
+        self.expected_gap_s = math.nan
+        self.stays, self.brought_tokens = False, 0
 
     def view(self) -> VisitView:
         """What a policy may see of it."""
