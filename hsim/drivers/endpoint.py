@@ -137,6 +137,14 @@ class _Served:
         self._free: list[Line] = []
         self._clock_s = time.monotonic() - env.now  # the endpoint's instants are those of time.monotonic()
 
+    def withdraw(self, stage: Stage) -> Prompt | None:
+        """See Server: what an endpoint was sent cannot be taken back."""
+        return None
+
+    def waited_s(self) -> float:
+        """See Server: how long its queue is, an endpoint does not tell."""
+        return 0.0
+
     def view(self, visit: VisitView) -> DeviceView:
         """What a router may see."""
         return DeviceView(len(self._lines), 0, 0, len(self._lines), max(1, len(self._lines)))
