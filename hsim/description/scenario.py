@@ -495,7 +495,11 @@ def checked(document: Document) -> Scenario:
 
 def read_scenario(name_or_path: str | Path, settings: Sequence[str] = ()) -> Document:
     """A scenario's document with settings applied, the sections of its architecture in place of its own."""
-    document = read_document(scenario_file(str(name_or_path)))
+    return scenario_document(read_document(scenario_file(str(name_or_path))), settings)
+
+
+def scenario_document(document: Document, settings: Sequence[str]) -> Document:
+    """A scenario's document as it was read, with settings applied and its architecture's sections in place."""
     choice = [setting for setting in settings if setting.startswith("architecture=")]
     return with_settings(_with_architecture(with_settings(document, choice)), settings)
 
