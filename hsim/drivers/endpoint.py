@@ -164,13 +164,6 @@ class _Served:
         prompt.outcome = Outcome.TIMED_OUT
         self._lines[prompt].abandon()
 
-    def withdraw(self, stage: Stage) -> None:
-        """What was sent cannot be taken back."""
-
-    def waited_s(self) -> float:
-        """Its queue is its own: nobody waits on this side."""
-        return 0.0
-
     def _end(self, prompt: Prompt, event: Event) -> None:
         self._free.append(self._lines.pop(prompt))
         answer: Answer = event.value.value  # type: ignore[union-attr]
