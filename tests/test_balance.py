@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,14 @@ from hypothesis import strategies as st
 from systems import Impatient, Run, agents, prepared_of, run
 
 from hsim.drivers import simulated
+from hsim.drivers.prepared import prepare
 from hsim.drivers.simulated import build
 from hsim.engine.environment import EngineEnvironment
 from hsim.engine.life import arrive_in_time
 from hsim.errors import DescriptionError
 from hsim.log import Log, Stage
 from hsim.policies.views import VisitView
+from hsim.runs import system_of as system_of_file
 from hsim.workload.tasks import expected_rounds_left
 
 NOBODY = VisitView(-1, 0, 0, 0)
@@ -225,3 +229,27 @@ def test_a_priority_that_is_not_there_is_refused_by_name() -> None:
     data["pools"]["agents"]["priority"] = "started"
     with pytest.raises(DescriptionError, match=r"pools\.agents\.priority: there is no priority 'started'"):
         prepared_of(data)
+
+
+OWN = """
+def last(visit, pool):
+    return len(pool.devices) - 1
+
+def longest_first(visit):
+    return -visit.input_tokens
+"""
+
+
+def test_policies_of_ones_own_are_executed_where_code_is_allowed(tmp_path: Path) -> None:
+    """A router that takes the last replica, a priority for long prompts; without --allow-code both are refused."""
+    (tmp_path / "mine.py").write_text(OWN)
+    data = agents(split=False, replicas=2, router="mine.py:last", priority="mine.py:longest_first")
+    (tmp_path / "own.yaml").write_text(json.dumps(data))
+    with pytest.raises(DescriptionError, match=r"'mine.py:last' is code of your own; add --allow-code if you trust it"):
+        prepare(system_of_file(tmp_path / "own.yaml"))
+    finished = run(prepare(system_of_file(tmp_path / "own.yaml", allow_code=True)))
+    generated = finished.visits_of(stage=Stage.GENERATE)
+    assert set(generated["device"]) == {finished.log.pools["decode"].devices[-1]}
+    for name, says in (("mine.py:first", "has no function 'first'"), ("yours.py:last", "there is no file 'yours.py'")):
+        with pytest.raises(DescriptionError, match=says):
+            prepare(system_of_file(tmp_path / "own.yaml", [f"pools.decode.router={name}"], allow_code=True))
