@@ -1,54 +1,85 @@
 """The engine's speed: events, CPU seconds and peak memory of whole `hsim simulate` processes, coalesced and stepwise.
 
-    python benchmarks/engine.py --trace AzureLLMInferenceTrace_conv.csv [--quick]
+    python benchmarks/engine.py --trace AzureLLMInferenceTrace_conv.csv [--quick] [--doc docs/engine.md]
 
 Each case is a process of its own on the default configuration. CPU seconds on a shared machine are noisy: each pair
 (coalesced, stepwise) runs one after the other, and the ratio is what to compare. Step rows are counts and must not
-change with the machine.
+change with the machine. --doc puts the tables into a page, between its markers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PROFILES = ("azure conversation, 4 replicas", "three-stage agents, mean 3 rounds")
 
 CHILD = """
 import json, resource, sys
+from time import process_time
 from hsim.description.scenario import load
 from hsim.description.system import resolve
 from hsim.drivers.prepared import prepare
 from hsim.drivers.simulated import run
 from hsim.metrics.summarise import summarise
+marks = [0.0, process_time()]
 prepared = prepare(resolve(*load(sys.argv[1], sys.argv[3:])))
+marks.append(process_time())
 log = run(prepared, stepwise=sys.argv[2] == "stepwise")
+marks.append(process_time())
 result = summarise(log, prepared.system, prepared.accounts, prepared.drawn)
+marks.append(process_time())
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({
     "tasks": result.tasks, "output_tokens": result.output_tokens, "step_rows": len(log.steps),
     "steps": int(log.steps.arrays()["steps"].sum()), "preemptions": len(log.preemptions),
     "cpu_s": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss / 1000,
     "e2e_mean_s": result.latency["e2e"].mean_s,
+    **dict(zip(("imports_s", "draw_s", "run_s", "books_s"), (b - a for a, b in zip(marks, marks[1:])))),
 }))
 """
+
+PROFILED = """
+import cProfile, json, pstats, sys
+from collections import Counter
+from hsim.description.scenario import load
+from hsim.description.system import resolve
+from hsim.drivers.prepared import prepare
+from hsim.drivers.simulated import run
+prepared = prepare(resolve(*load(sys.argv[1], sys.argv[3:])))
+profile = cProfile.Profile(builtins=False)
+profile.runcall(run, prepared)
+own = Counter()
+for (file, _, _), (_, _, seconds, _, _) in pstats.Stats(profile).stats.items():
+    own[file.rpartition("hsim/")[2] if "hsim/" in file else "named tuples and data classes"] += seconds
+print(json.dumps({file: seconds / own.total() for file, seconds in own.most_common()}))
+"""
+
+
+def child(code: str, scenario: str, mode: str, settings: list[str]) -> dict[str, float]:
+    """What a process of its own says."""
+    command = [sys.executable, "-c", code, scenario, mode, *settings]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    said: dict[str, float] = json.loads(done.stdout)
+    return said
 
 
 def measure(scenario: str, mode: str, settings: list[str]) -> dict[str, float]:
     """Run one case in a process of its own; its CPU seconds include Python's start."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, scenario, mode, *settings], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    if done.returncode:
-        sys.exit(done.stderr)
+    figures = child(CHILD, scenario, mode, settings)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    figures: dict[str, float] = json.loads(done.stdout)
     figures["cpu_s"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return figures
 
@@ -95,28 +126,58 @@ def cases(trace: str | None, quick: bool) -> list[tuple[str, str, list[str], boo
     return found
 
 
+def table_of(rows: list[dict[str, float | str]]) -> list[str]:
+    """The cases as a table in Markdown."""
+    found = [
+        "| case | mode | tasks | steps | rows | CPU s | tasks per CPU s | peak MB |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        numbers = f"{row['tasks']:,} | {row['steps']:,} | {row['step_rows']:,} | {row['cpu_s']:.2f}"
+        rate, peak = float(row["tasks"]) / float(row["cpu_s"]), row["peak_mb"]
+        found.append(f"| {row['case']} | {row['mode']} | {numbers} | {rate:,.0f} | {peak:.0f} |")
+    return found
+
+
+def profile_of(name: str, scenario: str, settings: list[str], row: dict[str, float | str]) -> list[str]:
+    """Where the time of a case goes: by part, and within the run by module."""
+    parts = {"imports": "imports_s", "drawing tasks": "draw_s", "run": "run_s", "books and statistics": "books_s"}
+    said = ", ".join(f"{part} {float(row[key]):.2f} s" for part, key in parts.items())
+    shares = child(PROFILED, scenario, "coalesced", settings)
+    largest = ", ".join(f"{file} {share:.0%}" for file, share in shares.items() if share >= 0.015)
+    return [f"Of {name}: {said}. Within the run, under a profiler: {largest}."]
+
+
 def main() -> None:
-    """Print a table, and write it as JSON beside where it was run."""
+    """Print tables, and put them into a page where one is named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trace", help="the Azure 2023 conversation trace")
     parser.add_argument("--quick", action="store_true", help="only the first Azure case and the agents")
+    parser.add_argument("--doc", help="the page whose text between <!-- benchmark --> and <!-- end --> to replace")
     options = parser.parse_args()
-    rows = []
-    print(f"{'case':<36}{'mode':<11}{'tasks':>9}{'step rows':>11}{'CPU s':>8}{'tasks/CPU s':>13}{'peak MB':>9}")
+    rows: list[dict[str, float | str]] = []
+    profiles: list[str] = []
+    load_before = os.getloadavg()[0]
     for name, scenario, settings, both in cases(options.trace, options.quick):
         for mode in ("coalesced", "stepwise") if both else ("coalesced",):
-            figures = measure(scenario, mode, settings)
-            rows.append({"case": name, "mode": mode, **figures})
-            print(
-                f"{name:<36}{mode:<11}{figures['tasks']:>9,.0f}{figures['step_rows']:>11,.0f}{figures['cpu_s']:>8.2f}"
-                f"{figures['tasks'] / figures['cpu_s']:>13,.0f}{figures['peak_mb']:>9.0f}",
-                flush=True,
-            )
+            rows.append({"case": name, "mode": mode, **measure(scenario, mode, settings)})
+            print(table_of(rows[-1:])[-1], flush=True)
         if both and rows[-1]["e2e_mean_s"] != rows[-2]["e2e_mean_s"]:
             sys.exit(f"{name}: the two modes disagree")
+        if name in PROFILES:
+            profiles += ["", *profile_of(name, scenario, settings, rows[-2])]
     file = Path(tempfile.gettempdir()) / "hsim-engine-benchmark.json"
     file.write_text(json.dumps(rows, indent=1))
     print(f"written to {file}")
+    loads = f"load {load_before:.0f} before and {os.getloadavg()[0]:.0f} after"
+    when = f"{time.strftime('%d %B %Y', time.gmtime())}, {os.cpu_count()} shared cores, {loads}."
+    page = "\n".join([when, "", *table_of(rows), *profiles])
+    print(page)
+    if options.doc:
+        text = Path(options.doc).read_text()
+        Path(options.doc).write_text(
+            re.sub(r"(<!-- benchmark -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{page}\n{m[2]}", text, flags=re.S)
+        )
 
 
 if __name__ == "__main__":

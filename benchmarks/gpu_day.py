@@ -3,7 +3,8 @@
     python benchmarks/gpu_day.py --out OUT [--earlier gpu_day.tgz] [--minutes 9] [--device cuda:0]
 
 1. Calibrates the GPU, with energy, and the operations of the machine's CPU.
-2. Validates: the scenario that calibration wrote, simulated and run live, at three loads.
+2. Validates: the scenario that calibration wrote, simulated and run live, at three loads of its capacity and in a closed
+   loop, with agentic and with single-shot tasks.
 3. Repeats: goes on calibrating, so that what differs between rounds is known, energy too.
 
 OUT receives gpu_day.tgz, all that was measured and written (a few hundred kilobytes), and summary.txt. A later call
@@ -16,20 +17,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-LOADS = (0.3, 0.6, 0.9)  # of what the busier pool bears, as calibrate estimates it
+LOADS = (30, 60, 85)  # per cent of the predicted capacity
 LOAD_OF_LOCAL = 0.4  # the load that calibrate gave local.yaml: hsim/calibrate/write.py
-VALIDATION_TASKS = 60
+TASKS = (20, 200)  # at each load: the fewest that say anything, and no more than wanted
+SINGLE_SHOT = 0.5  # of the seconds that agentic tasks take, about
+BESIDE = 1.5  # times as long as the tasks themselves: starting workers, taking the machine's pace, simulating
+LAST_WORDS_S = 20.0  # for a command that is interrupted to write what it has
 CALIBRATION_SHARE = 0.6  # of a first call; validation has the rest
 PACKING_S = 10.0
 
@@ -53,12 +57,17 @@ class Day:
         print(f"[{self.left_s():.0f} s left] {step}: hsim {' '.join(arguments)}", flush=True)
         log = self.work / f"{step}.txt"
         with log.open("w", encoding="utf-8") as printed:
+            process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT)
             try:
-                code: int | str = subprocess.run(
-                    command, stdout=printed, stderr=subprocess.STDOUT, timeout=max(1.0, self.left_s()), check=False
-                ).returncode
+                code: int | str = process.wait(timeout=max(1.0, self.left_s() - LAST_WORDS_S))
             except subprocess.TimeoutExpired:
                 code = "the time was up"
+                process.send_signal(signal.SIGINT)  # it then writes what it has
+                try:
+                    process.wait(timeout=LAST_WORDS_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
         self.done[step] = {"code": code, "seconds": round(time.monotonic() - start_s, 1)}
         (self.work / "done.json").write_text(json.dumps(self.done, indent=2), encoding="utf-8")
         print(log.read_text(encoding="utf-8")[-3000:], flush=True)
@@ -71,25 +80,15 @@ def calibrate(day: Day, step: str, budget_s: float) -> bool:
     return day.run(step, "calibrate", *arguments)
 
 
-def validations(day: Day) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The validation at each load: its step's name, and hsim's arguments."""
+def validate(day: Day) -> bool:
+    """Validate at all loads, with as many tasks as there is time for."""
     scenario = day.work / "local.yaml"
     rate_per_s = yaml.safe_load(scenario.read_text(encoding="utf-8"))["workload"]["arrivals"]["rate_per_s"]
-    for load in LOADS:
-        step = f"validation-{load:.0%}".replace("%", "")
-        settings = (
-            f"workload.arrivals.rate_per_s={rate_per_s * load / LOAD_OF_LOCAL:.4g}",
-            f"workload.tasks={VALIDATION_TASKS}",
-        )
-        changes = [word for setting in settings for word in ("--set", setting)]
-        out = str(day.work / step)
-        yield step, ("validate", str(scenario), "--device", day.device, "--out", out, *changes)
-
-
-def has_command(name: str) -> bool:
-    """Whether this hsim has the command."""
-    asked = subprocess.run([sys.executable, "-m", "hsim.cli", name, "--help"], capture_output=True, check=False)
-    return asked.returncode == 0
+    each_s = LOAD_OF_LOCAL / rate_per_s * (1 + sum(100 / load for load in LOADS)) * (1 + SINGLE_SHOT) * BESIDE
+    tasks = int(min(max(day.left_s() / each_s, TASKS[0]), TASKS[1]))
+    loads, out = ",".join(map(str, LOADS)), str(day.work / "validation")
+    asked = ("--device", day.device, "--loads", loads, "--set", f"workload.tasks={tasks}", "--out", out)
+    return day.run("validation", "validate", str(scenario), *asked)
 
 
 def spend(day: Day) -> None:
@@ -97,15 +96,11 @@ def spend(day: Day) -> None:
     first = day.done.get("calibration", {}).get("code") != 0
     if first and not calibrate(day, "calibration", CALIBRATION_SHARE * day.left_s()):
         return
-    if has_command("validate"):
-        for step, arguments in validations(day):
-            if day.done.get(step, {}).get("code") != 0 and day.left_s() > 0:
-                day.run(step, *arguments)
-    else:
-        print("this hsim has no `validate`: left out")
+    if day.done.get("validation", {}).get("code") != 0 and day.left_s() > 60:
+        validate(day)
     while day.left_s() > 60:
         repeats = sum(step.startswith("repeat") for step in day.done)
-        if not calibrate(day, f"repeat-{repeats + 1}", day.left_s() - 5):
+        if not calibrate(day, f"repeat-{repeats + 1}", day.left_s() - LAST_WORDS_S - 5):
             return
 
 
@@ -119,7 +114,7 @@ def pack(day: Day, out: Path) -> None:
         lines += [json.dumps(law) for law in found["laws"]] + [
             f"unavailable {k}: {v}" for k, v in found["unavailable"].items()
         ]
-    lines += [file.read_text(encoding="utf-8") for file in sorted(day.work.glob("validation-*.txt"))]
+    lines += [file.read_text(encoding="utf-8") for file in sorted(day.work.glob("validation*.txt"))]
     (out / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -131,6 +126,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--device", default="cuda:0")
     asked = parser.parse_args()
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # in the background of a shell it is ignored, and by children too
     until_s = time.monotonic() + 60 * asked.minutes
     asked.out.mkdir(parents=True, exist_ok=True)
     work = asked.out.parent / f"{asked.out.name}.work" / "gpu_day"

@@ -92,7 +92,7 @@ def compare(
 ) -> Comparison:
     """Compare scenarios with the first of them on the same tasks; parameters as those of simulate.
 
-    Each scenario's own fleet: hsim.comparison.compare_fairly finds the cheapest that meets the objectives.
+    Each scenario's own fleet: hsim.plan.fair.compare_fairly gives each its best that meets the objectives.
     """
     from hsim.comparison import compare as compare_systems
     from hsim.runs import Options

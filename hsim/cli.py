@@ -16,6 +16,7 @@ from hsim.errors import HsimError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from hsim.drivers.endpoint import RemoteSpec
     from hsim.plan.result import Step
     from hsim.runs import Options
 
@@ -132,7 +133,7 @@ def compare(
     processes: Processes = None,
     fair: Annotated[
         bool,
-        typer.Option(help="Give each the cheapest fleet that meets the objectives, of those that its counts list."),
+        typer.Option(help="Give each the best fleet of those that its lists allow, as hsim plan certifies it."),
     ] = False,
     worlds: Worlds = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
@@ -153,7 +154,7 @@ def compare(
         return
     from hsim import runs
     from hsim.comparison import compare as compare_systems
-    from hsim.comparison import compare_fairly
+    from hsim.plan.fair import compare_fairly
     from hsim.report import comparison_tables
 
     if len(scenarios) < 2:
@@ -254,6 +255,9 @@ Have = Annotated[
 ]
 
 
+KeptIn = Annotated[Path | None, typer.Option(help="Keep replications in this folder to go on with.")]
+
+
 class Aim(StrEnum):
     """What a plan minimises."""
 
@@ -312,6 +316,114 @@ def plan(
         raise typer.Exit(130)
 
 
+class Lost(StrEnum):
+    """What is lost."""
+
+    SERVER = "server"
+    DEVICE = "device"
+
+
+@app.command()
+def survive(
+    scenario: Annotated[
+        str, typer.Argument(help="A scenario with objectives; with lists, its best fleet is planned first.")
+    ],
+    settings: Settings = [],  # noqa: B006
+    loss: Annotated[Lost, typer.Option(help="One server of each tier, or one replica of each pool.")] = Lost.SERVER,
+    processes: Processes = None,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    out: KeptIn = None,
+) -> None:
+    """Take one server, or one device, away from the best fleet, and find the best that loses any and still holds."""
+    from hsim.plan import PlanOptions, read_problem
+    from hsim.plan.survive import survive as run
+    from hsim.report.plans import survival_tables
+    from hsim.runs import as_json
+
+    problem = read_problem(scenario, settings)
+    with _Steps() as steps:
+        found = run(problem, loss.value, PlanOptions(processes, out), steps)
+    print(as_json(found), end="") if json else _print(survival_tables(found))
+
+
+@app.command()
+def breakeven(
+    scenario: Annotated[str, typer.Argument(help="A scenario whose lists stand for choices.")],
+    arch: Annotated[
+        str, typer.Option(metavar="PATH=A,B", help="What distinguishes architectures, the simple one first.")
+    ],
+    rates: Annotated[str, typer.Option(metavar="R,R,...", help="Tasks a second to look at.")],
+    settings: Settings = [],  # noqa: B006
+    certify: Annotated[bool, typer.Option(help="Simulate and certify; else by the preview's formulas.")] = False,
+    processes: Processes = None,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    out: KeptIn = None,
+) -> None:
+    """Compare architectures against load, each at its own best fleet: bands, the first break-even, regret."""
+    from hsim.plan import PlanOptions
+    from hsim.plan.breakeven import Architectures
+    from hsim.plan.breakeven import breakeven as run
+    from hsim.report.plans import breakeven_tables
+    from hsim.runs import as_json
+
+    path, _, values = arch.partition("=")
+    if not values:
+        raise typer.BadParameter("write path=value,value", param_hint="--arch")
+    try:
+        numbers = [float(rate) for rate in rates.split(",")]
+    except ValueError:
+        raise typer.BadParameter("write numbers, such as 1,2,4", param_hint="--rates") from None
+    with _Steps() as steps:
+        options = PlanOptions(processes, out) if certify else None
+        found = run(scenario, settings, Architectures(path, tuple(values.split(","))), numbers, options, steps)
+    print(as_json(found), end="") if json else _print(breakeven_tables(found))
+
+
+@app.command()
+def pareto(
+    scenario: Annotated[str, typer.Argument(help="A scenario whose lists stand for choices.")],
+    settings: Settings = [],  # noqa: B006
+    most: Annotated[int, typer.Option(min=1, help="Simulate so many fleets, those that promise most.")] = 8,
+    replications: Replications = 10,
+    processes: Processes = None,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write front.csv into this folder, and keep runs there.")] = None,
+) -> None:
+    """Cost against joules against latency: which fleets are certainly, and which possibly, not to be bettered."""
+    from hsim import runs
+    from hsim.plan import read_problem
+    from hsim.plan.pareto import pareto as run
+    from hsim.report.plans import pareto_tables
+
+    with _Steps() as steps:
+        found = run(read_problem(scenario, settings), most, runs.Options(replications, processes, 0, out), steps)
+    if out:
+        runs.write_atomically(out / "front.csv", found.csv())
+    print(runs.as_json(found), end="") if json else _print(pareto_tables(found))
+
+
+@app.command()
+def sensitivity(
+    scenario: Annotated[str, typer.Argument(help="A scenario of one fleet.")],
+    settings: Settings = [],  # noqa: B006
+    around: Annotated[float, typer.Option(min=0.01, max=0.5, help="Move inputs by this part of themselves.")] = 0.2,
+    flip: Annotated[bool, typer.Option(help="Look for how far each input is from undoing the verdict.")] = False,
+    replications: Replications = 10,
+    processes: Processes = None,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    out: KeptIn = None,
+) -> None:
+    """Which input moves the result most, by paired differences, and which would undo the verdict first."""
+    from hsim import runs
+    from hsim.plan.sensitivity import Around
+    from hsim.plan.sensitivity import sensitivity as run
+    from hsim.report.plans import sensitivity_tables
+
+    with _Steps() as steps:
+        found = run(scenario, settings, Around(around, flip), runs.Options(replications, processes, 0, out), steps)
+    print(runs.as_json(found), end="") if json else _print(sensitivity_tables(found))
+
+
 def _there(have: str | None) -> dict[str, float | str | None]:
     """`server=count,...` as settings."""
     pairs = [pair.partition("=") for pair in have.split(",")] if have else []
@@ -326,6 +438,9 @@ BaseUrl = Annotated[
     typer.Option(
         metavar="URL", help="An OpenAI-compatible server; its key, if it needs one, is read from HSIM_API_KEY."
     ),
+]
+ServedModel = Annotated[
+    str | None, typer.Option(help="The model to ask the server for; needed where it does not list exactly one.")
 ]
 ServedTokenizer = Annotated[
     Path | None, typer.Option(help="The served model's tokenizer.json, or its folder, for prompts of exact length.")
@@ -343,6 +458,9 @@ def validate(
         typer.Option(help="Per cent of the predicted capacity, such as 30,60,85: agentic, single-shot, and capacity."),
     ] = None,
     allow_code: AllowCode = False,
+    base_url: BaseUrl = None,
+    model: ServedModel = None,
+    tokenizer: ServedTokenizer = None,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Write validation.json and validation.html into this folder.")
@@ -350,25 +468,41 @@ def validate(
 ) -> None:
     """Simulate a scenario, run the same tasks live on this machine, and show how far the prediction was off."""
     from hsim.report import loads_tables, validation_tables
-    from hsim.runs import as_json, write_atomically
+    from hsim.runs import as_json, check_writable, write_atomically
     from hsim.validate import Options, validate_loads
     from hsim.validate import validate as run
     from hsim.validate.page import page
 
-    options = Options(device, repeats, allow_code=allow_code)
+    device, endpoint = _served(device, base_url, model, tokenizer)
+    options = Options(device, repeats, allow_code=allow_code, endpoint=endpoint)
+    if out:
+        check_writable(out)  # now, and not when all has been measured
     if loads is None:
         single = run(scenario, settings, options)
-        text, drawn, tables, stopped = as_json(single), page([("", single)]), validation_tables(single), single.stopped
+        text, tables, stopped, shown = as_json(single), validation_tables(single), single.stopped, [("", single)]
     else:
         several = validate_loads(scenario, settings, _fractions(loads), options)
-        drawn = page([(one.name, one.validation) for one in several.runs])
         text, tables, stopped = as_json(several), loads_tables(several), several.stopped
+        shown = [(one.name, one.validation) for one in several.runs]
+    print(text, end="") if json else _print(tables)
     if out:
         write_atomically(out / "validation.json", text)
-        write_atomically(out / "validation.html", drawn)
-    print(text, end="") if json else _print(tables)
+        write_atomically(out / "validation.html", page(shown))
     if stopped:
         raise typer.Exit(130 if stopped == "Ctrl-C" else 2)
+
+
+def _served(
+    device: str, base_url: str | None, model: str | None, tokenizer: Path | None
+) -> tuple[str, RemoteSpec | None]:
+    """What results call the place where the model is, and the endpoint if it is one."""
+    if base_url is None:
+        return device, None
+    from hsim.backends.endpoint import spec_of
+    from hsim.drivers.endpoint import RemoteSpec
+
+    spec = spec_of(base_url, model, "--base-url")
+    return spec.where, RemoteSpec(spec, tokenizer)
 
 
 def _fractions(per_cents: str) -> list[float]:
@@ -388,12 +522,16 @@ def live(
     device: Device = "cpu",
     sleep: Annotated[bool, typer.Option(help="Sleep for the modelled times instead of doing the work.")] = False,
     allow_code: AllowCode = False,
+    base_url: BaseUrl = None,
+    model: ServedModel = None,
+    tokenizer: ServedTokenizer = None,
 ) -> None:
     """Run a scenario's tasks for real on this machine: its own decoder, encoder and tools, on the wall clock."""
     from hsim.report import live_tables
     from hsim.validate import live as run
 
-    result = run(scenario, settings, device, sleep, allow_code)
+    device, endpoint = _served(device, base_url, model, tokenizer)
+    result = run(scenario, settings, device, sleep, allow_code, endpoint)
     _print(live_tables(result))
     if result.stopped:
         raise typer.Exit(130 if result.stopped == "Ctrl-C" else 2)
@@ -458,6 +596,20 @@ def scenarios() -> None:
     for file in sorted(shipped("scenarios").glob("*.yaml")):
         question = file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         print(f"{file.stem:<24} {question}")
+
+
+@app.command()
+def dashboard(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens.")] = 8501,
+    address: Annotated[
+        str, typer.Option(help="Who may connect; 0.0.0.0 is everybody, and there is no password.")
+    ] = "127.0.0.1",
+) -> None:
+    """Open the what-if dashboard in a browser: fleets, load and objectives by slider."""
+    from hsim.dashboard.launch import launch
+
+    print(f"hsim: http://{address}:{port} (Ctrl-C stops it)", file=sys.stderr)
+    raise typer.Exit(launch(port, address))
 
 
 @app.command()
@@ -620,8 +772,12 @@ def main() -> None:
     except HsimError as error:
         print(f"hsim: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("hsim: interrupted; runs that were finished are kept where --out says so", file=sys.stderr)
+    except SystemExit as end:
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):  # typer ends it without a word
+            print("hsim: interrupted; what was finished is kept where --out says so", file=sys.stderr)
+        raise
+    except KeyboardInterrupt:  # before typer began
+        print("hsim: interrupted", file=sys.stderr)
         sys.exit(130)
 
 

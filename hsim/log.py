@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -48,7 +50,11 @@ class Table:
     def __init__(self, *columns: str) -> None:
         self.columns = columns
         self._cells = array("d")
-        self.append = self._cells.extend  # takes one row, a value for each column
+        self._pack = Struct(f"{len(columns)}d").pack
+
+    def append(self, row: Sequence[float]) -> None:
+        """Add a row, a value for each column. Packed first: an array takes numbers one by one, and bytes at once."""
+        self._cells.frombytes(self._pack(*row))
 
     def __len__(self) -> int:
         return len(self._cells) // len(self.columns)
@@ -94,7 +100,8 @@ class PoolRecord:
     kv_capacity_tokens: int = 0
 
 
-def _visits() -> Table:
+def visits_table() -> Table:
+    """An empty table of visits."""
     # pool: its place in Log.pools; device: in Log.accelerators where the pool has engines, else in Log.hosts.
     # ready: asked for; queued: its input is at the pool; served: the device is done; ended: a wait outside too.
     # Joules: above idle, idle while serving it, and the same two of the host cores that run an engine.
@@ -122,11 +129,13 @@ class Log:
     links: list[str] = field(default_factory=list)
     pools: dict[str, PoolRecord] = field(default_factory=dict)
     tasks: Table = field(default_factory=lambda: Table("task", "arrival_s", "ended_s", "outcome"))
-    visits: Table = field(default_factory=_visits)
+    visits: Table = field(default_factory=visits_table)
     steps: Table = field(default_factory=_steps)
     cores: Table = field(default_factory=lambda: Table("host", "time_s", "busy"))
     preemptions: Table = field(default_factory=lambda: Table("device", "time_s", "task", "computed_tokens"))
     transfers: Table = field(default_factory=lambda: Table("task", "link", "start_s", "end_s", "bytes", "joules"))
+    # What became of contexts when their tasks went to a tool: choices are those of engine.gaps.CHOICES, in order.
+    gaps: Table = field(default_factory=lambda: Table("device", "task", "round", "time_s", "choice", "tokens"))
     # From time_s on; device -1 is the server itself. Before its first row each is on, its model loaded.
     states: Table = field(default_factory=lambda: Table("host", "device", "time_s", "state"))
 
@@ -139,5 +148,5 @@ class Log:
         """All tables as columns, by table name."""
         return {
             name: getattr(self, name).arrays()
-            for name in ("tasks", "visits", "steps", "cores", "preemptions", "transfers", "states")
+            for name in ("tasks", "visits", "steps", "cores", "preemptions", "transfers", "states", "gaps")
         }

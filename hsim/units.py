@@ -12,6 +12,7 @@ US_PER_S = 1e6
 HOUR_S = 3600.0
 YEAR_S = 365.25 * 24 * 3600.0
 KWH_J = 3.6e6
+WH_J = 3.6e3
 
 _DURATIONS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": HOUR_S}
 
@@ -64,10 +65,10 @@ def readable_range(low: float, high: float, unit: str) -> str:
 
 
 def scale_of(value: float, unit: str) -> tuple[float, str]:
-    """What to divide by, and the unit then. Prefixes are for seconds, joules, watts and grams, not money or counts."""
+    """What to divide by, and the unit then. Prefixes are for seconds, joules, watt-hours, watts and grams, not money or counts."""
     if unit == "s" and abs(value) >= 120:
         return 60.0, "min"
-    if unit not in ("s", "J", "W", "g"):
+    if unit not in ("s", "J", "Wh", "W", "g"):
         return 1.0, unit
     scale, prefix = next(((s, p) for s, p in _PREFIXES if abs(value) >= s * 0.9995), (1.0, ""))
     return scale, f"{prefix}{unit}"

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsim.calibrate import fit, profiles
-from hsim.calibrate.agenda import UNLIKE, Served, Target, agenda, bare_idle, step_parts
+from hsim.calibrate.agenda import UNLIKE, Served, Target, agenda, bare_idle, one_layer, step_parts
 from hsim.calibrate.bench import Facts
 from hsim.calibrate.points import Point, points_of
 from hsim.calibrate.profiles import Findings
-from hsim.calibrate.steptable import TableName, fit_steps, predicted_s
+from hsim.calibrate.steptable import TableName, fit_steps, predicted_s, shape_of
 from hsim.calibrate.work import CAPPED, Reading, Row, Unit
 from hsim.description.catalogue import load_model
 
@@ -320,3 +321,121 @@ def test_package_power_gives_idle_full_and_exponent() -> None:
     assert cpu["idle_w"]["value"] == pytest.approx(50)
     assert cpu["max_w"]["value"] == pytest.approx(200)
     assert cpu["load_power_exponent"]["value"] == pytest.approx(0.6)
+
+
+def points_by(
+    kind: str, seconds: Callable[[float], float], sizes: Sequence[float], rounds_differ: float = 0.0
+) -> list[Point]:
+    return [Point(kind, "cpu", {"name": "x", "units": n, "workers": 1}, seconds(n), rounds_differ, 3) for n in sizes]
+
+
+def test_a_second_slope_is_fitted_where_a_cache_ends_and_only_there() -> None:
+    sizes = (1_000, 3_000, 10_000, 20_000, 40_000, 100_000)
+
+    def falls_out_of_cache(n: float) -> float:
+        return 1e-5 + 6e-8 * n + 6e-8 * max(0.0, n - 20_000)
+
+    law = profiles._operation(points_by("operation", falls_out_of_cache, sizes), "x", "vector", findings())
+    assert law is not None
+    assert law["knee_units"] == 20_000
+    assert law["per_unit_beyond_s"]["value"] == pytest.approx(6e-8, rel=0.01)
+    straight = profiles._operation(points_by("operation", lambda n: 1e-5 + 6e-8 * n, sizes), "x", "vector", findings())
+    assert straight is not None
+    assert "knee_units" not in straight
+
+
+def test_bounds_widen_with_the_unsteadiness_of_rounds_and_hold_the_value() -> None:
+    sizes = (1, 4, 16, 64)
+    widths = []
+    for differ in (0.0, 0.2, 0.4):
+        law = profiles._operation(
+            points_by("operation", lambda n: 1e-3 + 1e-4 * n, sizes, differ), "x", "u", findings()
+        )
+        assert law is not None
+        slope = law["per_unit_s"]
+        assert slope["low"] <= slope["value"] <= slope["high"]
+        widths.append(slope["high"] / slope["low"] - 1)
+    assert widths[0] < 0.01
+    assert widths[0] < widths[1] < widths[2]
+
+
+def test_few_points_are_tested_between_their_ends() -> None:
+    points = points_by("operation", lambda n: 1e-3 + 1e-4 * n, (1, 4, 16, 64))
+    fitted, predicted = fit.fit_sum(lambda p: (1.0, p.number("units")), (0.0, 0.0))
+    law, test = fit.tested("x", points, 2, fitted, predicted)
+    assert law is not None
+    assert test.median_error == pytest.approx(0.0, abs=1e-9)
+    assert test.method == "each point but the ends left out in turn"
+
+
+def test_a_step_table_says_how_far_it_may_be_off_as_a_whole() -> None:
+    steps = [p for p in POINTS if p.kind == "step"]
+    table, _ = table_and_law(
+        [replace(p, seconds=1.2 * p.seconds) if p.parameters["role"] == "check" else p for p in steps]
+    )
+    assert table is not None and table.scale is not None
+    assert table.scale.value == 1.0
+    assert table.scale.high == pytest.approx(1.2, rel=0.02)
+
+
+def test_whole_layers_are_checked_against_kernels_added_up() -> None:
+    found = findings()
+    chip = profiles.kernels(POINTS, TARGET, found)
+    assert chip is not None
+    chip |= {
+        "name": "chip",
+        "kind": "accelerator",
+        "memory_bytes": profiles.known(1e9, "assumed", "x"),
+        "power": profiles.core_power(),
+    }
+    engine = profiles.engine(POINTS, TARGET, chip, 1, found)
+    units = [u for u in agenda(TARGET) if u.kind == "layer" and u.round == 1]
+    costs = profiles.composed(replace(SERVED, model=one_layer(MODEL)), chip, engine)
+    exact = [
+        Point(
+            "layer",
+            "cpu",
+            u.parameters,
+            costs.segment(shape_of(Point("layer", "cpu", u.parameters, 1.0, 0.0, 1))).seconds,
+            0.0,
+            1,
+        )
+        for u in units
+    ]
+    profiles.whole_layers([replace(p, seconds=1.25 * p.seconds) for p in exact], TARGET, (chip, engine), found)
+    law = found.laws[-1]
+    assert (law.name, law.points) == ("whole layers on cpu", len(units))
+    assert law.median_error == pytest.approx(0.2)
+
+
+def test_experts_and_all_reduce_recover_what_points_were_made_from() -> None:
+    shape = {"experts": 8, "per_token": 2, "hidden": 1024, "width": 2048, "dtype": "bf16"}
+    bandwidth, peak = world.BANDWIDTH, world.PEAK
+
+    def experts_s(m: int) -> float:
+        touched, matrices = 8 * (1 - 0.75**m), 3 * 1024 * 2048
+        bytes_s, flops_s = touched * matrices * 2 / bandwidth / 0.8, 2 * matrices * m * 2 / peak / 0.6
+        return 2e-5 + (bytes_s**4 + flops_s**4) ** 0.25
+
+    points = [
+        Point("experts", "cuda:0", {**shape, "tokens": m}, experts_s(m), 0.0, 1) for m in (1, 4, 16, 64, 256, 1024)
+    ]
+    law = profiles._experts(points, "bf16", (bandwidth, peak), "cuda:0", findings())["experts"]["bf16"]
+    assert law["bandwidth_fraction"]["value"] == pytest.approx(0.8, rel=0.05)
+    assert law["flops_fraction"]["value"] == pytest.approx(0.6, rel=0.05)
+    sums = [
+        Point(
+            "all-reduce",
+            "cuda:0",
+            {"bytes": b, "devices": n},
+            4e-6 + 2e-7 * (n - 1) + 2 * (n - 1) / n * b / 2e11,
+            0.0,
+            1,
+        )
+        for n in (2, 4, 8)
+        for b in (1 << 13, 1 << 21, 1 << 25)
+    ]
+    found = profiles._all_reduce(sums, "cuda:0", findings())["all_reduce"]
+    assert found["bytes_per_s"]["value"] == pytest.approx(2e11, rel=0.01)
+    assert profiles._experts([], "bf16", (1.0, 1.0), "cuda:0", findings()) == {}
+    assert profiles._all_reduce([], "cuda:0", findings()) == {}

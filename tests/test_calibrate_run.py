@@ -415,3 +415,13 @@ def test_steps_of_the_decoder_are_measured_at_any_place() -> None:
             if unit.parameters["role"] != "between":
                 reading = worker.call(("measure", replace(unit, expected_s=0.01))).value
                 assert reading.seconds > 0 and not reading.failure
+
+
+def test_the_report_shows_every_law_against_its_points(tmp_path: Path) -> None:
+    report = run(World(noise=0.02), tmp_path, 2000.0, simulate=False)
+    page = (tmp_path / "calibration" / NAME / "report.html").read_text()
+    for law in report.laws:
+        assert law.name in page
+    assert page.count("<svg") > len(report.laws)
+    assert "this machine has no meter" in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http-call", "")  # self-contained

@@ -20,6 +20,7 @@ from hsim.metrics.accounts import accounts_of
 from hsim.metrics.ledger import Window, keep_books
 from hsim.metrics.power import facility_joules
 from hsim.metrics.rough import facility_joules_in, system_in
+from hsim.metrics.timelines import timelines_of
 from hsim.policies.routing import least_energy
 from hsim.policies.views import DeviceView, PoolView, VisitView
 
@@ -56,9 +57,9 @@ def test_off_costs_off_watts_only_and_a_boot_its_seconds_times_its_watts() -> No
     visits, joules = done.visits, booked(done)
     waits = visits["started_s"] - visits["queued_s"]
     np.testing.assert_allclose(waits, BOOT_S + LOAD_S, rtol=1e-12)  # the first came 500 s after the start
-    arrivals, ends = done.tables["tasks"]["arrival_s"], done.tables["tasks"]["ended_s"]
-    off_s = float((arrivals[1:] - ends[:-1] - after_s).sum())
-    boots = len(arrivals)
+    first_s, queued, ends = done.tables["tasks"]["arrival_s"][0], visits["queued_s"], visits["served_s"]
+    off_s = queued[0] - first_s + float((queued[1:] - ends[:-1] - after_s).sum())
+    boots = len(queued)
     assert joules["gpu-tier servers off"] == pytest.approx(OFF_W * off_s, rel=1e-12)
     assert joules["gpu-tier servers booting"] == pytest.approx(BOOT_W * BOOT_S * boots, rel=1e-12)
     chip, figures = done.prepared.system.tier_of("decode").chip, done.prepared.system.figures
@@ -81,8 +82,8 @@ def test_an_engine_that_unloads_draws_the_idle_watts_of_bare_cards_and_loads_aga
     done = run(prepared_of(data))
     np.testing.assert_allclose(done.visits["started_s"] - done.visits["queued_s"], LOAD_S, rtol=1e-12)
     chip, figures = done.prepared.system.tier_of("decode").chip, done.prepared.system.figures
-    arrivals, ends = done.tables["tasks"]["arrival_s"], done.tables["tasks"]["ended_s"]
-    bare_s = float((arrivals[1:] - ends[:-1] - 60).sum()) + LOAD_S * len(arrivals)
+    first_s, queued, ends = done.tables["tasks"]["arrival_s"][0], done.visits["queued_s"], done.visits["served_s"]
+    bare_s = queued[0] - first_s + float((queued[1:] - ends[:-1] - 60).sum()) + LOAD_S * len(queued)
     joules = booked(done)
     bare_w = figures.value(chip, "power.idle_w")
     assert joules["decode accelerators without a model"] == pytest.approx(4 * bare_w * bare_s, rel=1e-12)
@@ -124,6 +125,8 @@ def law_of_joules(done: Run, reached: Counter[str]) -> None:
         assert all(entry.joules >= -1e-9 * integral_j for entry in ledger.entries)
         assert facility_joules_in([accounts], accounts, ledger, done.log)[0] == pytest.approx(integral_j, rel=1e-9)
         parts.append(integral_j)
+        pictured = sum(line.means(np.array([a, b]))[0] for line in timelines_of(done.log, accounts).facility_w)
+        assert pictured * (b - a) == pytest.approx(integral_j, rel=1e-2)  # within runs of equal steps it shows means
     whole = facility_joules(done.log, tables, accounts, Window(0.0, end_s, end_s))
     assert sum(parts) == pytest.approx(whole, rel=1e-9)
     states = tables["states"]

@@ -19,7 +19,7 @@ from hsim.costs.cpu import HostPower
 from hsim.engine.cores import Cores, Host
 from hsim.engine.environment import TASK_ARRIVES, EngineEnvironment
 from hsim.engine.executor import ModelledTime
-from hsim.engine.link import LinkSpec, Network, Transfer, fair_rates
+from hsim.engine.link import LinkSpec, Message, Network, Transfer, fair_rates
 from hsim.engine.visits import Job
 from hsim.log import Log, Outcome, Stage
 
@@ -286,7 +286,7 @@ some_capacities = st.lists(st.one_of(st.integers(1, 9), st.floats(0.5, 1e6)), mi
 @given(some_paths, some_capacities)
 def test_rates_are_max_min_fair(paths: list[tuple[int, ...]], capacities: list[float]) -> None:
     """No rate can rise without lowering a smaller one: each stops at a full link on which none is larger."""
-    moving = [Transfer(i, 1.0, 0.0, path, Event(EngineEnvironment())) for i, path in enumerate(paths)]
+    moving = [Transfer([Message(i, 1.0, 0.0, Event(EngineEnvironment()))], 0.0, path) for i, path in enumerate(paths)]
     fair_rates(moving, dict(enumerate(map(float, capacities))))
     rates = [m.rate for m in moving]
     assert min(rates) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from hsim.description.system import resolve
 from hsim.drivers.prepared import Prepared, prepare
 from hsim.drivers.simulated import run
 from hsim.log import Log, Stage
+from hsim.metrics import measured
 from hsim.metrics.ledger import Ledger, Window, keep_books, shares_gap_j
 from hsim.metrics.measured import Cohort, Lens, _delivered_tokens, measure
 from hsim.metrics.power import facility_joules
@@ -127,6 +129,22 @@ def test_a_joule_charged_to_nobody_is_noticed() -> None:
     tables = log.arrays()
     tables["visits"]["dynamic_j"][7] += 1.0
     assert shares_gap_j(log, tables, prepared.accounts) == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(("part", "passes"), [(0.9e-9, True), (1.1e-9, False)])
+def test_shares_may_err_by_so_much_of_the_whole_log_however_short_the_window(
+    part: float, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short window of an overloaded system is followed by hours of log, whose rounding is not the window's."""
+    prepared, log = path_of("split")
+    scenario, tables = prepared.system.scenario, log.arrays()
+    end_s = float(tables["tasks"]["ended_s"].max())
+    whole_j = facility_joules(log, tables, prepared.accounts, Window(0.0, end_s, end_s))
+    monkeypatch.setattr(measured, "shares_gap_j", lambda *_: part * whole_j)
+    lens = Lens(prepared.accounts, scenario.stages, scenario.slo, Cohort(30, 2))
+    with nullcontext() if passes else pytest.raises(AssertionError, match="visits' shares and devices' meters differ"):
+        path = measure(log, lens)
+        assert path.ledger.joules() < 0.1 * whole_j, "the window is not short: the test reaches nothing"
 
 
 @pytest.mark.parametrize("variant", ["split", "prefill-pool", "given-up"])

@@ -413,6 +413,10 @@ class Line:
         if self._future is not None:
             self._future.cancel()
 
+    def end_silent(self, timeout_s: float) -> None:
+        """See Worker; the endpoint's own timeouts end what is silent."""
+        self.abandon()
+
     def answer(self) -> Done:
         """What came of the request."""
         assert self._future is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,101 +14,19 @@ from hsim.errors import BackendError
 SAMPLE_WORDS = (8, 40, 120)
 # Common English words, one token each in most vocabularies. Every prompt takes them in an order of its own, lest a
 # server find its beginning in a prefix cache.
-WORDS = (
-    "time",
-    "year",
-    "people",
-    "way",
-    "day",
-    "man",
-    "thing",
-    "woman",
-    "life",
-    "child",
-    "world",
-    "school",
-    "state",
-    "family",
-    "student",
-    "group",
-    "country",
-    "problem",
-    "hand",
-    "part",
-    "place",
-    "case",
-    "week",
-    "company",
-    "system",
-    "program",
-    "question",
-    "work",
-    "night",
-    "point",
-    "home",
-    "water",
-    "room",
-    "mother",
-    "area",
-    "money",
-    "story",
-    "fact",
-    "month",
-    "lot",
-    "right",
-    "study",
-    "book",
-    "eye",
-    "job",
-    "word",
-    "business",
-    "issue",
-    "side",
-    "kind",
-    "head",
-    "house",
-    "service",
-    "friend",
-    "father",
-    "power",
-    "hour",
-    "game",
-    "line",
-    "end",
-    "member",
-    "law",
-    "car",
-    "city",
-    "name",
-    "team",
-    "minute",
-    "idea",
-    "kid",
-    "body",
-    "back",
-    "parent",
-    "face",
-    "others",
-    "level",
-    "office",
-    "door",
-    "health",
-    "person",
-    "art",
-    "war",
-    "history",
-    "party",
-    "result",
-    "change",
-    "morning",
-    "reason",
-    "girl",
-    "guy",
-    "moment",
-    "air",
-    "teacher",
-    "force",
-)
+_COMMON = """
+time year people way day man thing woman life child world school state family student group country problem hand
+part place case week company system program question work night point home water room mother area money story fact
+month lot right study book eye job word business issue side kind head house service friend father power hour game
+line end member law car city name team minute idea kid body back parent face others level office door health person
+art war history party result change morning reason girl guy moment air teacher force
+"""
+WORDS = tuple(_COMMON.split())
+
+
+def fresh_seeds() -> Iterator[int]:
+    """Seeds of prompts that no earlier run can have sent: a server may still have those in its prefix cache."""
+    return itertools.count(random.SystemRandom().randrange(1 << 40))
 
 
 class Prompts:

@@ -30,6 +30,12 @@ BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 8, 64, 256)}
 CONTEXTS = {"cpu": (128, 512, 2048), "cuda": (128, 1024, 8192)}
 PROMPTS = {"cpu": (16, 64, 128, 256, 512, 1024), "cuda": (64, 512, 2048, 8192)}
 COPIES_BYTES = (1 << 20, 1 << 24, 1 << 28)
+REDUCED_BYTES = (1 << 13, 1 << 17, 1 << 21, 1 << 25)
+PIECES = 64  # in which a transfer is made that is not batched
+EXPERTS = (
+    (128, 8, 2048, 768),
+    (8, 2, 4096, 14336),
+)  # experts, of them per token, widths: Qwen3-30B-A3B and Mixtral 8x7B
 TRANSFERS_BYTES = (1 << 12, 1 << 16, 1 << 20, 1 << 24, 1 << 28)
 
 
@@ -48,8 +54,9 @@ class Served:
 class Target:
     """A device to be measured: the precisions that it has, what it serves, and models whose shapes matter.
 
-    `operations` are CPU operations with the sizes to measure them at; `metered` says whether watts can be had. A CPU
-    that is `host_only` does not generate: its kernels and steps are of no interest.
+    `operations` are CPU operations with the sizes to measure them at, `own` those of a person's own; `metered` says whether watts can be had. A CPU
+    that is `host_only` does not generate: its kernels and steps are of no interest. `peers` are the devices of its kind,
+    itself included.
     """
 
     device: str
@@ -60,6 +67,8 @@ class Target:
     cores: int = 1
     metered: bool = False
     host_only: bool = False
+    own: tuple[str, ...] = ()
+    peers: int = 1
 
     @property
     def kind(self) -> str:
@@ -70,7 +79,7 @@ class Target:
 def agenda(target: Target) -> list[Unit]:
     """Every unit worth measuring, best first; of equal worth a like part of every kind, wherever the budget ends."""
     beside = (_movement, _operations, _power)
-    parts = beside if target.host_only else (_steps, _gemms, _attention, *beside)
+    parts = beside if target.host_only else (_steps, _gemms, _attention, _whole_layers, _experts, _all_reduces, *beside)
     first = [unit for part in parts for unit in part(target)]
     rounds = [
         replace(unit, round=number, worth=unit.worth + 2 * (number - 1), setup_s=unit.setup_s if number == 1 else 0.0)
@@ -218,6 +227,62 @@ def _attention(target: Target) -> Iterator[Unit]:
             yield Unit("prefill-attention", target.device, at, less + i % 2, KERNEL_S[kind])
 
 
+def _whole_layers(target: Target) -> Iterator[Unit]:
+    """One layer of a model in hsim's own decoder: what its kernels' laws, added up, must give."""
+    served = target.served
+    models = (served.model,) if target.kind == "cpu" else (served.model, *target.shapes)
+    longest = int(served.max_context_tokens / (1 + UNLIKE))
+    for model in {one.name: one for one in models if is_plain(one)}.values():
+        for decodes in sorted({1, served.slots // 4, served.slots}):
+            at: Parameters = {
+                "model": model.name,
+                "dtype": served.precision,
+                "role": "decode",
+                "decodes": decodes,
+                "context": longest // 4,
+            }
+            yield Unit("layer", target.device, at, 2, STEP_S[target.kind])
+
+
+def is_plain(model: ModelArchitecture) -> bool:
+    """Whether hsim's own decoder builds it, and all its layers are alike."""
+    special = model.experts or model.latent or model.state or model.window or model.attention_layers or model.mlp_layers
+    return not special and model.gated_mlp
+
+
+def one_layer(model: ModelArchitecture) -> ModelArchitecture:
+    """One layer of a model, with next to no vocabulary."""
+    return model.model_copy(
+        update={"name": f"one layer of {model.name}", "layers": 1, "vocabulary": 64, "tied_embeddings": True}
+    )
+
+
+def _experts(target: Target) -> Iterator[Unit]:
+    """Routed experts, on accelerators only: a core takes seconds for them."""
+    if target.kind == "cpu":
+        return
+    for experts, per_token, hidden, width in EXPERTS:
+        shape = {"experts": experts, "per_token": per_token, "hidden": hidden, "width": width}
+        for tokens, worth in _ladder(ROWS[target.kind][:-1]):
+            at: Parameters = {"tokens": tokens, **shape, "dtype": target.served.precision}
+            yield Unit("experts", target.device, at, 2 + worth, KERNEL_S[target.kind])
+
+
+def _all_reduces(target: Target) -> Iterator[Unit]:
+    """Sums over two devices and more: what tensor parallelism waits for, twice a layer."""
+    for devices in _powers(2, target.peers, 2) if target.peers > 1 else ():
+        for n_bytes, worth in _ladder(REDUCED_BYTES):
+            at: Parameters = {"bytes": n_bytes, "devices": devices, "dtype": target.served.precision}
+            yield Unit(
+                "all-reduce",
+                target.device,
+                at,
+                1 + worth,
+                KERNEL_S[target.kind],
+                setup_s=20.0 if n_bytes == REDUCED_BYTES[0] else 0.0,
+            )
+
+
 def _movement(target: Target) -> Iterator[Unit]:
     kind = target.kind
     for n_bytes in COPIES_BYTES:
@@ -229,6 +294,8 @@ def _movement(target: Target) -> Iterator[Unit]:
                 for n_bytes, worth in _ladder(TRANSFERS_BYTES):
                     at = {"bytes": n_bytes, "direction": direction, "memory": memory}
                     yield Unit("transfer", target.device, at, worth + 1, KERNEL_S[kind])
+                at = {"bytes": TRANSFERS_BYTES[2], "direction": direction, "memory": memory, "pieces": PIECES}
+                yield Unit("transfer", target.device, at, 2, KERNEL_S[kind])
 
 
 # ---- CPU operations, and power
@@ -240,7 +307,7 @@ def _operations(target: Target) -> Iterator[Unit]:
         for units, worth in _ladder(sizes):
             at, first = _operation(name, units, sizes, 1), units == sizes[0]
             setup_s = SETUP_S.get(name, 0.0) if first else 0.0
-            less = worth + 1 + (name in SELDOM)
+            less = 0 if name in target.own else worth + 1 + (name in SELDOM)
             yield Unit("operation", target.device, at, less, OPERATION_S, setup_s=setup_s)
         for workers in _powers(2, target.cores, 2) if target.cores > 1 else ():
             at = _operation(name, sizes[len(sizes) // 2], sizes, workers)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hsim.backends.hosts import Opened, StepItem, live_operation
-from hsim.calibrate.agenda import RAMP_S, WAITING_OPERATIONS, WINDOW_S, Served, step_parts
+from hsim.calibrate.agenda import RAMP_S, WAITING_OPERATIONS, WINDOW_S, Served, one_layer, step_parts
 from hsim.calibrate.kernels import WALL_TIMED, Kernels
 from hsim.calibrate.sampling import JOBS_REST, STEPS_REST, Call, Rest, sample, sample_cuda
-from hsim.calibrate.work import CAPPED, THROTTLED, Parameters, Reading, Unit
+from hsim.calibrate.work import CAPPED, DISAGREE, THROTTLED, Parameters, Reading, Unit
+from hsim.description.catalogue import load_model
 from hsim.description.hardware import OperationCode, Precision
 from hsim.errors import BackendError
 
@@ -22,7 +26,8 @@ if TYPE_CHECKING:
 SPIN_S = 0.05  # work is given to a device in pieces of about so long while its power is measured
 ANY_TOKEN = 1
 BUSY_CORE: Parameters = {"m": 64, "n": 1024, "k": 1024, "dtype": "fp32"}  # what keeps a core busy
-REST_OF: dict[str, Rest] = {"step": STEPS_REST, "operation": JOBS_REST}  # on a CPU
+REST_OF: dict[str, Rest] = {"step": STEPS_REST, "layer": STEPS_REST, "operation": JOBS_REST}  # on a CPU
+POWER_AGREES = 0.05  # power readings lag, and are coarser than the counter
 HARMLESS_CLOCKS = ("GpuIdle", "ApplicationsClocksSetting", "SyncBoost", "DisplayClockSetting")
 
 
@@ -66,6 +71,7 @@ class Bench:
         self.opened = open_device(spec.device)
         self._kernels: Kernels | None = None
         self._decoder: Decoder | None = None
+        self._one_layer: tuple[str, Decoder] | None = None
         self._tools: dict[tuple[str, int], LiveTool] = {}
         self._ready: tuple[str, Call] | None = None
 
@@ -123,7 +129,9 @@ class Bench:
         if kind == "operation":
             return self._operation(at)
         if kind == "step":
-            return self._step(at)
+            return self._step(at, self.decoder)
+        if kind == "layer":
+            return self._step(at, self._layer(str(at["model"])))
         if kind == "idle":
             _ = self.decoder  # loaded: with a model and its cache in memory
             return lambda i: time.sleep(SPIN_S)
@@ -139,9 +147,23 @@ class Bench:
         tool = self._tools[name, size]
         return lambda i: tool.run(units)
 
-    def _step(self, at: Parameters) -> Call:
+    def _layer(self, model: str) -> Decoder:
+        """A decoder of one layer of a model."""
+        from hsim.backends.decoder import Decoder
+        from hsim.backends.hosts import DecoderSpec
+
+        served = self.served
+        assert served is not None and served.precision in ("bf16", "fp16", "fp32"), "nobody said what to serve"
+        if self._one_layer is None or self._one_layer[0] != model:
+            whole = served.model if model == served.model.name else load_model(model, "calibrate", Path())
+            context = min(served.max_context_tokens, whole.max_context_tokens)
+            spec = DecoderSpec(one_layer(whole), served.slots, context, dtype=served.precision, device=self.device)
+            self._one_layer = (model, Decoder(spec, self.opened))
+        return self._one_layer[1]
+
+    def _step(self, at: Parameters, decoder: Decoder) -> Call:
         """The same step again and again: each begins where the one before it began."""
-        items, decoder = step_items(at), self.decoder
+        items = step_items(at)
         decoder.assume_filled()
         decoder.step(items)
 
@@ -155,7 +177,7 @@ class Bench:
         """Time a unit, or measure its power."""
         if unit.kind in ("power", "idle", "cpu-power"):
             return self._powered(unit, call)
-        if self.on_cpu or unit.kind in WALL_TIMED or unit.kind == "step":
+        if self.on_cpu or unit.kind in (*WALL_TIMED, "step", "layer"):
             waits = not self.on_cpu or unit.parameters.get("name") in WAITING_OPERATIONS
             own_core = self.threads == 1 and not waits
             return sample(call, unit.expected_s, own_core, REST_OF.get(unit.kind) if self.on_cpu else None)
@@ -168,7 +190,9 @@ class Bench:
         _spin(call, piece, RAMP_S, self.opened.synchronise)
         meter = None if unit.kind == "cpu-power" else board_meter(self.device)  # the parent reads that of the package
         before_j = meter.joules() if meter else None
-        calls, seconds = _spin(call, piece, WINDOW_S, self.opened.synchronise)
+        readings: list[float] = []
+        look = None if self.on_cpu else partial(_look, board_watts(self.device), readings)
+        calls, seconds = _spin(call, piece, WINDOW_S, self.opened.synchronise, look)
         after_j = meter.joules() if meter else None
         if meter:
             meter.close()
@@ -176,6 +200,8 @@ class Bench:
             return Reading(failure=meter.unavailable_reason or "the meter gave no joules")
         watts = None if before_j is None or after_j is None else (after_j - before_j) / seconds
         notes = () if self.on_cpu else _clock_facts(self.device)[0]
+        if watts is not None and readings:
+            notes += cross_checked(watts, statistics.fmean(readings))
         return Reading(seconds / calls, 0.0, calls, watts=watts, window_s=seconds, notes=notes)
 
     def _piece(self, unit: Unit, call: Call) -> int:
@@ -188,14 +214,38 @@ class Bench:
         return max(1, round(SPIN_S / reading.seconds))
 
 
-def _spin(call: Call, piece: int, seconds: float, synchronise: Callable[[], object]) -> tuple[int, float]:
-    """Call in pieces for so many seconds; how often, and how long it really took."""
+def cross_checked(counter_w: float, readings_w: float) -> tuple[str, ...]:
+    """A note where the mean of power readings is not what the energy counter says."""
+    if abs(readings_w / counter_w - 1) <= POWER_AGREES:
+        return ()
+    return (f"{DISAGREE}: the energy counter says {counter_w:.1f} W, power readings {readings_w:.1f} W",)
+
+
+def _look(watts: Callable[[], float | None], readings: list[float]) -> None:
+    if (now_w := watts()) is not None:
+        readings.append(now_w)
+
+
+def board_watts(device: str) -> Callable[[], float | None]:
+    """The present power of cuda:N, where NVML tells it."""
+    from hsim.backends.nvml import Nvml
+
+    nvml = Nvml()
+    return partial(nvml.watts, nvml.devices()[_index(device)])
+
+
+def _spin(
+    call: Call, piece: int, seconds: float, synchronise: Callable[[], object], look: Callable[[], object] | None = None
+) -> tuple[int, float]:
+    """Call in pieces for so many seconds, with a look after each; how often, and how long it really took."""
     calls, began_s = 0, time.perf_counter()
     while time.perf_counter() - began_s < seconds:
         for _ in range(piece):
             call(calls)
             calls += 1
         synchronise()
+        if look:
+            look()
     return calls, time.perf_counter() - began_s
 
 

@@ -5,34 +5,32 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from hsim.backends.endpoint import Answer, EndpointSpec, opened
+from hsim.backends.meters import Meter, meters_at_hand
 from hsim.backends.prompts import Prompts
 from hsim.calibrate import blackbox
 from hsim.calibrate.blackbox import StepModel, Sweep
 from hsim.calibrate.machine import Machine, load_average, this_machine
 from hsim.calibrate.options import CalibrationReport, LoadPoint, Progress, silent
-from hsim.calibrate.profiles import Findings, Profile, known
-from hsim.calibrate.store import Store, open_store, write_atomically
+from hsim.calibrate.profiles import Findings
+from hsim.calibrate.served import ServedFiles
+from hsim.calibrate.store import Store, open_store
 from hsim.calibrate.sweep import Asker, Grid, as_data, units
 from hsim.calibrate.work import Reading, Row, Unit
 from hsim.calibrate.write import write_fit, write_profiles
-from hsim.costs.laws import ELEMENT_BYTES, working_precision
-from hsim.costs.shapes import StepShape
 from hsim.description.catalogue import load_model, shipped
-from hsim.description.hardware import Precision, StepTable
+from hsim.description.hardware import Precision
 from hsim.description.model import ModelArchitecture
 from hsim.description.scenario import load
 from hsim.description.system import resolve
-from hsim.description.yamlfile import Document, read_document, validated
+from hsim.description.yamlfile import read_document, validated
 from hsim.drivers.prepared import prepare
 from hsim.drivers.replay import Limits
 from hsim.drivers.simulated import run as simulated
@@ -42,10 +40,9 @@ from hsim.metrics.summarise import summarise
 
 FINISH_FRACTION = 0.05  # of the budget, for fitting and writing
 MOST_ROUNDS = 12
+IDLE_S = 6.0  # of counters that tick ten times a second: 2 %
 MOST_SILENT = 3  # units in a row of which nothing came back whole: then the server is gone
 NO_LIMIT_SEEN = 256  # max_num_seqs where bursts showed none
-LOAD = 0.4  # of the endpoint in the scenario that is written
-NOT_SEEN = "black-box: an endpoint is timed whole, and shows no kernel, no memory and no host"
 
 
 @dataclass(frozen=True)
@@ -98,6 +95,8 @@ class Tools:
     asker: Callable[[EndpointOptions], AbstractContextManager[tuple[Asks, tuple[str, ...]]]] = over_http
     machine: Callable[[], Machine] = this_machine
     clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    meters: Callable[[], list[Meter]] = meters_at_hand
 
 
 def calibrate_endpoint(
@@ -109,14 +108,17 @@ def calibrate_endpoint(
     rows are on the disk, and a resumed calibration goes on after them.
     """
     tools = tools or Tools()
-    calibration = _Calibration(options, tools.machine(), _Pace(progress, tools.clock, options.budget_s))
-    with tools.asker(options) as (asker, said):
+    calibration = _Calibration(options, tools, _Pace(progress, tools.clock, options.budget_s))
+    with (
+        tools.asker(options) as (asker, said),
+        closing(Joules(tools.meters() if options.spec.is_local else [])) as joules,
+    ):
         store = open_store(calibration.folder, calibration.machine, options.resume)
         try:
-            calibration.sweep(asker, store)
+            calibration.sweep(asker, store, joules)
         finally:
             store.close()
-    return calibration.finish(store.rows, said)
+    return calibration.finish(store.rows, (*said, *joules.told), joules.why_not)
 
 
 def architecture_of(options: EndpointOptions) -> ModelArchitecture:
@@ -154,27 +156,76 @@ class _Pace:
         return self.left_s() > self.took_s.get(unit.point, 0.0)
 
 
+class Joules:
+    """What the meters of this machine count while units are asked, all of them together; None where there is none."""
+
+    def __init__(self, meters: Sequence[Meter]) -> None:
+        self._meters = [meter for meter in meters if meter.joules() is not None]
+        missing = "; ".join(meter.unavailable_reason or "" for meter in meters if meter not in self._meters)
+        remote = "black-box: an endpoint elsewhere tells no joules"
+        self.why_not = "" if self._meters else missing or remote
+        self._before: list[float | None] = []
+
+    @property
+    def metered(self) -> bool:
+        """Whether anything is counted."""
+        return bool(self._meters)
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Which meters, in words."""
+        names = ", ".join(f"{meter.name} ({meter.boundary})" for meter in self._meters)
+        return (f"joules of {names}: everything on them, whoever caused it",) if names else ()
+
+    def begin(self) -> None:
+        """Read all."""
+        self._before = [meter.joules() for meter in self._meters]
+
+    def end(self) -> float | None:
+        """Joules since begin()."""
+        after = [meter.joules() for meter in self._meters]
+        pairs = [(a, b) for a, b in zip(after, self._before, strict=True) if a is not None and b is not None]
+        return sum(a - b for a, b in pairs) if pairs and len(pairs) == len(after) else None
+
+    def close(self) -> None:
+        """Stop sampling."""
+        for meter in self._meters:
+            meter.close()
+
+
 class _Calibration:
     """One calibration of an endpoint under way."""
 
-    def __init__(self, options: EndpointOptions, machine: Machine, pace: _Pace) -> None:
-        self.options, self.machine, self.pace = options, machine, pace
+    def __init__(self, options: EndpointOptions, tools: Tools, pace: _Pace) -> None:
+        self.options, self.machine, self.tools, self.pace = options, tools.machine(), tools, pace
         self.model = model = architecture_of(options)
         self.name = options.calibration
         self.device = f"{options.spec.model} at {options.spec.base_url}"
         self.folder = options.out / "calibration" / self.name
         self.grid = Grid(options.max_concurrency, min(options.max_input_tokens, model.max_context_tokens - 64))
+        self.files = ServedFiles(
+            self.name,
+            self.device,
+            options.spec.is_local,
+            model,
+            options.precision,
+            self.machine,
+            self.grid,
+            options.out,
+        )
         self.measured, self.resumed = 0, 0
         self.left_out: list[str] = []
         self._silent = 0
 
     # ---- asking
 
-    def sweep(self, asker: Asks, store: Store) -> None:
+    def sweep(self, asker: Asks, store: Store, joules: Joules) -> None:
         """All units, round after round, until the budget or MOST_ROUNDS ends it."""
         self.resumed = len(store.rows)
         done = {row.key for row in store.rows if not row.reading.failure}
         self._warm_up(asker)
+        if joules.metered and not any(row.kind == "idle" for row in store.rows):
+            self._idle(store, joules)
         for number in range(1, MOST_ROUNDS + 1):
             wanted = [unit for unit in units(self.grid, self.device, number) if unit.key not in done]
             for i, unit in enumerate(wanted):
@@ -184,22 +235,46 @@ class _Calibration:
                     )
                     return
                 self.pace.progress(f"round {number}", i / len(wanted), self.pace.left_s(), unit.key)
-                self._ask(asker, unit, store)
+                self._ask(asker, unit, store, joules)
 
     def _warm_up(self, asker: Asks) -> None:
         """A burst and a long prompt that are not counted: first requests allocate and compile."""
         for users, tokens in ((self.grid.max_concurrency, self.grid.prompt(0)), (1, self.grid.max_input_tokens)):
             asker.ask(Unit("burst", self.device, {"users": users, "input": tokens}))
 
-    def _ask(self, asker: Asks, unit: Unit, store: Store) -> None:
+    def _idle(self, store: Store, joules: Joules) -> None:
+        """What the server draws with its model loaded and nobody to serve."""
+        began_s = self.pace.clock()
+        joules.begin()
+        self.tools.sleep(IDLE_S)
+        window_s = self.pace.clock() - began_s
+        drawn_j = joules.end()
+        watts = drawn_j / window_s if drawn_j is not None else None
+        unit = Unit("idle", self.device, {})
+        store.append(
+            Row(
+                unit.key,
+                unit.kind,
+                unit.device,
+                {},
+                1,
+                Reading(watts=watts, window_s=window_s, failure="" if drawn_j is not None else joules.why_not),
+            )
+        )
+
+    def _ask(self, asker: Asks, unit: Unit, store: Store, joules: Joules) -> None:
         start_s, began_s = time.monotonic(), self.pace.clock()
+        joules.begin()
         answers = asker.ask(unit)
-        self.pace.took_s[unit.point] = self.pace.clock() - began_s
+        drawn_j = joules.end()
+        self.pace.took_s[unit.point] = window_s = self.pace.clock() - began_s
         faults = [answer for answer in answers if answer.fault]
         failure = f"{len(faults)} of {len(answers)} requests: {faults[0].problem}" if faults else ""
         reading = Reading(
             seconds=None if faults else statistics.mean(a.e2e_s for a in answers),
             samples=len(answers) - len(faults),
+            watts=drawn_j / window_s if drawn_j is not None and window_s else None,
+            window_s=window_s if drawn_j is not None else None,
             failure=failure,
             notes=_notes(answers),
         )
@@ -216,36 +291,36 @@ class _Calibration:
 
     # ---- fitting and writing
 
-    def finish(self, rows: list[Row], said: tuple[str, ...]) -> CalibrationReport:
+    def finish(self, rows: list[Row], said: tuple[str, ...], no_joules: str) -> CalibrationReport:
         """Fit what was seen, test it on the loads, write profiles and a scenario, and simulate that."""
         self.pace.progress("fitting", 1.0, self.pace.left_s(), "fitting step times to what was seen")
         mine = [row for row in rows if row.device == self.device]
         sweep = blackbox.sweep_of(mine)
-        limit = blackbox.most_together(sweep)
-        model, laws = blackbox.fit_model(sweep, limit)
+        model, laws = blackbox.fit_model(sweep)
         if model is None:
             what = f"too few of {len(mine)} units gave what step times are fitted to"
             raise CalibrationError(
                 self.options.spec.where, what, "give it a larger --budget, or look into what failed: rows.jsonl"
             )
         findings = Findings(self.machine, self.name, laws=laws)
-        model, limits = self._chosen(model, sweep, limit)
-        table = self._table(model, sweep, findings)
+        model, limits = self._chosen(model, sweep)
+        table = self.files.table(model, sweep, laws[0])
         loads = blackbox.load_points(sweep, blackbox.costs_of(table), limits)
         findings.laws += blackbox.load_laws(loads)
-        findings.profiles |= self._profiles(model, table, limits, findings)
+        power = self.files.power(mine, (sweep, model.request_s), findings, no_joules)
+        findings.profiles |= self.files.profiles(model, table, limits, power)
         noisy = {p.name: "; ".join(p.marks) for p in (*sweep.decode, *sweep.first, *sweep.joins) if p.marks}
         failed = {row.key: row.reading.failure for row in mine if row.reading.failure}
-        more = {
+        more: dict[str, Any] = {
             "noisy": noisy,
             "failed": failed,
             "left_out": self.left_out,
-            "pace": dict(sweep.pace),
+            "pace": {key: round(value, 4) for key, value in sweep.pace.items()},
             "said": (*said, *model.told),
         }
         more["loads"] = [vars(point) | {"error_fraction": point.error_fraction} for point in loads]
         files = [write_fit(self.folder, findings, more), *write_profiles(self.options.out, findings)]
-        scenario, written = self._scenario(model, table)
+        scenario, written = self.files.scenario(model, table)
         return CalibrationReport(
             name=self.name,
             seconds=self.pace.clock() - self.pace.began_s,
@@ -256,7 +331,7 @@ class _Calibration:
             failed=failed,
             noisy=noisy,
             unavailable=findings.unavailable,
-            warnings=_warnings(mine, sweep, limit, loads),
+            warnings=_warnings(mine, sweep, loads),
             files=(*files, *written),
             scenario=scenario,
             simulated=_simulated(scenario),
@@ -264,19 +339,19 @@ class _Calibration:
             loads=tuple(loads),
         )
 
-    def _chosen(self, model: StepModel, sweep: Sweep, limit: int | None) -> tuple[StepModel, Limits]:
+    def _chosen(self, model: StepModel, sweep: Sweep) -> tuple[StepModel, Limits]:
         """The token budget and the cost of further chunks with which bursts are met best; no load is looked at."""
         bursts = {one.point: one for one in sweep.seen if one.row.kind == "burst" and one.number("users") > 1}
         measured: dict[str, list[dict[str, float]]] = {}
         for one in sweep.seen:
             if one.point in bursts:
-                measured.setdefault(one.point, []).append(blackbox.measured_of(one, sweep.pace.get(one.row.round, 1.0)))
+                measured.setdefault(one.point, []).append(blackbox.measured_of(one, sweep.pace[one.row.key]))
         tried: list[tuple[float, StepModel, Limits]] = []
         for budget in blackbox.BUDGETS:
-            limits = Limits(limit or NO_LIMIT_SEEN, budget, blackbox.ROOM_TOKENS, model.request_s)
+            limits = Limits(sweep.limit or NO_LIMIT_SEEN, budget, blackbox.ROOM_TOKENS, model.request_s)
             for part in blackbox.EXTRA_PARTS:
                 this = replace(model, extra_chunk_s=part * model.level_s[0])
-                costs = blackbox.costs_of(self._table(this, sweep, Findings(self.machine, self.name)))
+                costs = blackbox.costs_of(self.files.table(this, sweep, None))
                 misses = [
                     abs(
                         blackbox.predicted_of(one, costs, limits)[q] / statistics.median(m[q] for m in measured[point])
@@ -295,146 +370,6 @@ class _Calibration:
         _, _, this, limits = max(good, key=lambda one: one[:2])
         return this, limits
 
-    def _source(self, what: str) -> str:
-        return f"black-box: {what}; {self.device}, asked from {self.machine.told('cpu')}, calibration/{self.name}"
-
-    def _table(self, model: StepModel, sweep: Sweep, findings: Findings) -> StepTable:
-        decode = next((law for law in findings.laws if law.name == "decode steps"), None)
-        fields: dict[str, Any] = {
-            "name": f"steps-{self.name}", "kind": "step-table", "engine": f"{self.name}-engine", "chip": self.name,
-            "description": f"steps of {self.device}", "model": self.model.model_dump(),
-            "precision": self.options.precision, "source": self._source("streams of bursts and joining prompts"),
-            "median_error_fraction": decode.median_error if decode else None,
-            "p90_error_fraction": decode.p90_error if decode else None,
-            **blackbox.table_fields(model, sweep),
-        }  # fmt: skip
-        return validated(Document(f"the step table {fields['name']}", fields), StepTable)
-
-    def _profiles(self, model: StepModel, table: StepTable, limits: Limits, findings: Findings) -> dict[str, Profile]:
-        name, options = self.name, self.options
-        unknown = {"value": None, "tier": "measured", "source": NOT_SEEN}
-        kv_bytes = self.model.kv_elements_per_token * ELEMENT_BYTES[working_precision(options.precision)]
-        room_bytes = (
-            self.model.parameters * ELEMENT_BYTES[options.precision]
-            + limits.max_num_seqs * self.model.max_context_tokens * kv_bytes
-        )
-        zero = known(0.0, "assumed", NOT_SEEN)
-        power = dict.fromkeys(
-            (
-                "idle_w",
-                "loaded_idle_w",
-                "floor_w",
-                "cap_w",
-                "joules_per_byte",
-                "joules_per_flop",
-                "joules_per_output_token",
-            ),
-            findings.unknown(f"{name} watts", "black-box: an endpoint tells no joules"),
-        )
-        attention = {"launch_s": unknown, "per_element_s": unknown}
-        room = f"room for {limits.max_num_seqs} sequences of full context is assumed: how much KV cache a server has does not show"
-        chip: Profile = {
-            "name": name, "kind": "accelerator", "description": f"{self.device}, as its clients see it",
-            "memory_bytes": known(1.001 * room_bytes, "assumed", room),
-            "memory_bytes_per_s": unknown, "peak_flops_per_s": {},
-            "kernels": {
-                "overlap_factor": unknown, "gemm": {},
-                "decode_attention": attention | {"per_sequence_s": unknown, "bandwidth_fraction": unknown},
-                "prefill_attention": attention | {"flops_fraction": unknown},
-            },
-            "power": power,
-        }  # fmt: skip
-        engine: Profile = {
-            "name": f"{name}-engine", "kind": "engine", "description": f"the engine behind {self.device}: hidden, taken to batch as vLLM does",
-            "max_num_seqs": limits.max_num_seqs, "max_num_batched_tokens": limits.max_num_batched_tokens,
-            "gpu_memory_utilization": 1.0, "block_tokens": 16, "prefix_caching": False,
-            "defaults_source": self._source(f"bursts of up to {self.grid.max_concurrency} requests are met best with these"),
-            "host_s_per_layer": zero, "host_s_per_sequence": zero,
-            "request_latency_s": known(model.request_s, "fitted", self._source("first tokens of prompts alone, less a step's own time")),
-            "reserved_bytes": zero,
-            "host_cores_per_replica": known(0.0, "assumed", "its own cores are inside its step times"),
-            "host_cores_per_accelerator": zero, "step_tables": [table.name],
-        }  # fmt: skip
-        steps: Profile = table.model_dump(mode="json")
-        return {p["name"]: p for p in (chip, engine, steps, *self._servers(findings))}
-
-    def _servers(self, findings: Findings) -> list[Profile]:
-        """A server that holds it; its CPU is this machine's where both are and it has been calibrated."""
-        name, own = self.name, f"{self.machine.short_name}-cpu"
-        beside = self.options.spec.is_local and (self.options.out / "hardware_profiles" / f"{own}.yaml").is_file()
-        unknown = {"value": None, "tier": "measured", "source": NOT_SEEN}
-        figures = dict.fromkeys(("memory_bytes", "base_w", "psu_efficiency", "rent_usd_per_h", "capex_usd"), unknown)
-        server = {
-            "name": f"{name}-server", "kind": "server", "description": f"what {self.device} runs on",
-            "cpu": own if beside else f"{name}-cpu", "sockets": 1, "accelerators": {"chip": name, "count": 1}, **figures,
-        }  # fmt: skip
-        if beside:
-            return [server]
-        watts = dict.fromkeys(("idle_w", "max_w", "load_power_exponent", "memory_bytes_per_s"), unknown)
-        slowdown = known(1.0, "assumed", NOT_SEEN)
-        cores = self.machine.cores if self.options.spec.is_local else 1
-        cpu = {
-            "name": f"{name}-cpu", "kind": "cpu", "description": "the host behind the endpoint: not measured, runs no tools",
-            "cores": cores, **watts, "contention_slowdown": slowdown, "operations": {},
-        }  # fmt: skip
-        return [server, cpu]
-
-    # ---- a scenario
-
-    def _scenario(self, model: StepModel, table: StepTable) -> tuple[Path, list[Path]]:
-        """A chat at LOAD of what the endpoint bears, of lengths that were measured; and the model's file, if it needs one."""
-        tokens, answer = max(1, self.grid.max_input_tokens // 4), 2 * blackbox_tokens(self.grid)
-        level = model.levels[-1]
-        busy_s = (
-            model.first_s(tokens)
-            + answer * blackbox.costs_of(table).segment(StepShape(level, level * tokens)).seconds / level
-        )
-        out, written = self.options.out, []
-        name = self.model.name
-        if not (shipped("models") / f"{name}.yaml").is_file():
-            name = f"{self.name}-model"
-            file = out / "models" / f"{name}.yaml"
-            data = self.model.model_dump(mode="json", exclude_defaults=True) | {"name": name}
-            write_atomically(file, yaml.safe_dump(data, sort_keys=False, width=118))
-            written.append(file)
-        scenario = {
-            "model": name,
-            "workload": {
-                "arrivals": {"kind": "poisson", "rate_per_s": float(f"{LOAD / busy_s:.2g}")},
-                "tasks": 200,
-                "measure": "terminating",
-                "classes": {
-                    "chat": {
-                        "input_tokens": {
-                            "kind": "uniform",
-                            "low": self.grid.prompt(1 / 32),
-                            "high": self.grid.prompt(1 / 2),
-                        },
-                        "output_tokens": {"kind": "uniform", "low": answer // 4, "high": answer},
-                        "max_output_tokens": answer,
-                    }
-                },
-            },
-            "fleet": {"served": {"server": f"{self.name}-server", "count": 1}},
-            "pools": {
-                "decode": {
-                    "runs_on": "served.gpu",
-                    "engine": f"{self.name}-engine",
-                    "precision": self.options.precision,
-                }
-            },
-            "stages": {"generate": "decode"},
-        }
-        question = f"# How does {self.device} serve a chat at {LOAD:.0%} of what it bears? Made by `hsim calibrate --endpoint`.\n"
-        file = out / f"{self.name}.yaml"
-        write_atomically(file, question + yaml.safe_dump(scenario, sort_keys=False, default_flow_style=None, width=118))
-        return file, [*written, file]
-
-
-def blackbox_tokens(grid: Grid) -> int:
-    """Tokens of a middling answer in the scenario."""
-    return max(16, min(64, grid.max_input_tokens // 8))
-
 
 def _notes(answers: list[Answer]) -> tuple[str, ...]:
     notes = []
@@ -445,18 +380,19 @@ def _notes(answers: list[Answer]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _warnings(rows: list[Row], sweep: Sweep, limit: int | None, loads: list[LoadPoint]) -> tuple[str, ...]:
+def _warnings(rows: list[Row], sweep: Sweep, loads: list[LoadPoint]) -> tuple[str, ...]:
     """What a reader must know before trusting the profiles."""
     warnings = [f"{note}, in {row.key}" for row in rows for note in row.reading.notes if "tried again" in note][:3]
     if any("pieces of text" in note for row in rows for note in row.reading.notes):
         warnings.append("it gave no usage: tokens are counted by pieces of text, of which one may hold several tokens")
-    if limit:
+    if limit := sweep.limit:
         warnings.append(f"it decoded {limit} answers at a time and let others wait: max_num_seqs is {limit}")
     slow = [pace for pace in sweep.pace.values() if abs(pace - 1) > 0.1]
     if slow:
         warnings.append(
-            f"{len(slow)} of {len(sweep.pace)} rounds were {min(sweep.pace.values()):.2f} to {max(sweep.pace.values()):.2f} times "
-            "as long as the median one: the endpoint, or this machine, was shared; each round's own pace was taken off"
+            f"{len(slow)} of {len(sweep.pace)} units came when things took {min(sweep.pace.values()):.2f} to "
+            f"{max(sweep.pace.values()):.2f} times as long as in the median round: the endpoint, or this machine, was shared; "
+            "the pace of each unit's time was taken off"
         )
     if not loads:
         warnings.append("no load came through whole: nothing was predicted that no fit has seen")

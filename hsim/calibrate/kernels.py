@@ -112,6 +112,43 @@ def _prefill_attention(kernels: Kernels, at: Parameters) -> Call:
     return lambda i: attend(query, keys, values, is_causal=True)
 
 
+def _experts(kernels: Kernels, at: Parameters) -> Call:
+    """The routed experts of one layer, up, gate and down: tokens sorted by expert, then a product for each that has any.
+
+    Routes are drawn evenly. One grouped product per matrix where torch has it for the device, else one after another.
+    """
+    import torch
+
+    tokens, count, per_token = int(at["tokens"]), int(at["experts"]), int(at["per_token"])
+    hidden, width, dtype = int(at["hidden"]), int(at["width"]), str(at["dtype"])
+    up, down = kernels.random((count, 2 * width, hidden), dtype), kernels.random((count, hidden, width), dtype)
+    x = kernels.random((tokens * per_token, hidden), dtype)
+    draw = torch.Generator().manual_seed(0)
+    routes = torch.stack([torch.randperm(count, generator=draw)[:per_token] for _ in range(tokens)]).flatten()
+    sizes = torch.bincount(routes, minlength=count)
+    grouped = getattr(torch, "_grouped_mm", None) if kernels.device != "cpu" and dtype == "bf16" else None
+    ends = sizes.cumsum(0).to(torch.int32).to(kernels.device)
+    parts = sizes.tolist()
+
+    def gated(both: torch.Tensor) -> torch.Tensor:
+        gate, value = both.chunk(2, -1)
+        return torch.nn.functional.silu(gate) * value
+
+    def one_by_one(i: int) -> Any:
+        pieces = []
+        for expert, mine in enumerate(x.split(parts)):
+            if len(mine):
+                pieces.append(gated(mine @ up[expert].t()) @ down[expert].t())
+        return torch.cat(pieces)
+
+    def all_at_once(i: int) -> Any:
+        assert grouped is not None
+        inner = gated(grouped(x, up.transpose(1, 2), offs=ends))
+        return grouped(inner, down.transpose(1, 2), offs=ends)
+
+    return all_at_once if grouped else one_by_one
+
+
 def _memory_copy(kernels: Kernels, at: Parameters) -> Call:
     """Read so many bytes and write them elsewhere: twice as many bytes move."""
     import torch
@@ -131,16 +168,22 @@ def _launch(kernels: Kernels, at: Parameters) -> Call:
 
 
 def _transfer(kernels: Kernels, at: Parameters) -> Call:
-    """Bytes from host to device (h2d) or back (d2h), from pageable or pinned host memory, waited for."""
+    """Bytes from host to device (h2d) or back (d2h), from pageable or pinned host memory, waited for.
+
+    In so many `pieces` one after another, as messages that are not batched.
+    """
     import torch
 
     host = torch.ones(int(at["bytes"]), dtype=torch.uint8, pin_memory=at["memory"] == "pinned")
     there = torch.empty_like(host, device=kernels.device)
-    source, target = (host, there) if at["direction"] == "h2d" else (there, host)
+    both = (host, there) if at["direction"] == "h2d" else (there, host)
+    pieces = [half.chunk(int(at.get("pieces", 1))) for half in both]
 
     def call(i: int) -> None:
-        target.copy_(source, non_blocking=True)
-        torch.cuda.synchronize(kernels.device)
+        for source, target in zip(*pieces, strict=True):
+            target.copy_(source, non_blocking=True)
+        if kernels.device != "cpu":
+            torch.cuda.synchronize(kernels.device)
 
     return call
 
@@ -151,6 +194,7 @@ _KINDS: dict[str, Callable[[Kernels, Parameters], Call]] = {
     "prefill-attention": _prefill_attention,
     "memory-copy": _memory_copy,
     "launch": _launch,
+    "experts": _experts,
     "transfer": _transfer,
 }
 

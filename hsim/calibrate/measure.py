@@ -12,6 +12,7 @@ from hsim.backends.meters import rapl_meters
 from hsim.backends.worker import DECODER_SPIN_S, Worker, WorkerSettings
 from hsim.calibrate.agenda import RAMP_S, WINDOW_S, Served
 from hsim.calibrate.bench import BenchSpec, Facts, board_meter, step_items
+from hsim.calibrate.peers import Group
 from hsim.calibrate.sampling import reading_of
 from hsim.calibrate.work import Reading, Unit
 from hsim.description.hardware import OperationCode
@@ -62,6 +63,7 @@ class Workers:
         self._threads, self._codes, self._served = threads, codes or {}, dict[str, Served]()
         self._devices: dict[str, Worker] = {}
         self._cores: list[Worker] = []
+        self._group: tuple[int, Group] | None = None
         self._deaths = 0
 
     def unmetered(self, device: str) -> str:
@@ -87,6 +89,7 @@ class Workers:
 
     def close(self) -> None:
         """See Measurer."""
+        self._end_group()
         for worker in (*self._devices.values(), *self._cores):
             worker.close()
         self._devices.clear()
@@ -107,6 +110,8 @@ class Workers:
             return self._together(unit, int(unit.parameters["workers"]))
         if unit.kind == "cpu-power":
             return self._package_power(unit, int(unit.parameters["busy"]))
+        if unit.kind == "all-reduce":
+            return self._all_reduce(unit)
         worker = self._device(unit.device)
         if unit.kind == "step" and unit.parameters["role"] == "between":
             return self._between(worker, unit)
@@ -185,6 +190,25 @@ class Workers:
         if before_j is None or after_j is None:
             return Reading(failure=meter.unavailable_reason or "the meter gave no joules")
         return Reading(samples=1, watts=(after_j - before_j) / seconds, window_s=seconds)
+
+    def _all_reduce(self, unit: Unit) -> Reading:
+        """One sum over a group of devices of a kind, which lives until another number of them is asked for."""
+        count = int(unit.parameters["devices"])
+        if self._group is None or self._group[0] != count:
+            self._end_group()
+            kind = unit.device.partition(":")[0]
+            devices = [f"{kind}:{i}" for i in range(count)] if kind != "cpu" else ["cpu"] * count
+            self._group = (count, Group(devices))
+        try:
+            return self._group[1].all_reduce(int(unit.parameters["bytes"]), str(unit.parameters["dtype"]))
+        except BackendError:
+            self._end_group()  # those who are left wait for the one that failed
+            raise
+
+    def _end_group(self) -> None:
+        if self._group:
+            self._group[1].close()
+            self._group = None
 
     def _between(self, worker: Worker, unit: Unit) -> Reading:
         """Seconds of a step's round trip to the worker and back beyond the step itself."""

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hsim.calibrate import fit
-from hsim.calibrate.agenda import Served, Target
+from hsim.calibrate.agenda import Served, Target, one_layer
 from hsim.calibrate.bench import Facts
 from hsim.calibrate.machine import Machine
 from hsim.calibrate.options import Law
+from hsim.calibrate.page import Fitted, contention_figures, fitted_figure, line_over, section, step_figures
 from hsim.calibrate.points import Point
 from hsim.calibrate.steptable import TableName, fit_steps, shape_of
 from hsim.calibrate.work import CAPPED
 from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, working_precision
+from hsim.description.catalogue import load_model
 from hsim.description.hardware import AcceleratorProfile, EngineProfile, Precision, StepTable
 from hsim.description.system import Figures
 from hsim.description.yamlfile import Document, validated
@@ -30,6 +33,9 @@ NO_PRICE = "calibrate cannot know what this machine costs"
 NO_WALL_METER = "calibrate reads no meter at the wall: fans, memory, network and the supply's loss are unknown"
 
 
+Predict = Callable[[fit.Array, Point], float]
+
+
 @dataclass
 class Findings:
     """What fitting brought to light: laws with their errors, profiles by name, and what could not be had."""
@@ -40,6 +46,22 @@ class Findings:
     profiles: dict[str, Profile] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+    fits: list[Fitted] = field(default_factory=list)
+    drawn: dict[str, list[str]] = field(default_factory=dict)
+
+    def keep(
+        self, law: Law, points: Sequence[Point], curve: fit.Array | None, predict: Predict, across: str = ""
+    ) -> None:
+        """Keep a fitted law with its points for the report; `across` is the parameter that it is a curve of, if of one."""
+        if curve is None:
+            return
+        line: tuple[tuple[float, float], ...] = ()
+        if across:
+            places = line_over([point.number(across) for point in points])
+            like = points[0]
+            line = tuple((x, predict(curve, replace(like, parameters={**like.parameters, across: x}))) for x in places)
+        predicted = tuple(predict(curve, point) for point in points)
+        self.fits.append(Fitted(law.name, tuple(points), predicted, across=across, curve=line))
 
     def source(self, device: str, what: str) -> str:
         """Where a figure comes from."""
@@ -107,8 +129,86 @@ def kernels(points: Sequence[Point], target: Target, findings: Findings) -> Prof
             "gemm": gemm,
             "decode_attention": decode,
             "prefill_attention": prefill,
+            **_experts(points, served.precision, (bandwidth, peaks[working]), device, findings),
+            **_all_reduce(points, device, findings),
         },
     }
+
+
+def _experts(
+    points: Sequence[Point], precision: Precision, peaks: tuple[float, float], device: str, findings: Findings
+) -> Profile:
+    """ExpertsLaw where experts were measured: as a product of the touched experts' weights, launches and all."""
+    mine = of(points, "experts", dtype=precision)
+    bandwidth, peak = peaks
+
+    def at_peaks(point: Point) -> tuple[float, float]:
+        m, count, each = (point.number(name) for name in ("tokens", "experts", "per_token"))
+        matrices = 3.0 * point.number("hidden") * point.number("width")
+        touched = count * (1 - (1 - each / count) ** m)
+        return touched * matrices * ELEMENT_BYTES[precision] / bandwidth, 2.0 * matrices * m * each / peak
+
+    def fitted(some: Sequence[Point]) -> fit.Array:
+        bytes_s, flops_s = np.array([at_peaks(p) for p in some]).T
+        return fit.fit_gemm(bytes_s, flops_s, np.array([p.seconds for p in some]))
+
+    def predicted(law: fit.Array, point: Point) -> float:
+        return fit.gemm_seconds(law, *at_peaks(point))
+
+    if not mine:
+        return {}
+    name = f"routed experts in {precision} on {device}"
+    law, test = fit.tested(name, mine, 4, fitted, predicted)
+    findings.keep(test, mine, law, predicted)
+    source = findings.source(device, f"{name}: {findings.tested(test)}")
+    figures = _figures(("launch_s", "bandwidth_fraction", "flops_fraction"), law, source)
+    if figures is None:
+        return {}
+    why = "taken into the law's launch and fractions; routes were drawn evenly"
+    others = {"per_expert_s": 0.0, "per_element_s": 0.0, "padding_tokens": 0.0, "imbalance": 1.0, "sharpness": 4.0}
+    return {"experts": {precision: figures | {key: known(value, "assumed", why) for key, value in others.items()}}}
+
+
+def _all_reduce(points: Sequence[Point], device: str, findings: Findings) -> Profile:
+    """AllReduceLaw where several devices were measured together."""
+    mine = of(points, "all-reduce")
+
+    def terms(point: Point) -> tuple[float, ...]:
+        n = point.number("devices")
+        return 1.0, n - 1, 2 * (n - 1) / n * point.number("bytes")
+
+    if not mine:
+        return {}
+    fitted, predicted = fit.fit_sum(terms, (0.0, 0.0, 0.0))
+    law, test = fit.tested(f"all-reduce from {device}", mine, 4, fitted, predicted)
+    findings.keep(test, mine, law, predicted)
+    source = findings.source(device, f"all-reduce: {findings.tested(test)}")
+    if law is None or not law[2]:
+        return {}
+    return {
+        "all_reduce": _figures(("launch_s", "per_peer_s", "bytes_per_s"), np.array([*law[:2], 1.0 / law[2]]), source)
+    }
+
+
+def whole_layers(points: Sequence[Point], target: Target, made: tuple[Profile, Profile], findings: Findings) -> None:
+    """A cross-check that fits nothing: whole layers against what the laws of chip and engine have for them."""
+    mine, chip, engine = of(points, "layer"), *made
+    if not mine:
+        return
+    costs = {}
+    for name in {str(point.parameters["model"]) for point in mine}:
+        whole = target.served.model if name == target.served.model.name else load_model(name, "calibrate", Path())
+        costs[name] = composed(replace(target.served, model=one_layer(whole)), chip, engine)
+
+    def predicted(_: fit.Array, point: Point) -> float:
+        return costs[str(point.parameters["model"])].segment(shape_of(point)).seconds
+
+    nothing = np.empty(0)
+    errors = [abs(predicted(nothing, point) / point.seconds - 1) for point in mine]
+    noisy = sum(bool(point.marks) for point in mine)
+    law = fit.law_of(f"whole layers on {target.device}", len(mine), noisy, errors, "kernels added up, nothing fitted")
+    findings.laws.append(law)
+    findings.keep(law, mine, nothing, predicted)
 
 
 def _bandwidth(points: Sequence[Point]) -> float | None:
@@ -142,7 +242,9 @@ def _gemm_law(
         return fit.gemm_seconds(law, *at_peaks(point))
 
     name = f"products in {precision} on {device}"
-    law, test = fit.tested(name, of(points, "gemm", dtype=precision), 4, fitted, predicted)
+    mine = of(points, "gemm", dtype=precision)
+    law, test = fit.tested(name, mine, 4, fitted, predicted)
+    findings.keep(test, mine, law, predicted)
     return _figures(
         ("launch_s", "bandwidth_fraction", "flops_fraction"),
         law,
@@ -172,6 +274,7 @@ def _decode_law(
     terms = partial(fit.decode_attention_terms, element_bytes=ELEMENT_BYTES[precision])
     fitted, predicted = fit.fit_sum(terms, (0.0, 0.0, 0.0, 1.0 / bandwidth))
     law, test = fit.tested(f"decode attention on {device}", points, 4, fitted, predicted)
+    findings.keep(test, points, None if law is None else law.copy(), predicted)
     if law is not None:
         law[3] = 1.0 / (law[3] * bandwidth)
     names = ("launch_s", "per_element_s", "per_sequence_s", "bandwidth_fraction")
@@ -188,6 +291,7 @@ def _prefill_law(
 
     fitted, predicted = fit.fit_sum(fit.prefill_attention_terms, (0.0, 1.0 / peak, 0.0), reading_s)
     law, test = fit.tested(f"prefill attention on {device}", points, 3, fitted, predicted)
+    findings.keep(test, points, None if law is None else law.copy(), predicted)
     if law is not None:
         law[1] = 1.0 / (law[1] * peak)
     names = ("launch_s", "flops_fraction", "per_element_s")
@@ -238,6 +342,7 @@ def board_power(points: Sequence[Point], target: Target, facts: Facts, findings:
     least = (idle.get("loaded") or 0.0, 0.0, 0.0, 0.0)
     fitted, predicted = fit.fit_sum(lambda p: rates[p.name], least)
     law, test = fit.tested(f"watts of {device}", powers, 5, fitted, predicted)
+    findings.keep(test, powers, law, predicted)
     figures = _figures(names, law, source(f"energy counter: {findings.tested(test)}")) if powers else None
     return power | (figures or {name: findings.unknown(f"{device} {name}", why_not or test.method) for name in names})
 
@@ -327,6 +432,7 @@ def engine(points: Sequence[Point], target: Target, chip: Profile, cores: int, f
         return bare.segment(shape).seconds + float(host @ (served.model.layers, shape.sequences))
 
     law, test = fit.tested(f"composed decode steps on {device}", decodes, 4, fitted, predicted)
+    findings.keep(test, decodes, law, predicted)
     source = findings.source(device, f"decode steps less composed kernels: {findings.tested(test)}")
     host = [known(x, "fitted", source) for x in law] if law is not None else [
         findings.unknown(f"{name} {n}", test.method) for n in _HOST[:2]
@@ -347,6 +453,8 @@ def step_table(points: Sequence[Point], target: Target, names: tuple[str, str], 
     name = TableName(f"steps-{target.served.model.name}-{chip_name}", engine_name, chip_name, source)
     table, law = fit_steps(of(points, "step"), target.served, name)
     findings.laws.append(law)
+    if table is not None:
+        findings.drawn[f"Decoder steps on {target.device}"] = step_figures(table, of(points, "step"))
     return table
 
 
@@ -360,6 +468,7 @@ def cpu(points: Sequence[Point], units: Mapping[str, str], findings: Findings, w
     rate = max((2 * p.number("bytes") / p.seconds for p in copies), default=None)
     operations = {name: law for name, unit in units.items() if (law := _operation(points, name, unit, findings))}
     findings.extra["contention"] = contention(points)
+    findings.drawn["Cores that work at the same time"] = contention_figures(findings.extra["contention"])
     return {
         "name": f"{findings.name}-cpu",
         "kind": "cpu",
@@ -379,9 +488,10 @@ def _operation(points: Sequence[Point], name: str, unit: str, findings: Findings
     mine = of(points, "operation", name=name, workers="1")
     forms = [("per_unit_squared_s", 0.0)] if name.startswith("encode") else [("", 0.0), *_knees(mine)]
     tried = [(form, *_operation_form(mine, name, *form)) for form in forms]
-    form, fitted, law, test = min(tried, key=lambda one: _knee_pays(one[0], one[3]))
+    form, fitted, predicted, law, test = min(tried, key=lambda one: _knee_pays(one[0], one[4]))
     if law is None:
         return None
+    findings.keep(test, mine, law, predicted, "units")
     sizes = [int(p.number("units")) for p in mine]
     source = findings.source("cpu", f"{min(sizes)} to {max(sizes)} units on one core: {findings.tested(test)}")
     names = ("base_s", "per_unit_s", *filter(None, form[:1]))
@@ -402,8 +512,10 @@ def _knee_pays(form: tuple[str, float], test: Law) -> float:
     return float(2.0 * error if form[1] else error)
 
 
-def _operation_form(points: Sequence[Point], name: str, third: str, knee: float) -> tuple[Any, fit.Array | None, Law]:
-    """How to fit an operation with or without a third term, the law, and its test."""
+def _operation_form(
+    points: Sequence[Point], name: str, third: str, knee: float
+) -> tuple[Any, Predict, fit.Array | None, Law]:
+    """How to fit an operation with or without a third term and to predict by it, the law, and its test."""
 
     def terms(point: Point) -> tuple[float, ...]:
         n = point.number("units")
@@ -411,7 +523,7 @@ def _operation_form(points: Sequence[Point], name: str, third: str, knee: float)
 
     width = 3 if third else 2
     fitted, predicted = fit.fit_sum(terms, [0.0] * width)
-    return fitted, *fit.tested(f"operation {name}", points, width, fitted, predicted)
+    return fitted, predicted, *fit.tested(f"operation {name}", points, width, fitted, predicted)
 
 
 def contention(points: Sequence[Point]) -> dict[str, dict[str, float]]:
@@ -482,10 +594,27 @@ def transfers(points: Sequence[Point], target: Target, findings: Findings) -> No
     """Seconds and bytes per second of host-device transfers, by direction and kind of host memory, into the findings."""
     for memory in ("pinned", "pageable"):
         for direction in ("h2d", "d2h"):
-            mine = of(points, "transfer", memory=memory, direction=direction)
+            every = of(points, "transfer", memory=memory, direction=direction)
+            mine = [point for point in every if "pieces" not in point.parameters]
             fitted, predicted = fit.fit_sum(lambda p: (1.0, p.number("bytes")), (0.0, 0.0))
             law, test = fit.tested(f"{memory} {direction} of {target.device}", mine, 3, fitted, predicted)
+            findings.keep(test, mine, law, predicted, "bytes")
             if law is not None:
                 findings.laws.append(test)
                 rate = 1.0 / law[1] if law[1] else None
-                findings.extra.setdefault("transfers", {})[test.name] = {"latency_s": law[0], "bytes_per_s": rate}
+                findings.extra.setdefault("transfers", {})[test.name] = {
+                    "latency_s": law[0],
+                    "bytes_per_s": rate,
+                    "times_as_long_in_pieces": {
+                        str(p.parameters["pieces"]): p.seconds / predicted(law, p) for p in every if p not in mine
+                    },
+                }
+
+
+def sections(findings: Findings) -> list[str]:
+    """The report's pictures: every law with its points, by kind."""
+    operations = [one for one in findings.fits if one.name.startswith("operation ")]
+    others = [one for one in findings.fits if not one.name.startswith("operation ")]
+    found = [section(title, figures) for title, figures in findings.drawn.items()]
+    found.append(section("CPU operations", [fitted_figure(one) for one in operations]))
+    return [*found, section("Kernels, transfers and watts", [fitted_figure(one) for one in others])]

@@ -18,8 +18,8 @@ from hsim.calibrate.options import CalibrationOptions, CalibrationReport, Progre
 from hsim.calibrate.points import Point, points_of
 from hsim.calibrate.profiles import Findings
 from hsim.calibrate.store import Store, open_store, write_atomically
-from hsim.calibrate.work import SPREAD, THROTTLED, Reading, Row, Unit
-from hsim.calibrate.write import local_scenario, write_fit, write_profiles
+from hsim.calibrate.work import DISAGREE, SPREAD, THROTTLED, Reading, Row, Unit
+from hsim.calibrate.write import local_scenario, write_fit, write_profiles, write_report
 from hsim.costs.composed import ELEMENT_BYTES
 from hsim.costs.measured import MeasuredCosts
 from hsim.description.catalogue import load_model
@@ -135,7 +135,9 @@ class _Calibration:
             served=served,
             shapes=tuple(load_model(name, "calibrate", Path()) for name in CATALOGUE),
             operations=(*self.own_sizes.items(), *OPERATIONS.items()) if on_cpu else (),
+            own=tuple(self.own),
             cores=self.machine.cores,
+            peers=1 if on_cpu else sum(name == self.machine.gpus.get(device) for name in self.machine.gpus.values()),
             metered=not why_not,
             host_only=beside,
         )
@@ -212,7 +214,8 @@ class _Calibration:
         failed = {row.key: row.reading.failure for row in rows if row.reading.failure and row.key not in succeeded}
         left_out = _told(self.left_out)
         more = {"noisy": noisy, "failed": failed, "left_out": left_out}
-        files = [write_fit(self.folder, findings, more), *write_profiles(options.out, findings)]
+        files = [write_fit(self.folder, findings, more), write_report(self.folder, findings)]
+        files += write_profiles(options.out, findings)
         for file, text in scenarios.items():
             write_atomically(file, text)
         scenario = next(iter(scenarios), None)
@@ -264,6 +267,7 @@ class _Calibration:
             engine["step_tables"] = [table.name]
             findings.profiles[table.name] = table.model_dump(mode="json")
         profiles.transfers(mine, target, findings)
+        profiles.whole_layers(mine, target, (chip, engine), findings)
         count = (
             1
             if target.kind == "cpu"
@@ -316,7 +320,7 @@ def marks_of(
     unit: Unit, reading: Reading, load: float | None, cores: int, options: CalibrationOptions
 ) -> tuple[str, ...]:
     """Why a reading may be noisy: its spread, a core that others had too, clocks held back, a loaded machine."""
-    marks = [note for note in reading.notes if note.startswith(THROTTLED)]
+    marks = [note for note in reading.notes if note.startswith((THROTTLED, DISAGREE))]
     if reading.seconds and (reading.iqr_s or 0.0) > options.noisy_spread_fraction * reading.seconds:
         marks.append(f"{SPREAD} by {(reading.iqr_s or 0.0) / reading.seconds:.0%} of their mean")
     if reading.cpu_fraction is not None:

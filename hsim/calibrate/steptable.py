@@ -36,6 +36,7 @@ class SecondsAlone:
     """Joules of nothing: for a table that is only asked for seconds."""
 
     def with_joules(self, shape: StepShape, timing: Timing) -> Segment:
+        """See costs.measured.Joules."""
         return Segment(timing.seconds, timing.growth_s, math.nan, math.nan, math.nan, timing.valid_steps)
 
 

@@ -10,6 +10,7 @@ Parameters = Mapping[str, int | float | str]
 
 CAPPED = "at the power cap"  # a note: its watts are the cap's
 SPREAD = "its samples spread"  # a mark: the machine itself is unsteady, and so will be what runs on it
+DISAGREE = "meters disagree"  # a note that makes a row noisy
 THROTTLED = "clocks held back"  # a note that makes a row noisy
 
 

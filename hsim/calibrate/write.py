@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from hsim.calibrate.agenda import Served
-from hsim.calibrate.profiles import Findings, Profile
+from hsim.calibrate.page import calibration_page, told_unavailable
+from hsim.calibrate.profiles import Findings, Profile, sections
 from hsim.calibrate.store import write_atomically
 from hsim.costs.shapes import StepCosts, StepShape
 from hsim.description.hardware import PROFILE_KINDS
@@ -62,6 +63,14 @@ def write_fit(folder: Path, findings: Findings, more: dict[str, Any]) -> Path:
     }
     write_atomically(folder / "fit.json", json.dumps(content, indent=2) + "\n")
     return folder / "fit.json"
+
+
+def write_report(folder: Path, findings: Findings) -> Path:
+    """report.html: every curve against its points."""
+    title = f"Calibration {findings.name}"
+    parts = [*sections(findings), told_unavailable(findings.unavailable)]
+    write_atomically(folder / "report.html", calibration_page(title, findings.machine, findings.laws, parts))
+    return folder / "report.html"
 
 
 def local_scenario(findings: Findings, served: Served, names: tuple[str, str], costs: StepCosts) -> str:

@@ -76,7 +76,8 @@ class Segment:
         # The root of half k^2 + linear k = elapsed, in the form that does not cancel for the sign of linear (which is
         # negative where the second step takes over three times the first), then corrected against the very expression
         # of a boundary.
-        root = math.sqrt(max(0.0, linear * linear + 4.0 * half * elapsed_s))
+        square = linear * linear + 4.0 * half * elapsed_s
+        root = math.sqrt(square) if square > 0 else 0.0
         steps = max(0, int(2.0 * elapsed_s / (linear + root) if linear > 0 else (root - linear) / (2.0 * half)))
         while start_s + self.seconds_of(steps + 1) <= now_s:
             steps += 1

@@ -267,12 +267,46 @@ class ServerProfile(Profile):
 
 
 class LinkProfile(Profile):
-    """A network link: a message takes latency_s, then its bytes share bytes_per_s equally with those under way."""
+    """A network link: a message takes latency_s, then its bytes share bytes_per_s equally with those under way.
+
+    Each message holds the link for per_message_s beside its bytes: setting up a copy, or a system call.
+    """
 
     kind: Literal["link"]
     latency_s: Figure
     bytes_per_s: Figure
     joules_per_byte: Figure
+    per_message_s: Figure | None = None
+
+
+class Representation(Strict):
+    """How tokens are written on a link: bytes of a message and of each token, and the seconds in which a core writes
+    (encode) and reads (decode) them. With bytes_per_hidden_element a token is a vector of the model's width.
+    """
+
+    bytes_per_message: Figure | None = None
+    bytes_per_token: Figure | None = None
+    bytes_per_hidden_element: Figure | None = None
+    encode_base_s: Figure | None = None
+    encode_per_token_s: Figure | None = None
+    decode_base_s: Figure | None = None
+    decode_per_token_s: Figure | None = None
+
+
+class Compression(Strict):
+    """Bytes before over bytes after, and the bytes before that one core compresses, and restores, in a second."""
+
+    ratio: Figure
+    compress_bytes_per_s: Figure
+    decompress_bytes_per_s: Figure
+
+
+class WireProfile(Profile):
+    """Representations and compressions of what passes between stages."""
+
+    kind: Literal["wire"]
+    representations: dict[str, Representation]
+    compressions: dict[str, Compression]
 
 
 class MeasuredError(Strict):
@@ -411,5 +445,6 @@ PROFILE_KINDS: dict[str, type[Profile]] = {
     "link": LinkProfile,
     "engine": EngineProfile,
     "tools": ToolCatalogue,
+    "wire": WireProfile,
     "step-table": StepTable,
 }

@@ -20,6 +20,7 @@ from hsim.description.hardware import (
     ServerProfile,
     StepTable,
     Tool,
+    WireProfile,
 )
 from hsim.description.model import ModelArchitecture
 from hsim.description.quantities import Figure
@@ -131,6 +132,10 @@ class FilledPool(EnginePool):
     prefix_caching: bool
 
 
+def _no_wires() -> WireProfile:
+    return WireProfile(name="none", kind="wire", representations={}, compressions={})
+
+
 @dataclass(frozen=True)
 class System:
     """A scenario and all that it refers to. `paths` names, for two pools, the networks between them in order."""
@@ -146,6 +151,7 @@ class System:
     figures: Figures
     step_tables: Mapping[str, StepTable] = field(default_factory=dict)
     models: Mapping[str, ModelArchitecture] = field(default_factory=dict)
+    wires: WireProfile = field(default_factory=_no_wires)
 
     @property
     def name(self) -> str:
@@ -196,8 +202,10 @@ class System:
 
     def _filled(self, name: str, pool: EnginePool) -> FilledPool:
         engine, tier = self.engines[name], self.tier_of(name)
-        fitting = tier.count * (1 if pool.on_cores else tier.accelerators_per_server // pool.accelerators)
-        if taken := self._taken_by_others(name, tier):
+        fitting = tier.count * (tier.accelerators_per_server // pool.accelerators)
+        if pool.on_cores:
+            fitting = tier.count
+        elif taken := self._taken_by_others(name, tier):
             fitting = max(1, (tier.count * tier.accelerators_per_server - taken) // pool.accelerators)
         defaults = {
             "max_num_seqs": engine.max_num_seqs,
@@ -213,9 +221,7 @@ class System:
     def _taken_by_others(self, name: str, tier: Tier) -> int:
         """Accelerators of a tier that other pools take which say how many replicas they have."""
         others = [(n, p) for n, p in self.scenario.pools.items() if isinstance(p, EnginePool) and n != name]
-        return sum(
-            (p.replicas or 0) * p.tensor_parallel for n, p in others if self.tier_of(n) is tier and not p.on_cores
-        )
+        return sum((p.replicas or 0) * p.accelerators for n, p in others if self.tier_of(n) is tier and not p.on_cores)
 
 
 def resolve(scenario: Scenario, document: Document) -> System:
@@ -256,12 +262,27 @@ def resolve(scenario: Scenario, document: Document) -> System:
     }
     tools = {**load_tools(document.file).tools, **scenario.tools}
     system = System(scenario, document, model, tiers, engines, networks, paths, tools, figures, models=models)
+    system = replace(system, wires=_wires(system, find))
     system = replace(system, step_tables=_step_tables(system, find))
     _check_tools(system)
     _check_models(system)
     _check_fit_on_servers(system)
     _check_links(system)
     return system
+
+
+def _wires(system: System, find: Callable[..., Any]) -> WireProfile:
+    """The catalogue of what may pass over links, where the scenario names something of it."""
+    payload = system.scenario.payload
+    if not payload.representation and not payload.compression:
+        return system.wires
+    wires: WireProfile = find("wire", WireProfile, ("payload",))
+    for key, known in (("representation", wires.representations), ("compression", wires.compressions)):
+        name = getattr(payload, key)
+        if name is not None and name not in known:
+            at = system.document.where(("payload", key))
+            raise DescriptionError(at, f"there is no {key} {name!r}", did_you_mean(name, sorted(known)))
+    return wires
 
 
 def _step_tables(system: System, find: Callable[..., Any]) -> dict[str, StepTable]:

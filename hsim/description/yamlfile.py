@@ -27,6 +27,7 @@ M = TypeVar("M", bound=Strict)
 
 # YAML 1.2 core schema. PyYAML's own resolver is YAML 1.1, where `on` is true, `1e3` a string and `12:30` is 750.
 _INT = re.compile(r"[-+]?[0-9]+\Z")
+MOST_DIGITS = 300  # of a whole number: what a double can hold; Python refuses to read thousands
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _WORDS: dict[str, bool | None] = dict.fromkeys(("", "~", "null", "Null", "NULL"))
 _WORDS |= dict.fromkeys(("true", "True", "TRUE"), True) | dict.fromkeys(("false", "False", "FALSE"), False)
@@ -106,7 +107,11 @@ def _refuse_aliases(text: str, file: str) -> None:
 def _build(node: yaml.Node, path: KeyPath, document: Document) -> Any:
     document.places.setdefault(path, f"{document.file}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.ScalarNode):
-        return node.value if node.style in ("'", '"', "|", ">") else parse_scalar(node.value)
+        plain = node.style not in ("'", '"', "|", ">")
+        if plain and len(node.value) > MOST_DIGITS and _INT.match(node.value):
+            place = f"{document.file}:{node.start_mark.line + 1}"
+            raise DescriptionError(place, f"is a number of {len(node.value):,} digits", f"use at most {MOST_DIGITS}")
+        return parse_scalar(node.value) if plain else node.value
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*path, i), document) for i, item in enumerate(node.value)]
     assert isinstance(node, yaml.MappingNode)

@@ -10,9 +10,11 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
+import simpy
 from simpy.core import EmptySchedule
 from simpy.events import NORMAL, Event, EventPriority
 
+from hsim.backends.endpoint import Line
 from hsim.backends.hosts import DecoderSpec, StepItem, ToolSpec
 from hsim.backends.hosts import Host as Hosted
 from hsim.backends.meters import Meter, meters_at_hand
@@ -20,11 +22,12 @@ from hsim.backends.worker import DECODER_SPIN_S, Worker, WorkerSettings, shared_
 from hsim.backends.worker import Done as Answer
 from hsim.description.hardware import OperationCode
 from hsim.drivers.clocks import Clock, WallClock
+from hsim.drivers.endpoint import Remote, RemoteSpec, Sent, check_remote
 from hsim.drivers.prepared import Prepared
 from hsim.drivers.simulated import build
 from hsim.engine.cores import Host
 from hsim.engine.environment import EngineEnvironment
-from hsim.engine.executor import Done, Executor, ModelledTime
+from hsim.engine.executor import Done, ModelledTime
 from hsim.engine.life import run_tasks
 from hsim.engine.replica import Replica
 from hsim.engine.visits import Job, Prompt
@@ -40,7 +43,7 @@ MOST_DEATHS = 3  # of one worker in a run: more are no accident
 class _Awaited:
     """An answer that is to come: how it is fetched, and when its worker will have been silent for too long."""
 
-    worker: Worker
+    worker: Worker | Line
     fetch: Callable[[], Any]
     event: Event
     timeout_s: float
@@ -56,9 +59,13 @@ class LiveEnvironment(EngineEnvironment):
         super().__init__()
 
     @property
-    def now(self) -> float:
+    def now(self) -> float:  # type: ignore[override]
         """Seconds since the run began."""
         return self.clock.now_s()
+
+    def run_out(self) -> None:
+        """See EngineEnvironment."""
+        self.run()
 
     def schedule(self, event: Event, priority: EventPriority = NORMAL, delay: float = 0) -> None:
         """See simpy.Environment; delays count from the clock."""
@@ -85,7 +92,14 @@ class LiveEnvironment(EngineEnvironment):
         self._await(worker, worker.ready, event, worker.settings.start_timeout_s)
         return event
 
-    def _await(self, worker: Worker, fetch: Callable[[], Any], event: Event, timeout_s: float) -> None:
+    def ask(self, line: Line, request: tuple[str, int]) -> Event:
+        """Ask an endpoint; the event's value is a Done. The endpoint's own timeouts end what is silent."""
+        event = self.event()
+        line.send(request)
+        self._await(line, line.answer, event, math.inf)
+        return event
+
+    def _await(self, worker: Worker | Line, fetch: Callable[[], Any], event: Event, timeout_s: float) -> None:
         self._awaited[worker.connection] = _Awaited(worker, fetch, event, timeout_s, self.now + timeout_s)
 
     def step(self) -> None:
@@ -99,7 +113,7 @@ class LiveEnvironment(EngineEnvironment):
                 silent.worker.end_silent(
                     silent.timeout_s
                 )  # its connection is at its end then, and is taken as an answer
-        super().step()
+        simpy.Environment.step(self)
 
     def _first_deadline_s(self) -> float:
         return min((one.deadline_s for one in self._awaited.values()), default=math.inf)
@@ -303,7 +317,8 @@ class LiveRun:
 def sleep_through(prepared: Prepared, clock: Clock | None = None) -> Log:
     """Run every task live with a backend that sleeps for the modelled time, until absolute deadlines."""
     env, log = LiveEnvironment(clock), Log()
-    return _execute(env, log, prepared, ModelledTime(env, stepwise=True))
+    run_tasks(env, log, build(env, log, prepared, ModelledTime(env, stepwise=True)), prepared.drawn.tasks)
+    return log
 
 
 def run_live(prepared: Prepared, device: str) -> LiveRun:
@@ -315,28 +330,40 @@ def run_live(prepared: Prepared, device: str) -> LiveRun:
 class Stand:
     """Worker processes started and warm, on which the tasks of some prepared systems can be run again and again.
 
-    The systems differ in their tasks alone. Decoders work on `device` (cpu, cuda:0), tools on this machine's cores;
-    people's own stages only if `allow_code`.
+    The systems differ in their tasks alone. Decoders work on `device` (cpu, cuda:0), or visits to the model go to an
+    endpoint; tools work on this machine's cores, people's own stages only if `allow_code`.
     Raises DescriptionError for a scenario that live runs cannot carry out, BackendError for a backend that cannot be
     opened.
     """
 
-    def __init__(self, prepared: Sequence[Prepared], device: str, allow_code: bool = False) -> None:
+    def __init__(
+        self, prepared: Sequence[Prepared], device: str, allow_code: bool = False, endpoint: RemoteSpec | None = None
+    ) -> None:
         for one in prepared:
             _check_live(one, allow_code)
-        self.prepared, self.device, self.crew = prepared, device, Crew()
+            check_remote(one) if endpoint else _check_decoders(one)
+        self.prepared, self.device, self.crew, self.endpoint = prepared, device, Crew(), endpoint
         self.notes: tuple[str, ...] = ()
+        self.remote: Remote | None = None
 
     def __enter__(self) -> Stand:
         try:
-            self.notes = _start_workers(self.crew, self.prepared, self.device)
+            self.remote = Remote(self.endpoint) if self.endpoint else None
+            self.notes = _start_workers(self.crew, self.prepared, None if self.remote else self.device)
         except BaseException:  # Ctrl-C too
-            self.crew.close()
+            self.close()
             raise
+        self.notes += self.remote.notes if self.remote else ()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End workers and connections."""
         self.crew.close()
+        if self.remote:
+            self.remote.close()
 
     def run(self, prepared: Prepared) -> LiveRun:
         """Run every task of one. Ctrl-C, or a worker that dies again and again, ends it early: `stopped` says so."""
@@ -344,8 +371,12 @@ class Stand:
         before = [meter.joules() for meter in meters]
         env, log, stopped = LiveEnvironment(), Log(), ""
         executor = WorkersDo(env, self.crew)
+        sent = Sent(executor.record.failures)
         try:
-            _execute(env, log, prepared, executor)
+            pipeline = build(env, log, prepared, executor)
+            if self.remote:
+                pipeline = self.remote.taken_over(env, log, pipeline, sent)
+            run_tasks(env, log, pipeline, prepared.drawn.tasks)
         except KeyboardInterrupt:
             stopped = "Ctrl-C"
         except BackendError as error:
@@ -353,13 +384,7 @@ class Stand:
         energy = [_counted(meter, joules, meter.joules()) for meter, joules in zip(meters, before, strict=True)]
         for meter in meters:
             meter.close()
-        return LiveRun(log, self.notes, tuple(energy), executor.record, stopped)
-
-
-def _execute(env: LiveEnvironment, log: Log, prepared: Prepared, executor: Executor) -> Log:
-    pipeline = build(env, log, prepared, executor)
-    run_tasks(env, log, pipeline, prepared.drawn.tasks)
-    return log
+        return LiveRun(log, (*self.notes, *sent.notes), tuple(energy), executor.record, stopped)
 
 
 def _counted(meter: Meter, before_j: float | None, after_j: float | None) -> MeteredJoules:
@@ -373,26 +398,10 @@ def _check_live(prepared: Prepared, allow_code: bool) -> None:
     """Live runs do what one machine can: refuse the rest before anything starts."""
     system = prepared.system
     where = system.document.where
-    if system.scenario.stages.prefill:
-        raise DescriptionError(
-            where(("stages", "prefill")), "live runs cannot move KV cache between decoders", "leave it out"
-        )
     for name in prepared.sleep:
         raise DescriptionError(
             where(("fleet", name, "sleep_after_s")), "a live run cannot switch servers off", "leave it out"
         )
-    for name, spec in prepared.replicas.items():
-        if spec.pool.unload_after_s is not None:
-            at = where(("pools", name, "unload_after_s"))
-            raise DescriptionError(at, "hsim's own decoder keeps its model", "leave it out")
-        if spec.pool.prefix_caching:
-            at = where(("pools", name, "prefix_caching"))
-            raise DescriptionError(
-                at, "hsim's own decoder has no prefix cache", f"--set pools.{name}.prefix_caching=false"
-            )
-        if spec.pool.tensor_parallel > 1:
-            at = where(("pools", name, "tensor_parallel"))
-            raise DescriptionError(at, "hsim's own decoder runs on one device", "use tensor_parallel 1")
     for name in system.scenario.stages.pools("understand"):
         if name in prepared.replicas:
             raise DescriptionError(
@@ -407,6 +416,27 @@ def _check_live(prepared: Prepared, allow_code: bool) -> None:
         if not allow_code:
             what = f"operation {name!r} is code of your own ({code.file}), and live runs execute it"
             raise DescriptionError(where(("tools",)), what, "add --allow-code if you trust it")
+
+
+def _check_decoders(prepared: Prepared) -> None:
+    """What hsim's own decoder does not do."""
+    where = prepared.system.document.where
+    if prepared.system.scenario.stages.prefill:
+        raise DescriptionError(
+            where(("stages", "prefill")), "live runs cannot move KV cache between decoders", "leave it out"
+        )
+    for name, spec in prepared.replicas.items():
+        if spec.pool.unload_after_s is not None:
+            at = where(("pools", name, "unload_after_s"))
+            raise DescriptionError(at, "hsim's own decoder keeps its model", "leave it out")
+        if spec.pool.prefix_caching:
+            at = where(("pools", name, "prefix_caching"))
+            raise DescriptionError(
+                at, "hsim's own decoder has no prefix cache", f"--set pools.{name}.prefix_caching=false"
+            )
+        if spec.pool.tensor_parallel > 1:
+            at = where(("pools", name, "tensor_parallel"))
+            raise DescriptionError(at, "hsim's own decoder runs on one device", "use tensor_parallel 1")
 
 
 def _codes(prepared: Prepared) -> dict[str, OperationCode]:
@@ -427,10 +457,10 @@ def _spin_s(kind: str, cores: tuple[int, ...], pinned: Sequence[tuple[int, ...]]
     return DECODER_SPIN_S if kind == "decoder" and sharers == 1 and len(pinned) > 1 else 0.0
 
 
-def _start_workers(crew: Crew, prepared: Sequence[Prepared], device: str) -> tuple[str, ...]:
-    """Start, open and warm up all workers; returns what they say of themselves."""
+def _start_workers(crew: Crew, prepared: Sequence[Prepared], device: str | None) -> tuple[str, ...]:
+    """Start, open and warm up all workers (decoders if there is a device); returns what they say of themselves."""
     plan = _planned_workers(prepared, device)
-    pinned = shared_cores(len(plan))
+    pinned = shared_cores(len(plan)) if plan else []
     workers = [
         crew.start(host, WorkerSettings(f"{kind} {index}", threads=1, cores=cores, spin_s=_spin_s(kind, cores, pinned)))
         for (kind, index, host), cores in zip(plan, pinned, strict=True)
@@ -446,12 +476,13 @@ def _start_workers(crew: Crew, prepared: Sequence[Prepared], device: str) -> tup
     return tuple(dict.fromkeys(notes))
 
 
-def _planned_workers(prepared: Sequence[Prepared], device: str) -> list[tuple[str, int, DecoderSpec | ToolSpec]]:
+def _planned_workers(prepared: Sequence[Prepared], device: str | None) -> list[tuple[str, int, DecoderSpec | ToolSpec]]:
     first = prepared[0]
     system = first.system
     context = max(r.input_tokens + r.output_tokens for one in prepared for task in one.drawn.tasks for r in task.rounds)
     plan: list[tuple[str, int, DecoderSpec | ToolSpec]] = []
-    for name, spec in first.replicas.items():
+    for name, spec in first.replicas.items() if device else ():
+        assert device
         dtype: Any = spec.pool.precision
         model = system.model_of(name)
         slots, room = spec.pool.max_num_seqs, min(max(context, LEAST_CONTEXT), model.max_context_tokens)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from hsim.costs.cpu import OperationCost
 from hsim.drivers.prepared import Prepared
+from hsim.engine.balance import Alternatives
 from hsim.engine.cores import Cores, Host
 from hsim.engine.environment import EngineEnvironment
 from hsim.engine.executor import Executor, ModelledTime
-from hsim.engine.life import OperationTime, Pipeline, Reader, Send, arrive_in_time, run_tasks
-from hsim.engine.link import Link, Network
+from hsim.engine.life import Balancing, OperationTime, Pipeline, Reader, Send, arrive_in_time, run_tasks
+from hsim.engine.link import Link, Message, Network, Window
 from hsim.engine.pool import Pool
 from hsim.engine.power import Sleeper
 from hsim.engine.replica import Replica
@@ -36,7 +37,7 @@ def run(prepared: Prepared, stepwise: bool = False, followed: int | None = None)
             run_tasks(env, log, pipeline, prepared.drawn.tasks)
         else:
             arrive_in_time(env, log, pipeline, _until_ended(log, prepared.drawn.tasks, followed))
-            env.run()  # until those under way have ended too
+            env.run_out()  # until those under way have ended too
     finally:
         gc.enable()
     return log
@@ -68,7 +69,7 @@ def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Execut
         pools[name] = Pool[Job](name, devices, prepared.routers[name], len(log.pools))
         what = f"{cores} cores on each of {tier.count} x {tier.server.name}"
         log.pools[name] = PoolRecord(what, False, tuple(d.index for d in devices), cores * tier.count)
-    stages, payload = prepared.system.scenario.stages, prepared.system.scenario.payload
+    stages, wire = prepared.system.scenario.stages, prepared.wire
     serving = {stage: stages.pools(stage.name.lower()) for stage in Stage}
     return Pipeline(
         pools={stage: pools[names[0]] for stage, names in serving.items() if names},
@@ -76,13 +77,32 @@ def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Execut
         understand={name: _timed(cost) for name, cost in prepared.understand.items()},
         tools={name: _timed(cost) for name, cost in prepared.tools.items()},
         tool_units={name: prepared.system.tools[name].units for name in prepared.tools},
-        bytes_per_message=payload.bytes_per_message,
-        bytes_per_token=payload.bytes_per_token,
+        bytes_per_message=wire.n_bytes.at_zero,
+        bytes_per_token=wire.n_bytes.per_token,
         kv_bytes_per_token=prepared.kv_bytes_per_token,
+        codec=None if wire.is_free else wire,
+        balance=_balancing(env, prepared, pools),
         prefix_caching=any(spec.pool.prefix_caching for spec in prepared.replicas.values()),
         readers={name: _readers(prepared, name) for name in serving[Stage.UNDERSTAND] if name in prepared.replicas},
         request_latency_s={} if executor.real else prepared.request_latency_s,
     )
+
+
+def _balancing(env: EngineEnvironment, prepared: Prepared, pools: dict[str, Pool[Any]]) -> Balancing | None:
+    """Balance between a prepared system's pools, if there is any; their queues' priorities are set."""
+    if (spec := prepared.balance) is None:
+        return None
+    scenario = prepared.system.scenario
+    for name, priority in spec.priorities.items():
+        pools[name].priority = priority
+    alternatives = {}
+    for stage in (Stage.UNDERSTAND, Stage.TOOL):
+        names = scenario.stages.pools(stage.name.lower())
+        if len(names) > 1:
+            among = [pools[name] for name in names]
+            alternatives[stage] = Alternatives(env, stage, among, spec.chooser, scenario.balance.steal)
+    operations = {pool: {name: _timed(cost) for name, cost in costs.items()} for pool, costs in spec.operations.items()}
+    return Balancing(alternatives, operations, spec.rounds_left, spec.admission, spec.objective_s)
 
 
 def _readers(prepared: Prepared, pool: str) -> dict[str, Reader]:
@@ -110,10 +130,15 @@ def _links(env: EngineEnvironment, log: Log, prepared: Prepared) -> dict[tuple[s
     for ends, path in paths.items():
         a, b = sorted(ends)
         if len(path) == 1 and users.count(path[0]) == 1:
-            send: Send = Link(env, log, indices[path[0]], prepared.networks[path[0]]).transfer
+            link = Link(env, log, indices[path[0]], prepared.networks[path[0]])
+            send: Send = link.transfer
+            move: Callable[[Sequence[Message]], None] = link.move
         else:
-            send = partial(network.transfer, path=tuple(indices[name] for name in path))
+            way = tuple(indices[name] for name in path)
+            send, move = partial(network.transfer, path=way), partial(network.move, path=way)
         sends[a, b] = sends[b, a] = send
+        if window_s := prepared.system.scenario.payload.window_s:
+            sends[a, b], sends[b, a] = (Window(env, window_s, move).transfer for _ in range(2))
     return sends
 
 
@@ -139,7 +164,7 @@ def _engine_pool(
     for number, server in enumerate(prepared.system.placements()[name]):
         host = hosts[server]
         replicas.append(Replica(env, log, len(log.accelerators), spec, host, executor))
-        ways, cores = spec.pool.tensor_parallel, spec.host_cores
+        ways, cores = 0 if spec.pool.on_cores else spec.pool.accelerators, spec.host_cores
         device = Device(
             f"{name}/{number}", tier.name, spec.idle_w, host=host.index, host_cores=cores, accelerators=ways
         )

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from heapq import heappush
+from collections.abc import Callable, Generator
+from heapq import heappop, heappush
 from typing import Any
 
 import simpy
 from simpy.events import Event
 
-# The order of events at one instant: work that ends, tasks that go on, tasks that arrive, idle devices that start, and
-# those that have had nothing to do for long enough.
+# The order of events at one instant: work that ends, tasks that go on, tasks that arrive, idle devices that start,
+# work that one pool takes from another, and devices that have had nothing to do for long enough.
 # Within each, task ids decide. It is the same whatever order the events were scheduled in, so that coalesced and
 # step-by-step runs cannot differ by it.
 WORK_ENDS = 0
 TASK_GOES_ON = 1
 TASK_ARRIVES = 1 << 40
 DEVICE_STARTS = 1 << 41
+WORK_MOVES = DEVICE_STARTS + 1
 DEVICE_SLEEPS = 1 << 42
+
+
+class Call:
+    """As much of an event as the agenda needs for one callback that nobody else waits for."""
+
+    __slots__ = ("callbacks",)
+    _ok, _value = True, None
+
+    def __init__(self, callback: Callable[[Any], Any]) -> None:
+        self.callbacks: tuple[Callable[[Any], Any]] | None = (callback,)
 
 
 class EngineEnvironment(simpy.Environment):
@@ -26,12 +37,26 @@ class EngineEnvironment(simpy.Environment):
     SimPy's own timeouts add a delay to `now`, and the sum need not be the instant that was meant, to the last bit.
     """
 
-    def call_at(self, time_s: float, order: int, callback: Callable[[Event], Any]) -> None:
+    now: float = 0.0  # SimPy's is a property, and is asked for often
+
+    def run_out(self) -> None:
+        """Let everything happen that stands in the agenda, and all that follows: SimPy's loop without its detours."""
+        queue = self._queue
+        while queue:
+            self.now, _, _, event = heappop(queue)
+            callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]
+            for callback in callbacks:
+                callback(event)
+
+    def step(self) -> None:
+        """See simpy.Environment."""
+        if self._queue:
+            self.now = self._queue[0][0]
+        super().step()
+
+    def call_at(self, time_s: float, order: int, callback: Callable[[Any], Any]) -> None:
         """Call callback at time_s, among the events of that instant in the given order."""
-        event = Event(self)
-        event.callbacks.append(callback)
-        event._ok, event._value = True, None
-        heappush(self._queue, (time_s, order, next(self._eid), event))  # type: ignore[misc]
+        heappush(self._queue, (time_s, order, next(self._eid), Call(callback)))  # type: ignore[misc]
 
     def trigger_at(self, event: Event, time_s: float, order: int) -> None:
         """Let a waiting event happen at time_s."""
@@ -43,3 +68,19 @@ class EngineEnvironment(simpy.Environment):
         event = Event(self)
         self.trigger_at(event, time_s, TASK_GOES_ON + task)
         return event
+
+
+class Living:
+    """A life that goes on from one awaited event to the next: a SimPy process without the two events of its own."""
+
+    __slots__ = ("_life",)
+
+    def __init__(self, life: Generator[Event, None, None]) -> None:
+        self._life = life
+        self._go_on(None)
+
+    def _go_on(self, event: Event | None) -> None:
+        awaited = next(self._life, None)
+        if awaited is not None:
+            assert awaited.callbacks is not None, "what is awaited has happened already"
+            awaited.callbacks.append(self._go_on)

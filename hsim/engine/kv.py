@@ -25,6 +25,7 @@ class KvCache:
         self._shared: dict[Hashable, list[int]] = {}  # key -> [sequences that use it, blocks]
         self._cached: OrderedDict[Hashable, int] = OrderedDict()  # key -> blocks, least recently used first
         self._cached_blocks = 0
+        self._kept: dict[Hashable, int] = {}  # contexts whose blocks are not free while their tasks are elsewhere
 
     def blocks(self, tokens: int) -> int:
         """Blocks that hold so many tokens."""
@@ -59,8 +60,11 @@ class KvCache:
 
         Whole blocks count, and the last token is always computed, since its logits are needed.
         """
-        usable = min(self.cached_tokens(prompt.prefix), prompt.prefill_tokens - 1) // self.block_tokens
+        found = prompt.brought_tokens or self.cached_tokens(prompt.prefix)
+        usable = min(found, prompt.prefill_tokens - 1) // self.block_tokens
         in_use = sum(self._shared[key][1] for key, _ in prompt.prefix if key in self._shared)
+        if self._kept:
+            in_use += sum(self._kept.get(key, 0) for key, _ in prompt.prefix)
         prompt.prompt_left = prompt.prefill_tokens - usable * self.block_tokens
         prompt.held_blocks = min(usable, in_use)
 
@@ -75,6 +79,8 @@ class KvCache:
                 shared[0] += 1
                 held += shared[1]
             else:
+                if key in self._kept:
+                    self.let_go(key)
                 cached = self._cached.pop(key)
                 blocks = min(cached, tokens // self.block_tokens)  # what lies beyond the piece is forgotten
                 self._cached_blocks -= cached
@@ -125,6 +131,36 @@ class KvCache:
         prompt.shared_keys.clear()
         prompt.own_blocks = prompt.held_blocks = 0
 
+    def hold(self, key: Hashable) -> None:
+        """A cached piece keeps its blocks: they are free no more."""
+        blocks = self._cached.pop(key)
+        self._cached_blocks -= blocks
+        self.free_blocks -= blocks
+        self._kept[key] = blocks
+
+    def let_go(self, key: Hashable) -> None:
+        """A piece that was held is one among the cached again, the last to be evicted."""
+        blocks = self._kept.pop(key)
+        self.free_blocks += blocks
+        self._keep(key, blocks)
+
+    def let_go_oldest(self) -> bool:
+        """Nobody can go on for want of blocks: let go of what has been held longest. Whether there was anything."""
+        for key in self._kept:
+            self.let_go(key)
+            return True
+        return False
+
+    def drop(self, key: Hashable) -> None:
+        """A piece that nobody uses is lost."""
+        if key in self._kept:
+            self.let_go(key)
+        self._cached_blocks -= self._cached.pop(key, 0)
+
+    def is_held(self, key: Hashable) -> bool:
+        """Whether a piece keeps its blocks while nobody uses it."""
+        return key in self._kept
+
     def forget(self) -> None:
         """What free blocks held is lost."""
         self._cached.clear()
@@ -132,7 +168,7 @@ class KvCache:
 
     def _held(self, key: Hashable) -> int:
         shared = self._shared.get(key)
-        return shared[1] if shared else self._cached.get(key, 0)
+        return shared[1] if shared else self._cached.get(key, 0) or self._kept.get(key, 0)
 
     def _keep(self, key: Hashable, blocks: int) -> None:
         self._cached_blocks += blocks - self._cached.pop(key, 0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
+from typing import NamedTuple
 
 from simpy.events import Event
 
@@ -16,21 +17,60 @@ from hsim.log import Log
 
 @dataclass(frozen=True)
 class LinkSpec:
-    """A link: a message takes latency_s, then its bytes flow; each byte costs joules."""
+    """A link: a message takes latency_s, then its bytes flow; each byte costs joules.
+
+    Beside its bytes each message holds the link for per_message_s.
+    """
 
     latency_s: float
     bytes_per_s: float
     joules_per_byte: float
+    per_message_s: float = 0.0
+
+    @property
+    def message_bytes(self) -> float:
+        """As many bytes as a message's set-up takes the time of."""
+        return self.per_message_s * self.bytes_per_s
+
+
+class Message(NamedTuple):
+    """Bytes of one task, asked for at start_s; `done` happens when they have arrived."""
+
+    task: int
+    n_bytes: float
+    start_s: float
+    done: Event
 
 
 class Transfer:
-    """Bytes of one task under way."""
+    """Messages under way together; they take as long as n_bytes do."""
 
-    __slots__ = ("done", "left_bytes", "n_bytes", "path", "rate", "start_s", "task")
+    __slots__ = ("left_bytes", "messages", "n_bytes", "path", "rate")
 
-    def __init__(self, task: int, n_bytes: float, start_s: float, path: Sequence[int], done: Event) -> None:
-        self.task, self.n_bytes, self.start_s, self.path, self.done = task, n_bytes, start_s, path, done
-        self.left_bytes, self.rate = n_bytes, 0.0
+    def __init__(self, messages: Sequence[Message], set_up_bytes: float, path: Sequence[int]) -> None:
+        self.messages, self.path = messages, path
+        self.n_bytes = sum(message.n_bytes for message in messages) + set_up_bytes
+        self.left_bytes, self.rate = self.n_bytes, 0.0
+
+
+class Window:
+    """Messages to one place that are asked for within window_s of the first go together, as one."""
+
+    def __init__(self, env: EngineEnvironment, window_s: float, move: Callable[[Sequence[Message]], None]) -> None:
+        self.env, self.window_s, self._move = env, window_s, move
+        self._waiting: list[Message] = []
+
+    def transfer(self, task: int, n_bytes: float) -> Event:
+        """Send bytes for a task; the event happens when the last of all that go with them has arrived."""
+        message = Message(task, n_bytes, self.env.now, Event(self.env))
+        if not self._waiting:
+            self.env.call_at(self.env.now + self.window_s, WORK_ENDS, self._go)
+        self._waiting.append(message)
+        return message.done
+
+    def _go(self, event: Event) -> None:
+        together, self._waiting = self._waiting, []
+        self._move(together)
 
 
 class Link:
@@ -47,9 +87,14 @@ class Link:
 
     def transfer(self, task: int, n_bytes: float) -> Event:
         """Send bytes for a task; the event happens when the last has arrived."""
-        moving = Transfer(task, n_bytes, self.env.now, (self.index,), Event(self.env))
+        message = Message(task, n_bytes, self.env.now, Event(self.env))
+        self.move((message,))
+        return message.done
+
+    def move(self, messages: Sequence[Message]) -> None:
+        """Send messages as one."""
+        moving = Transfer(messages, self.spec.message_bytes, (self.index,))
         self.env.call_at(self.env.now + self.spec.latency_s, WORK_ENDS, partial(self._join, moving))
-        return moving.done
 
     def _join(self, moving: Transfer, event: Event) -> None:
         self._advance()
@@ -88,10 +133,15 @@ class Network:
 
     def transfer(self, task: int, n_bytes: float, path: Sequence[int]) -> Event:
         """Send bytes for a task along links; the event happens when the last has arrived."""
-        moving = Transfer(task, n_bytes, self.env.now, path, Event(self.env))
+        message = Message(task, n_bytes, self.env.now, Event(self.env))
+        self.move((message,), path)
+        return message.done
+
+    def move(self, messages: Sequence[Message], path: Sequence[int]) -> None:
+        """Send messages along links as one; the longest set-up of the links counts."""
+        moving = Transfer(messages, max(self.specs[link].message_bytes for link in path), path)
         latency_s = sum(self.specs[link].latency_s for link in path)
         self.env.call_at(self.env.now + latency_s, WORK_ENDS, partial(self._join, moving))
-        return moving.done
 
     def _join(self, moving: Transfer, event: Event) -> None:
         self._advance()
@@ -140,6 +190,6 @@ def fair_rates(moving: Sequence[Transfer], bytes_per_s: dict[int, float]) -> Non
 
 
 def _arrived(env: EngineEnvironment, log: Log, moving: Transfer, link: int, byte_j: float) -> None:
-    joules = moving.n_bytes * byte_j
-    log.transfers.append((moving.task, link, moving.start_s, env.now, moving.n_bytes, joules))
-    env.trigger_at(moving.done, env.now, TASK_GOES_ON + moving.task)
+    for task, n_bytes, start_s, done in moving.messages:
+        log.transfers.append((task, link, start_s, env.now, n_bytes, n_bytes * byte_j))
+        env.trigger_at(done, env.now, TASK_GOES_ON + task)

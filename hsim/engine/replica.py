@@ -20,9 +20,9 @@ from hsim.engine.executor import Executor
 from hsim.engine.kv import KvCache
 from hsim.engine.power import Sleep, Sleeper
 from hsim.engine.shares import Run, Shares
-from hsim.engine.visits import Prompt
+from hsim.engine.visits import Prompt, enqueue
 from hsim.engine.windows import WindowSums
-from hsim.log import Log, Outcome
+from hsim.log import Log, Outcome, Stage
 from hsim.policies.batching import Batcher, BatchPlan
 from hsim.policies.views import BatchView, DeviceView, VisitView
 
@@ -104,7 +104,9 @@ class Replica:
             cached = self.kv.cached_tokens(visit.prefix)
         waiting, running = len(self.waiting), len(self.running)
         wake_s = self._sleeper.wake_s() if self._sleeper else 0.0
-        return DeviceView(waiting + running, tokens, waiting, running, self.spec.pool.max_num_seqs, cached, wake_s)
+        # A named tuple's own constructor takes twice as long, and a router is shown every replica at every visit.
+        seen = (waiting + running, tokens, waiting, running, self.spec.pool.max_num_seqs, cached, wake_s)
+        return tuple.__new__(DeviceView, seen)
 
     def submit(self, prompt: Prompt) -> None:
         """Queue a prompt; its `done` happens at the boundary at which its answer is complete, or when it is shed."""
@@ -116,8 +118,8 @@ class Replica:
             self.env.trigger_at(prompt.done, self.env.now, TASK_GOES_ON + prompt.task)
             return
         self._outstanding_tokens += prompt.prefill_tokens + prompt.max_output_tokens - prompt.generated_tokens
-        self.waiting.append(prompt)
-        self._attend(joined=len(self.waiting) == 1)
+        enqueue(self.waiting, prompt)
+        self._attend(joined=self.waiting[0] is prompt)
 
     def give_up(self, prompt: Prompt) -> None:
         """The client is gone: a waiting prompt leaves at once, a running one at the next boundary."""
@@ -131,6 +133,20 @@ class Replica:
         self._finish(prompt)
         self._attend(joined=bool(self.waiting))  # whoever was behind it may fit
         self._rest()
+
+    def withdraw(self, stage: Stage) -> Prompt | None:
+        """See Server."""
+        prompt = next((p for p in self.waiting if p.stage is stage and isnan(p.started_s)), None)
+        if prompt is not None:
+            self.waiting.remove(prompt)
+            self._outstanding_tokens -= prompt.prefill_tokens + prompt.max_output_tokens - prompt.generated_tokens
+            self._attend(joined=bool(self.waiting))
+            self._rest()
+        return prompt
+
+    def waited_s(self) -> float:
+        """See Server."""
+        return self.env.now - self.waiting[0].queued_s if self.waiting else 0.0
 
     def fail(self) -> None:
         """The step under way has failed, and the cache may be lost: all who run leave at its end, unserved."""
@@ -193,8 +209,15 @@ class Replica:
 
     def _plan(self) -> None:
         """At a boundary: choose the next batch and begin its segment, or go idle."""
-        plan = self._choose()
-        now = self.env.now
+        now, kv = self.env.now, self.kv
+        if (
+            self.waiting
+            or self.prefilling
+            or (self._decodes and self._due[self._step % kv.block_tokens] > kv.free_blocks)
+        ):
+            plan = self._choose()
+        else:
+            plan = DECODE_ON
         for _ in range(plan.admitted):
             self._admit(self.waiting.popleft(), now)
         chunks = plan.chunks
@@ -206,8 +229,8 @@ class Replica:
             return
         segment = self.spec.costs.segment(shape)
         steps = min(plan.steps, segment.valid_steps)
-        if self._decodes:
-            steps = min(steps, self._first_finish() - self._step)
+        if self._decodes and steps > (finish := self._first_finish() - self._step):
+            steps = finish
         self._run = run = Run(segment, shape, now, 1 if self.executor.real else int(steps), chunks)
         run.steps = self._affordable(run)
         if chunks:
@@ -222,8 +245,6 @@ class Replica:
         pool, kv = self.spec.pool, self.kv
         while True:
             due = self._due[self._step % kv.block_tokens] if self._decodes else 0
-            if not self.waiting and not self.prefilling and due <= kv.free_blocks:
-                return DECODE_ON
             left, size = kv.free_blocks - due, kv.block_tokens
             limits = (pool.max_num_seqs, pool.max_num_batched_tokens)
             plan = self.spec.batcher(BatchView(self._decodes, self.prefilling, self._heads(), left, size, *limits))
@@ -494,6 +515,7 @@ class Replica:
         self._outstanding_tokens -= prompt.prompt_left
         prompt.prefill_tokens = prompt.prompt_left = prompt.input_tokens + prompt.generated_tokens
         self._outstanding_tokens += prompt.prefill_tokens
+        prompt.rank = -inf  # nobody goes before it
         self.waiting.appendleft(prompt)
         self.preempted += 1
         self.log.preemptions.append((self.index, self.env.now, prompt.task, computed))

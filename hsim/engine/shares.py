@@ -12,20 +12,27 @@ class Run:
     `chunks` is what each prompt being prefilled gets in every step; `marks` are the sums of shares when it began.
     """
 
-    __slots__ = ("chunks", "marks", "segment", "shape", "start_s", "steps", "taken")
+    __slots__ = ("_next_s", "_seen", "chunks", "marks", "segment", "shape", "start_s", "steps", "taken")
 
     def __init__(self, segment: Segment, shape: StepShape, start_s: float, steps: int, chunks: tuple[int, ...]) -> None:
         self.segment, self.shape, self.start_s, self.steps, self.chunks = segment, shape, start_s, steps, chunks
         self.taken = 0
         self.marks: tuple[float, ...] = ()
+        self._seen, self._next_s = -1, start_s  # as of the last look: steps passed, and the boundary after them
 
     def end_s(self, steps: int) -> float:
         """The boundary after so many steps: one expression, from one anchor, whatever asks for it."""
         return self.start_s + self.segment.seconds_of(steps)
 
     def passed(self, now_s: float) -> int:
-        """Steps whose boundary has come, those booked included."""
-        return min(self.segment.steps_by(self.start_s, now_s), self.steps)
+        """Steps whose boundary has come, those booked included. Time only goes on."""
+        if now_s >= self._next_s:
+            self._seen += 1
+            self._next_s = self.end_s(self._seen + 1)
+            if now_s >= self._next_s:  # many have passed
+                self._seen = self.segment.steps_by(self.start_s, now_s)
+                self._next_s = self.end_s(self._seen + 1)
+        return self._seen if self._seen < self.steps else self.steps
 
 
 class Shares:

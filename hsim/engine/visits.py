@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 from simpy.events import Event
 
@@ -12,9 +14,13 @@ from hsim.policies.views import VisitView
 
 
 class Visit:
-    """One task at one stage; times in seconds, energies in joules, filled in as they come to pass."""
+    """One task at one stage; times in seconds, energies in joules, filled in as they come to pass.
+
+    Before its bytes leave, an engine writes them for pack_s; when they have come, one reads them for unpack_s.
+    """
 
     __slots__ = (
+        "asked",
         "device",
         "done",
         "dynamic_j",
@@ -27,30 +33,40 @@ class Visit:
         "max_output_tokens",
         "outcome",
         "output_tokens",
+        "pack_s",
         "payload_bytes",
         "pool",
         "queued_s",
+        "rank",
         "ready_s",
+        "remake",
         "round",
+        "rounds_left",
         "served_s",
         "stage",
+        "started",
         "started_s",
         "task",
+        "unpack_s",
     )  # fmt: skip
 
     def __init__(self, task: int, number: int, stage: Stage, input_tokens: int, done: Event) -> None:
         self.task, self.round, self.stage, self.input_tokens, self.done = task, number, stage, input_tokens, done
         self.output_tokens = self.max_output_tokens = 0
         self.pool = self.device = -1
+        self.asked: Any = None  # of several pools that could serve it, the one that does
+        self.remake: Callable[[Any], Visit] | None = None  # makes it anew for another of those
+        self.started, self.rounds_left, self.rank = False, 0.0, 0.0
         self.outcome = Outcome.SERVED
-        self.payload_bytes = 0.0
+        self.payload_bytes = self.pack_s = self.unpack_s = 0.0
         self.ready_s = self.queued_s = self.started_s = self.served_s = self.ended_s = math.nan
         self.first_token_s = math.nan
         self.dynamic_j = self.idle_j = self.host_dynamic_j = self.host_idle_j = 0.0
 
     def view(self) -> VisitView:
         """What a policy may see of it."""
-        return VisitView(self.task, self.round, self.input_tokens, self.max_output_tokens)
+        left = self.rounds_left
+        return VisitView(self.task, self.round, self.input_tokens, self.max_output_tokens, (), self.started, left)
 
     def row(self) -> tuple[float, ...]:
         """Its row of Log.visits."""
@@ -85,12 +101,18 @@ class Prompt(Visit):
     `prefill_tokens` must be in the KV cache before it (again) decodes: its prompt, and what it had generated when it
     was preempted. Of these `prompt_left` are still to be computed. It has its whole answer after the replica's step
     `finish_step`.
+
+    Where its task goes on with a tool and comes back with its context, `expected_gap_s` is what such a tool takes on
+    average, and `stays` says whether that context waits on its replica, or in its host's memory. `brought_tokens` have
+    come back from there for it.
     """
 
     __slots__ = (
+        "brought_tokens",
         "context_key",
         "decoding",
         "entry",
+        "expected_gap_s",
         "finish_step",
         "first_step",
         "generated_tokens",
@@ -103,6 +125,7 @@ class Prompt(Visit):
         "prompt_left",
         "shared_keys",
         "source",
+        "stays",
     )  # fmt: skip
 
     def __init__(self, task: int, number: int, stage: Stage, input_tokens: int, done: Event) -> None:
@@ -117,13 +140,27 @@ class Prompt(Visit):
         self.context_key: Hashable | None = None
         self.keeps_kv = False
         self.source: Prompt | None = None
+        self.expected_gap_s = math.nan
+        self.stays, self.brought_tokens = False, 0
 
     def view(self) -> VisitView:
         """What a policy may see of it."""
-        return VisitView(self.task, self.round, self.input_tokens, self.max_output_tokens, self.prefix)
+        tokens, left = (self.input_tokens, self.max_output_tokens), self.rounds_left
+        return VisitView(self.task, self.round, *tokens, self.prefix, self.started, left)
 
     def delivered_tokens(self) -> int:
         """Output tokens that reached the user; recomputed ones count once, and what understanding wrote does not."""
         if self.stage is Stage.UNDERSTAND:
             return 0
         return self.generated_tokens if self.source is None else self.generated_tokens - 1
+
+
+V = TypeVar("V", bound=Visit)
+
+
+def enqueue(waiting: deque[V], visit: V) -> None:
+    """Put a visit behind all whose rank is no larger: without priorities at the end."""
+    if not waiting or waiting[-1].rank <= visit.rank:
+        waiting.append(visit)
+    else:
+        waiting.insert(next(i for i, other in enumerate(waiting) if other.rank > visit.rank), visit)

@@ -79,7 +79,7 @@ def _rest(system: System, tier: Tier) -> Rest | None:
     used = [0] * tier.count
     for name, servers in system.placements().items():
         for server in servers if name in pools else ():
-            used[server] += pools[name].tensor_parallel
+            used[server] += 0 if pools[name].on_cores else pools[name].accelerators
     spare = [tier.accelerators_per_server - count for count in used]
     return Rest(
         off_w=figures.if_known(tier.server, "off_w") if switched else 0.0,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hsim.log import Log
+from hsim.log import Log, Power
 from hsim.metrics.accounts import Accounts
 from hsim.metrics.meters import rows_of
 
@@ -110,50 +110,91 @@ def _steps_w(steps: Any) -> Floats:
     return np.asarray(np.divide(joules, seconds, out=np.zeros_like(joules), where=seconds > 0))
 
 
-def _raised(timeline: Timeline, by: float, times: float = 1.0) -> Timeline:
-    return replace(timeline, values=(timeline.values + by) * times)
+@dataclass(frozen=True)
+class _Idle:
+    """What one server draws while nobody works, in the power states that it and its engines are in."""
+
+    host: Timeline
+    engines: dict[int, Timeline]
+    spare: Timeline
+    base: Timeline
 
 
-def _accelerators_w(log: Log, tables: Any, devices: list[int], name: str) -> Timeline:
-    mine = rows_of(tables["steps"], np.isin(tables["steps"]["device"], devices))
-    above = stacked(name, "W", mine["start_s"], mine["end_s"], _steps_w(mine))
-    return _raised(above, sum(log.accelerators[i].idle_w for i in devices))
+def _idle_of(log: Log, tables: Any, accounts: Accounts, server: int) -> _Idle:
+    host = log.hosts[server]
+    tier, states = accounts.tiers[host.tier], rows_of(tables["states"], host=server)
+    servers = [i for i, other in enumerate(log.hosts) if other.tier == host.tier]
+    spare_w, base_w = tier.spare_accelerators_w / len(servers), tier.base_w / len(servers)
+    down_w, bare_w = {Power.OFF: 0.0, Power.BOOT: 0.0}, 0.0
+    if rest := tier.rest:
+        spare_w, bare_w = rest.spare_accelerators_w[servers.index(server)], rest.bare_accelerator_w
+        down_w = {Power.OFF: rest.off_w, Power.BOOT: rest.boot_w}
+    times_s = np.unique(np.append(0.0, states["time_s"]))
+    own = _state_at(states, -1, times_s, Power.IDLE)
+    on = own == Power.IDLE
+
+    def line(name: str, watts: Floats | float, down: Floats | float = 0.0) -> Timeline:
+        return Timeline(name, "W", times_s, np.where(on, watts, down))
+
+    engines = {}
+    for i, engine in enumerate(log.accelerators):
+        if engine.host == server:
+            loaded = _state_at(states, i, times_s, Power.LOADED) == Power.LOADED
+            engines[i] = line(engine.name, np.where(loaded, engine.idle_w, engine.accelerators * bare_w))
+    base = line(host.name, base_w, np.where(own == Power.OFF, down_w[Power.OFF], down_w[Power.BOOT]))
+    return _Idle(line(f"{host.name} cores", host.idle_w), engines, line(host.name, spare_w), base)
 
 
-def _host_w(log: Log, tables: Any, accounts: Accounts, i: int) -> Timeline:
-    """What the CPU packages of one server draw."""
-    host, mine = log.hosts[i], rows_of(tables["cores"], host=i)
+def _state_at(states: Any, device: int, times_s: Floats, at_first: Power) -> Floats:
+    mine = rows_of(states, device=device)
+    found = np.append(float(at_first), mine["state"])
+    return np.asarray(found[np.searchsorted(mine["time_s"], times_s, side="right")])
+
+
+def _steps_of(log: Log, tables: Any, device: int) -> Timeline:
+    """Watts above idle of an accelerator group."""
+    mine = rows_of(tables["steps"], device=device)
+    return stacked(log.accelerators[device].name, "W", mine["start_s"], mine["end_s"], _steps_w(mine))
+
+
+def _cores_of(log: Log, tables: Any, accounts: Accounts, server: int) -> Timeline:
+    """Watts above idle of the CPU packages of a server."""
+    host, mine = log.hosts[server], rows_of(tables["cores"], host=server)
     busy = _of_changes(f"{host.name} cores", "W", mine["time_s"], np.diff(mine["busy"], prepend=0.0))
     levels, which = np.unique(busy.values, return_inverse=True)
-    watts = np.array([accounts.tiers[host.tier].host.dynamic_w(round(level)) for level in levels])[which]
-    return replace(busy, values=host.idle_w + watts)
+    watts = np.array([accounts.tiers[host.tier].host.dynamic_w(round(level)) for level in levels])
+    return replace(busy, values=watts[which])
 
 
 def _board_w(log: Log, tables: Any, accounts: Accounts) -> Iterator[Timeline]:
+    idle = [_idle_of(log, tables, accounts, server) for server in range(len(log.hosts))]
     for i, device in enumerate(log.accelerators):
-        yield _accelerators_w(log, tables, [i], device.name)
-    for i in range(len(log.hosts)):
-        yield _host_w(log, tables, accounts, i)
+        yield _sum(device.name, [_steps_of(log, tables, i), idle[device.host].engines[i]])
+    for server, own in enumerate(idle):
+        yield _sum(own.host.name, [_cores_of(log, tables, accounts, server), own.host])
 
 
 def _facility_w(log: Log, tables: Any, accounts: Accounts) -> Iterator[Timeline]:
     """Accelerators, cores and the rest of each tier, and links: with what supplies and site lose for them."""
     for name, tier in accounts.tiers.items():
         gross = accounts.site.pue / tier.psu_efficiency
-        chips = [i for i, device in enumerate(log.accelerators) if device.tier == name]
-        if chips:
-            chips_w = _accelerators_w(log, tables, chips, f"{name} accelerators")
-            yield _raised(chips_w, tier.spare_accelerators_w, gross)
-        hosts = [_host_w(log, tables, accounts, i) for i, host in enumerate(log.hosts) if host.tier == name]
-        yield _raised(_sum(f"{name} cores", hosts), 0.0, gross)
-        yield Timeline(f"{name} fans, memory, network", "W", np.zeros(1), np.array([tier.base_w * gross]))
+        servers = [i for i, host in enumerate(log.hosts) if host.tier == name]
+        idle = [_idle_of(log, tables, accounts, server) for server in servers]
+        chips = [_steps_of(log, tables, i) for i, device in enumerate(log.accelerators) if device.tier == name]
+        if chips or tier.spare_accelerators_w:
+            resting = [line for own in idle for line in (*own.engines.values(), own.spare)]
+            yield _sum(f"{name} accelerators", chips + resting, gross)
+        cores = [_cores_of(log, tables, accounts, server) for server in servers]
+        yield _sum(f"{name} cores", cores + [own.host for own in idle], gross)
+        yield _sum(f"{name} fans, memory, network", [own.base for own in idle], gross)
     transfers = tables["transfers"]
     seconds = transfers["end_s"] - transfers["start_s"]
     watts = np.divide(transfers["joules"], seconds, out=np.zeros_like(seconds), where=seconds > 0)
     if len(watts):
-        yield _raised(stacked("links", "W", transfers["start_s"], transfers["end_s"], watts), 0.0, accounts.site.pue)
+        lines = [stacked("links", "W", transfers["start_s"], transfers["end_s"], watts)]
+        yield _sum("links", lines, accounts.site.pue)
 
 
-def _sum(name: str, parts: list[Timeline]) -> Timeline:
-    changes = [np.diff(part.values, prepend=0.0) for part in parts]
-    return _of_changes(name, parts[0].unit, np.concatenate([p.times_s for p in parts]), np.concatenate(changes))
+def _sum(name: str, parts: list[Timeline], times: float = 1.0) -> Timeline:
+    changes = np.concatenate([np.diff(part.values, prepend=0.0) for part in parts])
+    return _of_changes(name, "W", np.concatenate([part.times_s for part in parts]), times * changes)

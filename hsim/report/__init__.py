@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hsim.validate import LiveResult, LoadsValidation, Validation
     from hsim.validate.quantities import Accounted
 
-NAME_SHOWN = 14  # last letters of a scenario's name, at the head of a column
+NAME_SHOWN = 16  # last letters of a scenario's name, at the head of a column
 LOAD_QUANTITIES = (
     "tasks, middle of the run",
     *(f"{latency} {what}" for latency in ("ttft", "tpot", "e2e") for what in ("mean", "p95")),

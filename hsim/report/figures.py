@@ -33,7 +33,7 @@ METRIC_COLOURS = {"ttft": GREEN, "tpot": PURPLE, "answer_ttft": ORANGE, "e2e": B
 KIND_COLOURS = {"dynamic": BLUE, "occupied": SKY, "idle": ORANGE, "loss": PURPLE}
 KIND_NAMES = {"dynamic": "work", "occupied": "idle in use", "idle": "idle", "loss": "losses"}
 TIME_COLOURS = {"transfer": PURPLE, "wait": VERMILLION, "service": BLUE, "outside": GREY}
-TIME_NAMES = {"transfer": "transfer", "wait": "wait for a device", "service": "service", "outside": "wait outside"}
+TIME_NAMES = {"transfer": "transfer", "wait": "wait", "service": "service", "outside": "outside"}
 
 SITE_LOSS = "site (PUE)"  # as the ledger calls it
 SAME = "\0"  # after it stands what tells apart accounts of one name

@@ -185,12 +185,13 @@ def _tiles(study: Study) -> str:
 
 
 def _sentences(study: Study) -> str:
-    """What was done, the bottleneck, and warnings."""
+    """What was done, the bottleneck, how far the cost models have erred, and warnings."""
     first, *others = (line.plain for line in study_head(study))
     lines = [f'<p class="faint">{escape(first)}.</p>']
     for head, _, rest in (line.partition("  ") for line in others):
         lines.append(f"<p><b>{escape(head)}</b> {escape(rest.strip())}</p>")
     lines.append(f"<p><b>Bottleneck</b> {escape(study.bottleneck)}.</p>")
+    lines += [f"<p><b>Accuracy</b> {escape(line)}.</p>" for line in study.accuracy]
     lines += [f'<p class="warning"><b>Warning</b> {escape(warning)}.</p>' for warning in study.warnings]
     return "\n".join(lines)
 

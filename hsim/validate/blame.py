@@ -76,6 +76,8 @@ def _verdict(predicted_s: float, measured_s: float, charges: Sequence[Charge]) -
     error_s = measured_s - predicted_s
     if abs(error_s) < NEAR * measured_s:
         return f"nothing is to blame: the mean end-to-end time is {predicted_s / measured_s - 1:+.1%} off"
+    if len(charges) == 1:
+        return f"the mean end-to-end time is {predicted_s / measured_s - 1:+.1%} off, and no term of it shows: an endpoint hides its steps"
     first = max(charges[:-1], key=lambda c: (c.e2e_if_right_s - predicted_s) / error_s)
     assert first.seen is not None
     carried = (first.e2e_if_right_s - predicted_s) / error_s

@@ -68,13 +68,14 @@ def validate_loads(
             where = closed.system.document.where(("workload", "tasks"))
             raise DescriptionError(where, "are too few to show a capacity", "--set workload.tasks=60 or more")
         capacities[kind] = capacity[0]
-        plans.append((kind, None, Prediction.of(closed, options.worlds)))
+        plans.append((kind, None, Prediction.of(closed, options)))
         for fraction in loads:
             arrivals = f"workload.arrivals={{kind: poisson, rate_per_s: {fraction * capacity[0]:.6g}}}"
             prepared = _prepared(scenario, [*settings, *more, arrivals])
-            plans.append((kind, fraction, Prediction.of(prepared, options.worlds)))
+            plans.append((kind, fraction, Prediction.of(prepared, options)))
     done: list[AtLoad] = []
-    with Stand([prediction.prepared for *_, prediction in plans], options.device, options.allow_code) as stand:
+    prepared_all = [prediction.prepared for *_, prediction in plans]
+    with Stand(prepared_all, options.device, options.allow_code, options.endpoint) as stand:
         for kind, load_fraction, prediction in plans:
             done.append(AtLoad(kind, load_fraction, against_live(prediction, stand, options)))
             if done[-1].validation.stopped:

@@ -14,14 +14,17 @@ from dataclasses import dataclass
 
 from hsim.backends.hosts import DecoderSpec, StepItem
 from hsim.backends.worker import Worker
+from hsim.calibrate.blackbox import steady
 from hsim.calibrate.sampling import JOBS_REST, STEPS_REST
 from hsim.costs.shapes import StepCosts, StepShape
+from hsim.drivers.endpoint import Remote
 from hsim.drivers.live import Stand
 from hsim.drivers.prepared import Prepared
 from hsim.engine.replica import ReplicaSpec
 from hsim.validate.terms import CHUNK, DECODE, Factors, between_s, geometric_mean, operation_term
 
 PROMPT_TOKENS = 64
+BURSTS, BURST = 3, 4  # of an endpoint: so many, of so many requests at once
 STEPS = 24  # decode steps of each batch that is measured
 CALLS, CALLS_S = 15, 0.4  # of each operation: so many, or for so long, but three
 
@@ -40,10 +43,32 @@ def measure_pace(stand: Stand, prepared: Prepared) -> list[Paced]:
     """Measure a little of every term that the scenario's tasks need, one worker at a time."""
     found: list[Paced] = []
     specs = list(prepared.replicas.values())
+    if stand.remote:
+        found += _served_steps(stand.remote, prepared)
     for index, worker in stand.crew.decoders.items():
         found += _steps(worker, specs[min(index, len(specs) - 1)])
     workers = next(iter(stand.crew.cores.values()), [])
     return [*found, *_operations(workers[0], prepared)] if workers else found
+
+
+def _served_steps(remote: Remote, prepared: Prepared) -> Iterator[Paced]:
+    """The same of an endpoint: bursts of prompts, as its client sees them. What failed says nothing."""
+    name = prepared.system.scenario.stages.generate
+    spec, latency_s = prepared.replicas[name], prepared.request_latency_s[name]
+    for users in sorted({1, min(spec.pool.max_num_seqs, BURST)}):
+        bursts = [remote.burst(users, PROMPT_TOKENS, STEPS) for _ in range(BURSTS)]
+        whole = [answers for answers in bursts if not any(answer.fault for answer in answers)]
+        windows = [window for answers in whole if (window := steady(answers))]
+        if windows:
+            predicted = [_decode_s(spec.costs, users, round(window.context_tokens)) for window in windows]
+            what = f"{users} sequences at the endpoint"
+            measured_s = statistics.median(window.step_s for window in windows)
+            yield Paced(DECODE, what, statistics.median(predicted), measured_s)
+        if users == 1 and whole:
+            tokens = whole[0][0].input_tokens or PROMPT_TOKENS
+            chunk_s = spec.costs.segment(StepShape(0, 0, 1, tokens, tokens, tokens * (tokens + 1) // 2)).seconds
+            first_s = statistics.median(answers[0].ttft_s for answers in whole)
+            yield Paced(CHUNK, f"the first token of {tokens}", latency_s + chunk_s, first_s)
 
 
 def pace_of(paced: Sequence[Paced]) -> Factors:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hsim.log import Log, Outcome, Stage
+from hsim.log import Log, Outcome, Stage, visits_table
 from hsim.metrics.measured import samples_of
 
 Quantities = dict[str, tuple[float, str]]
@@ -64,9 +64,23 @@ def quantities(log: Log) -> Quantities:
     for stage in Stage:
         rows = visits["stage"] == stage
         if rows.any():
-            found[f"{stage.name.lower()} wait mean"] = (_mean(visits, rows, "queued_s", "started_s"), "s")
+            waits_s = _mean(visits, rows, "queued_s", "started_s")
+            if waits_s or stage is not Stage.GENERATE:  # an endpoint does not show what waits in it
+                found[f"{stage.name.lower()} wait mean"] = (waits_s, "s")
             found[f"{stage.name.lower()} service mean"] = (_mean(visits, rows, "started_s", "served_s"), "s")
     return found
+
+
+def as_clients_see(log: Log) -> Log:
+    """The log with what an endpoint hides left out: a visit to the model is served from when it is ready."""
+    visits = visits_table()
+    columns = log.visits.arrays()
+    inside = np.isin(columns["stage"], (Stage.PREFILL, Stage.GENERATE))
+    for name in ("queued_s", "started_s"):
+        columns[name] = np.where(inside, columns["ready_s"], columns[name])
+    for row in zip(*(columns[name].tolist() for name in visits.columns), strict=True):
+        visits.append(row)
+    return replace(log, visits=visits)
 
 
 def _middle_rate(ended_s: NDArray[np.float64]) -> float | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from hsim.description.scenario import load
 from hsim.description.system import System, resolve
+from hsim.drivers.endpoint import RemoteSpec
 from hsim.drivers.live import LiveRun, MeteredJoules, Stand, sleep_through
 from hsim.drivers.prepared import Prepared, prepare
 from hsim.drivers.simulated import run
@@ -21,7 +22,7 @@ from hsim.log import Log
 from hsim.metrics.rough import draw_worlds, rough_figures, system_in
 from hsim.validate.blame import Blame, blame
 from hsim.validate.pace import Paced, measure_pace, pace_of
-from hsim.validate.quantities import Accounted, Quantities, accounted, quantities
+from hsim.validate.quantities import Accounted, Quantities, accounted, as_clients_see, quantities
 from hsim.validate.terms import repaired
 
 SPREADS = 2.0  # an error within twice the spread of repeats cannot be told from the machine's noise
@@ -31,13 +32,18 @@ BOUNDS = (0.05, 0.95)  # of the worlds that a prediction's stated uncertainty le
 @dataclass(frozen=True)
 class Options:
     """How a validation is done: where decoders run, how often the tasks are run live, in how many worlds simulated, and
-    whether people's own stages may be executed.
+    whether people's own stages may be executed. With `endpoint`, visits to the model go there.
     """
 
     device: str = "cpu"
     repeats: int = 1
     worlds: int = 20
     allow_code: bool = False
+    endpoint: RemoteSpec | None = None
+
+    def view(self, log: Log) -> Log:
+        """A log as live runs show it: an endpoint hides when a visit begins to be served."""
+        return as_clients_see(log) if self.endpoint else log
 
 
 @dataclass(frozen=True)
@@ -124,8 +130,8 @@ def validate(scenario: str | Path, settings: Sequence[str] = (), options: Option
     befalls a task or a worker later, and Ctrl-C, is told by the result.
     """
     prepared = prepare(resolve(*load(scenario, settings)))
-    prediction = Prediction.of(prepared, options.worlds)
-    with Stand((prepared,), options.device, options.allow_code) as stand:
+    prediction = Prediction.of(prepared, options)
+    with Stand((prepared,), options.device, options.allow_code, options.endpoint) as stand:
         return against_live(prediction, stand, options)
 
 
@@ -139,11 +145,13 @@ class Prediction:
     worlds: tuple[Quantities, ...]
 
     @classmethod
-    def of(cls, prepared: Prepared, worlds: int) -> Prediction:
+    def of(cls, prepared: Prepared, options: Options) -> Prediction:
         """Simulate the tasks, and again in worlds within the stated uncertainty of the figures that it stands on."""
-        system, sha256, log = prepared.system, calibration_hash(prepared.system), run(prepared)
-        drawn = draw_worlds(rough_figures(system), worlds, system.scenario.seed) if rough_figures(system) else []
-        others = tuple(quantities(run(prepare(system_in(system, world)))) for world in drawn)
+        system, sha256, log = prepared.system, calibration_hash(prepared.system), options.view(run(prepared))
+        drawn = (
+            draw_worlds(rough_figures(system), options.worlds, system.scenario.seed) if rough_figures(system) else []
+        )
+        others = tuple(quantities(options.view(run(prepare(system_in(system, world))))) for world in drawn)
         return cls(prepared, sha256, log, others)
 
     def bounds(self, quantity: str) -> tuple[float | None, float | None]:
@@ -167,7 +175,7 @@ def against_live(prediction: Prediction, stand: Stand, options: Options) -> Vali
     except BackendError as error:  # a worker that died while its pace was taken
         stopped = str(error)
     measured = [found for one in runs if not one.stopped and (found := quantities(one.log))]
-    at_pace = quantities(run(repaired(prepared, pace_of(pace)))) if pace else {}
+    at_pace = quantities(options.view(run(repaired(prepared, pace_of(pace))))) if pace else {}
     predicted = quantities(prediction.log)
     told = [accounted(one.log, len(prepared.drawn.tasks)) for one in runs]
     failures: Counter[str] = sum((one.record.failures for one in runs), Counter())
@@ -183,7 +191,7 @@ def against_live(prediction: Prediction, stand: Stand, options: Options) -> Vali
         pace=tuple(pace),
         tasks=tuple(told),
         failures=dict(failures),
-        notes=stand.notes,
+        notes=tuple(dict.fromkeys(note for one in runs for note in one.notes)) or stand.notes,
         energy=tuple(one.energy for one in runs),
         stopped=stopped,
         logs=(prediction.log, *(one.log for one in runs if not one.stopped)),
@@ -226,13 +234,14 @@ def live(
     device: str = "cpu",
     sleep: bool = False,
     allow_code: bool = False,
+    endpoint: RemoteSpec | None = None,
 ) -> LiveResult:
     """Run a scenario's tasks live, or with a backend that sleeps for the modelled times."""
     prepared = prepare(resolve(*load(scenario, settings)))
     if sleep:
         done = LiveRun(sleep_through(prepared), ("sleeping for the modelled times",), ())
     else:
-        with Stand((prepared,), device, allow_code) as stand:
+        with Stand((prepared,), device, allow_code, endpoint) as stand:
             done = stand.run(prepared)
     return LiveResult(
         prepared.system.document.file,

@@ -1,0 +1,6 @@
+"""The script that `hsim dashboard` lets Streamlit run."""
+
+if __name__ == "__main__":  # worker processes import this file too, and need none of it
+    from hsim.dashboard.main import main
+
+    main()

@@ -1,0 +1,93 @@
+"""Anatomy: where a task's seconds and joules go, and what devices did over time."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from hsim.dashboard.jobs import Job
+from hsim.dashboard.parts import plot, table
+from hsim.dashboard.session import progress, watch
+from hsim.dashboard.state import State
+from hsim.dashboard.work import Simulate
+from hsim.description.system import System
+from hsim.metrics.result import Study
+from hsim.report import figures
+from hsim.runs.closeup import Closeup
+from hsim.units import readable_seconds
+
+
+def page(state: State, system: System) -> None:
+    """The page."""
+    watch("answer", Simulate(state.question, state.replications), _draw)
+
+
+def _draw(job: Job) -> None:
+    progress("answer", job)
+    if job.update is None:
+        return
+    journey, joules, time, latency = st.tabs(["A task's journey", "The joules", "Over time", "Latencies"])
+    with journey:
+        _journey(job.update.result)
+    with joules:
+        _joules(job.update.result)
+    closeup = job.update.closeup
+    with time:
+        if closeup is not None:
+            _over_time(closeup)
+    with latency:
+        if closeup is not None:
+            _latencies(closeup)
+    if closeup is None:
+        for tab in (time, latency):
+            tab.caption("Drawn when the simulation is done.")
+
+
+def _journey(study: Study) -> None:
+    st.markdown(f"**{study.bottleneck}.**")
+    plot("anatomy", figures.stage_anatomy(study.stages, study.energy is not None))
+    rows = [
+        {
+            "stage": s.stage,
+            "pool": s.pool,
+            "visits a task": f"{s.visits_per_task:.2f}",
+            **{part: readable_seconds(getattr(s, f"{part}_s")) for part in figures.TIME_COLOURS},
+        }
+        for s in study.stages
+    ]
+    table(rows)
+    rows = [
+        {
+            "pool": use.pool,
+            "what": use.what,
+            "busy": f"{use.busy_fraction:.1%}",
+            "sequences a step": "–" if use.mean_batch is None else f"{use.mean_batch:.1f}",
+            "KV cache in use": "–" if use.kv_used_fraction is None else f"{use.kv_used_fraction:.0%}",
+        }
+        for use in study.pools
+    ]
+    table(rows)
+
+
+def _joules(study: Study) -> None:
+    if study.energy is None:
+        st.info(f"Energy is unavailable: {study.unavailable.get('energy', 'no figure')}")
+        return
+    st.markdown("**Every joule of a task, from the site's meter to the account it is booked to**")
+    plot("ledger", figures.ledger_sankey(study.energy.accounts))
+    st.caption(
+        "The ledger equals the integral of power, recomputed from the log by separate code, to "
+        f"{study.energy.ledger_gap_fraction:.1g} of it."
+    )
+
+
+def _over_time(closeup: Closeup) -> None:
+    st.markdown("**One replication from its start**; the window that is measured is shaded")
+    plot("timelines", figures.timelines(closeup.timelines, closeup.window, closeup.end_s))
+
+
+def _latencies(closeup: Closeup) -> None:
+    if not closeup.latency:
+        st.info("There is no steady state, and so there are no latencies of one.")
+        return
+    st.markdown("**How many take how long**, over all replications; dotted where fewer than ten points lie beyond")
+    plot("cdf", figures.latency_cdf(closeup.latency, closeup.study.slo))

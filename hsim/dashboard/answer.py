@@ -1,0 +1,79 @@
+"""The Answer: one sentence, four figures with intervals, one picture; all else when asked for."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from hsim.dashboard import pictures, planner
+from hsim.dashboard.jobs import Job
+from hsim.dashboard.parts import plot, share, tile_row
+from hsim.dashboard.session import job_of, progress, put, watch
+from hsim.dashboard.state import State
+from hsim.dashboard.words import Advice, advice, sentence, tiles, verdict_of
+from hsim.dashboard.work import Preview, Simulate
+from hsim.description.system import System
+from hsim.metrics.result import Result, Study
+
+PREVIEW_WAIT_S = 0.6
+BOXES = {"PASS": st.success, "FAIL": st.error, "UNDECIDED": st.warning, "UNSTABLE": st.error, "NONE": st.info}
+
+
+def page(state: State, system: System) -> None:
+    """The page."""
+    watch("answer", Simulate(state.question, state.replications), lambda job: _draw(job, state, system))
+    with st.expander("Find fleet, or use what I have", expanded=bool(state.plan)):
+        planner.section(state, system)
+
+
+def _draw(job: Job, state: State, system: System) -> None:
+    study: Study | None = job.update.result if job.update else None
+    if study is None:
+        _preview(state)
+        progress("answer", job)
+        return
+    assert job.update is not None
+    wanted = job.update.wanted
+    verdict = verdict_of(study, wanted)
+    head = "" if verdict == "NONE" else f"**{verdict}.** "
+    BOXES[verdict](head + sentence(study, verdict, wanted))
+    tile_row(tiles(study, state))
+    progress("answer", job)
+    plot("goes", pictures.where_it_goes(study.stages, study.energy.accounts if study.energy else ()))
+    st.markdown(f"**Bottleneck.** {study.bottleneck}.")
+    _next(advice(study, verdict, system))
+    for warning in study.warnings:
+        st.caption(f":material/warning: {warning}")
+    with st.expander("All figures, with intervals"):
+        st.dataframe(study.to_frame(), width="stretch")
+    with st.expander("Share, reproduce, download"):
+        share(state, state.question, study if job.ended else None, job.update.closeup)
+
+
+def _preview(state: State) -> None:
+    """What one short path says, while the study is on its way."""
+    job = job_of("preview", Preview(state.question), "preview").wait(PREVIEW_WAIT_S)
+    if job.state == "failed":
+        st.error(job.error)
+    if job.update is None:
+        st.info("Simulating …")
+        tile_row([])
+        return
+    result: Study | Result = job.update.result
+    st.info(f"**Preview** of one short path ({result.tasks:,} tasks), without intervals; the simulated result follows.")
+    tile_row(tiles(result, state), preview=True)
+    plot("goes", pictures.where_it_goes(result.stages, result.energy.accounts if result.energy else ()))
+
+
+def _next(advised: Advice) -> None:
+    left, right = st.columns([5, 1], vertical_alignment="center")
+    left.markdown(f"**Next.** {advised.text}")
+    if advised.settings:
+        right.button("Try it", on_click=_try, args=(advised,), width="stretch", help="Shows it on What if")
+
+
+def _try(advised: Advice) -> None:
+    from dataclasses import replace
+
+    state: State = st.session_state["state"]
+    assert advised.settings is not None
+    put(replace(replace(state, variation=()).with_variation(advised.settings), page="What if"))

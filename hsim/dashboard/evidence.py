@@ -1,0 +1,132 @@
+"""Evidence: what the figures stand on, how sure they are, how far off predictions were, what is not modelled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from hsim.dashboard.jobs import Job
+from hsim.dashboard.parts import plot, table
+from hsim.dashboard.session import progress, watch
+from hsim.dashboard.state import State
+from hsim.dashboard.work import Simulate
+from hsim.description.hardware import StepTable
+from hsim.description.system import System
+from hsim.metrics.result import Study
+from hsim.report import figures
+from hsim.report.page import limits
+from hsim.runs.closeup import Closeup
+
+TIERS = {
+    "measured": "on this very hardware",
+    "published": "by its maker or a primary source",
+    "fitted": "to measurements",
+    "transferred": "from a relative",
+    "assumed": "since nobody published one",
+}
+
+
+def page(state: State, system: System) -> None:
+    """The page."""
+    watch("answer", Simulate(state.question, state.replications), lambda job: _draw(job, system))
+
+
+def _draw(job: Job, system: System) -> None:
+    progress("answer", job)
+    sure, stands, calibrated, beyond = st.tabs(["How sure", "What it stands on", "Calibration", "Not modelled"])
+    study: Study | None = job.update.result if job.update else None
+    with stands:
+        if study:
+            _provenance(study)
+    with sure:
+        if job.update and job.update.closeup:
+            _sampling(job.update.closeup)
+        else:
+            st.caption("Drawn when the simulation is done.")
+    with calibrated:
+        _calibration(system)
+    with beyond:
+        st.markdown("\n".join(f"- {point}" for point in limits()))
+
+
+def _sampling(closeup: Closeup) -> None:
+    """Both uncertainties side by side, the replications, and the warm-up."""
+    study = closeup.study
+    if not study.latency:
+        st.info("There is no steady state: what follows has no intervals.")
+    else:
+        st.markdown("**Two uncertainties.** More replications shrink the first; only measuring shrinks the second.")
+        plot("uncertainty", figures.uncertainty(study))
+    if len(next(iter(closeup.by_replication.values()), ())) > 1:
+        st.markdown("**Independent replications**, with the figure and its 95 % interval")
+        plot("replications", figures.replications(closeup.by_replication, study.figures()))
+    if study.warm_up:
+        st.markdown(f"**Warm-up.** The first {study.warm_up.tasks:,} tasks, before the dashed line, are left out.")
+        plot("warm-up", figures.warm_up(closeup.sojourn_s, closeup.in_progress, study.warm_up.tasks))
+    st.caption(
+        "Intervals cover sampling error, on the condition that the model is right. How they are made, and how it was "
+        "tested that they hold, is in docs/statistics.md."
+    )
+
+
+def _provenance(study: Study) -> None:
+    total = sum(study.evidence.values())
+    counts = ", ".join(f"{count} {tier} ({TIERS[tier]})" for tier, count in study.evidence.items())
+    st.markdown(f"**This result stands on {total} figures of profiles**: {counts}.")
+    for what, why in study.unavailable.items():
+        st.warning(f"{what} is unavailable: {why}")
+    st.markdown("**Assumed, rough or by default**")
+    table([{"figure": a.name, "value": a.value, "why": a.why} for a in study.assumptions])
+
+
+def _calibration(system: System) -> None:
+    """Step tables that were measured for this run, and validations that lie here."""
+    if not system.step_tables:
+        st.info(
+            "No step of this model was measured on this hardware: its times are composed from kernel laws that were "
+            "fitted to measurements of others (docs/models.md has their errors). `hsim calibrate` measures your own."
+        )
+    for pool, measured in system.step_tables.items():
+        st.markdown(f"**{measured.name}**, measured, for pool {pool}: {measured.source}")
+        plot(f"steps-{pool}", _steps(measured))
+        if measured.median_error_fraction is not None:
+            st.caption(f"Held-out error: median {measured.median_error_fraction:.1%}")
+    validations = sorted(Path().glob("validation*.json"))
+    for file in validations:
+        _validation(file)
+    if not validations:
+        st.caption("`hsim validate my.yaml --out .` puts predicted beside measured here.")
+
+
+def _steps(measured: StepTable) -> figures.Figure:
+    """Measured seconds of a decode step by batch, a line for each context."""
+    data = []
+    for j, context in enumerate(measured.contexts):
+        y = [1000 * row[j] for row in measured.decode_s]
+        line = {"color": figures.COLOURS[j % len(figures.COLOURS)]}
+        data.append({"x": list(measured.decodes), "y": y, "name": f"context {context:,}", "mode": "lines+markers", "line": line})  # fmt: skip
+    axes = {"xaxis": {"title": {"text": "sequences in a step"}}, "yaxis": {"title": {"text": "ms a decode step"}}}
+    return {"data": data, "layout": {**axes, "height": 320}}
+
+
+def _validation(file: Path) -> None:
+    """Predicted beside measured, from a file that `hsim validate` wrote."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        rows = [
+            {
+                "": row["quantity"],
+                "predicted": row["predicted"],
+                "measured": row["measured"],
+                "error": row["error_fraction"],
+            }
+            for row in found["compared"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        st.warning(f"{file}: is not a validation that hsim wrote ({error})")
+        return
+    st.markdown(f"**{file.name}**: {found['tasks']:,} tasks predicted, then run live on {found['device']}")
+    table(rows)

@@ -1,0 +1,41 @@
+"""Starts the dashboard's server: on this machine alone, unless asked otherwise."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from hsim.errors import HsimError
+
+LOCALHOST = "127.0.0.1"
+OPTIONS: dict[str, str | int | bool] = {
+    "server.address": LOCALHOST,
+    "server.headless": True,
+    "server.maxUploadSize": 1,
+    "server.maxMessageSize": 50,
+    "server.fileWatcherType": "none",
+    "browser.gatherUsageStats": False,
+    "client.toolbarMode": "viewer",
+    "client.showErrorDetails": "none",
+    "theme.primaryColor": "#0072B2",
+}
+
+
+def arguments(port: int, address: str) -> list[str]:
+    """What to run. The script is a small one: worker processes import it, and not the pages."""
+    options = OPTIONS | {"server.port": port, "server.address": address}
+    flags = [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in options.items()]
+    return [sys.executable, "-m", "streamlit", "run", str(Path(__file__).parent / "__main__.py"), *flags]
+
+
+def launch(port: int, address: str = LOCALHOST) -> int:
+    """Run the server until it is stopped; its exit code. Raises HsimError where Streamlit is not installed."""
+    if find_spec("streamlit") is None or find_spec("plotly") is None:
+        raise HsimError("the dashboard needs Streamlit and plotly; install hsim with its extra `dashboard`")
+    command = arguments(port, address)
+    if sys.platform != "win32":
+        os.execv(command[0], command)  # the server takes this process's place, and its signals
+    return subprocess.call(command)

@@ -1,0 +1,286 @@
+"""The question, in the sidebar: scenario, load, fleet, placement, objectives, site and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import streamlit as st
+
+from hsim.dashboard.limits import MAX_REPLICATIONS, SCENARIO_BYTES, uploaded
+from hsim.dashboard.session import changed, key, put, with_changes
+from hsim.dashboard.state import Question, State, shipped_scenarios, value_at
+from hsim.description.catalogue import shipped
+from hsim.description.scenario import Scenario
+from hsim.description.yamlfile import read_document
+from hsim.errors import HsimError
+from hsim.report import LATENCY_NAMES
+
+OWN = "my own"
+SERIES = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)  # steps of a slider within a factor of ten
+OBJECTIVES = {"ttft": 2.0, "tpot": 0.1, "answer_ttft": 30.0, "e2e": 60.0}  # proposed when one is added
+
+
+def question_form(state: State, scenario: Scenario | None) -> None:
+    """Everything that can be asked; without a scenario that can be read, only the choice of another."""
+    _choose(state)
+    if scenario is None:
+        return
+    with st.expander("Load", expanded=True):
+        _load(state, scenario)
+    with st.expander("Fleet", expanded=True):
+        _fleet(scenario)
+    with st.expander("Placement and engine"):
+        _placement(scenario)
+    with st.expander("Objectives"):
+        _objectives(scenario)
+    with st.expander("Site"):
+        _site(scenario)
+    with st.expander("Runs and units"):
+        _runs(state, scenario)
+
+
+def _choose(state: State) -> None:
+    names = shipped_scenarios()
+    options = [*names, OWN] if state.question.text else list(names)
+    widget = key("scenario")
+    st.selectbox(
+        "Scenario",
+        options,
+        index=options.index(OWN if state.question.text else state.question.base),
+        key=widget,
+        help="\n\n".join(f"**{name}**: {question}" for name, question in names.items()),
+        on_change=_chosen,
+        args=(widget,),
+    )
+    with st.popover("Upload a scenario", icon=":material/upload:", width="stretch"):
+        widget = key("upload")
+        st.file_uploader(
+            f"A YAML file of at most {SCENARIO_BYTES // 1024} kB; it is checked, and never run as code.",
+            ["yaml", "yml"],
+            key=widget,
+            on_change=_uploaded,
+            args=(widget,),
+            max_upload_size=1,
+        )
+    if said := st.session_state.get("upload_error"):
+        st.error(said)
+
+
+def _chosen(widget: str) -> None:
+    name = st.session_state[widget]
+    if name != OWN:
+        put(replace(st.session_state["state"], question=Question(name).chosen(), variation=(), plan=()))
+
+
+def _uploaded(widget: str) -> None:
+    st.session_state.pop("upload_error", None)
+    file = st.session_state[widget]
+    if file is None:
+        return
+    try:
+        question = uploaded(file.getvalue())
+    except HsimError as error:
+        st.session_state["upload_error"] = f"{file.name}: {error}"
+        return
+    put(replace(st.session_state["state"], question=question, variation=(), plan=()))
+
+
+# ---- widgets that set one value of the scenario
+
+
+def setting(path: str, convert: Callable[[Any], Any] = lambda value: value) -> tuple[str, Callable[[], None]]:
+    """The key and the callback of a widget that sets what stands at a path."""
+    widget = key(path)
+    return widget, changed(widget, lambda state, value: with_changes(state, {path: convert(value)}))
+
+
+def number(label: str, path: str, value: float | None, **options: Any) -> None:
+    """A number; an empty field is null, for figures that have a default."""
+    widget, callback = setting(path)
+    st.number_input(label, value=value, key=widget, on_change=callback, **options)
+
+
+def choice(label: str, path: str, options: Iterable[Any], value: Any, **more: Any) -> None:
+    """One of several words."""
+    known = list(options)
+    known += [] if value in known else [value]
+    widget, callback = setting(path)
+    st.selectbox(label, known, index=known.index(value), key=widget, on_change=callback, **more)
+
+
+def steps_about(value: float, base: float, whole: bool = False) -> list[float]:
+    """Slider steps from a tenth of a base to ten times as much, with the value among them."""
+    size = 10.0**-2
+    steps = set()
+    while size < base * 100:
+        steps |= {round(size * step, 10) for step in SERIES}
+        size *= 10
+    near = {step for step in steps if base / 10 <= step <= base * 10 and (not whole or step % 1 == 0)}
+    return sorted(near | {value})
+
+
+def slider(label: str, path: str, value: float, base: float, whole: bool = False, **more: Any) -> None:
+    """A quantity, on a scale of equal ratios."""
+    widget, callback = setting(path, lambda v: int(v) if float(v).is_integer() else v)
+    options = steps_about(value, base, whole)
+    st.select_slider(label, options, value=value, key=widget, on_change=callback, format_func=plain, **more)
+
+
+def plain(value: float) -> str:
+    return f"{value:,.6g}"
+
+
+# ---- sections
+
+
+def _load(state: State, scenario: Scenario) -> None:
+    arrivals = scenario.workload.arrivals
+    base = state.question.unchanged().data
+    for name, label, whole in (
+        ("rate_per_s", "Tasks a second", False),
+        ("users", "Users", True),
+        ("rate_scale", "Speed of the trace", False),
+    ):
+        if (value := getattr(arrivals, name, None)) is not None:
+            path = f"workload.arrivals.{name}"
+            slider(label, path, float(value), float(value_at(base, path) or value), whole)
+    st.caption(f"{arrivals.kind} arrivals; {', '.join(scenario.workload.classes)}; model {scenario.model}")
+
+
+def _fleet(scenario: Scenario) -> None:
+    """A row for each tier: server, how many, and a button that gives it up."""
+    servers = shipped_servers()
+    for name, tier in scenario.fleet.items():
+        kind, count, drop = st.columns([10, 5, 3], vertical_alignment="bottom", gap="xsmall")
+        with kind:
+            needs_gpu = any(pool.runs_on == f"{name}.gpu" for pool in scenario.pools.values())
+            options = [server for server, gpus in servers.items() if gpus or not needs_gpu]
+            choice(name, f"fleet.{name}.server", options, tier.server)
+        with count:
+            number("servers", f"fleet.{name}.count", tier.count, min_value=1, max_value=1000, step=1)
+        used = any(pool.runs_on.rpartition(".")[0] == name for pool in scenario.pools.values())
+        drop.button(
+            "✕",
+            key=key(f"drop-{name}"),
+            disabled=used,
+            on_click=_drop,
+            args=(name,),
+            help="Give up (when no pool runs on it)",
+        )
+    st.button("Add servers", icon=":material/add:", key=key("add-tier"), on_click=_add, width="stretch")
+
+
+def _drop(name: str) -> None:
+    state: State = st.session_state["state"]
+    fleet = dict(state.question.document().data["fleet"])
+    fleet.pop(name)
+    put(with_changes(state, {"fleet": fleet}))
+
+
+def _add() -> None:
+    state: State = st.session_state["state"]
+    fleet = state.question.document().data["fleet"]
+    name = next(f"tier-{n}" for n in range(1, len(fleet) + 2) if f"tier-{n}" not in fleet)
+    put(with_changes(state, {f"fleet.{name}": {"server": "epyc-9654-2s", "count": 1}}))
+
+
+def _placement(scenario: Scenario) -> None:
+    servers = shipped_servers()
+    serves: dict[str, list[str]] = {}
+    for stage, pool in scenario.stages.model_dump().items():
+        if pool:
+            serves.setdefault(pool, []).append(stage)
+    for name, pool in scenario.pools.items():
+        part = pool.runs_on.rpartition(".")[2]
+        fitting = [tier for tier, spec in scenario.fleet.items() if part == "cpu" or servers.get(spec.server, 1)]
+        stages = " and ".join(serves.get(name, ["nothing"]))
+        choice(f"{name} ({stages}) on", f"pools.{name}.runs_on", [f"{tier}.{part}" for tier in fitting], pool.runs_on)
+        if part == "gpu":
+            _engine(name, pool)
+
+
+def _engine(name: str, pool: Any) -> None:
+    left, right = st.columns(2)
+    with left:
+        choice("precision", f"pools.{name}.precision", ("bf16", "fp16", "fp8"), pool.precision)
+        number(
+            "max_num_seqs", f"pools.{name}.max_num_seqs", pool.max_num_seqs, min_value=1, step=1, placeholder="engine's"
+        )
+    with right:
+        choice("tensor parallel", f"pools.{name}.tensor_parallel", (1, 2, 4, 8), pool.tensor_parallel)
+        number("replicas", f"pools.{name}.replicas", pool.replicas, min_value=1, step=1, placeholder="as many as fit")
+
+
+def _objectives(scenario: Scenario) -> None:
+    for metric, title in LATENCY_NAMES.items():
+        slo = getattr(scenario.slo, metric)
+        widget = key(f"{metric}-on")
+        st.checkbox(title, slo is not None, key=widget, on_change=_toggled(widget, metric))
+        if slo is not None:
+            left, right = st.columns(2)
+            with left:
+                number("within, s", f"slo.{metric}.max_s", slo.max_s, min_value=0.001, format="%.3g")
+            with right:
+                number(
+                    "in a part of", f"slo.{metric}.p", slo.p, min_value=0.5, max_value=0.999, step=0.01, format="%.3g"
+                )
+
+
+def _toggled(widget: str, metric: str) -> Callable[[], None]:
+    return changed(
+        widget,
+        lambda state, on: with_changes(
+            state, {f"slo.{metric}": {"max_s": OBJECTIVES[metric], "p": 0.95} if on else None}
+        ),
+    )
+
+
+def _site(scenario: Scenario) -> None:
+    site = scenario.site
+    number("PUE", "site.pue", site.pue, min_value=1.0, max_value=3.0, step=0.05)
+    number("USD a kWh", "site.usd_per_kwh", site.usd_per_kwh, min_value=0.0, max_value=5.0, step=0.01)
+    number("g CO2 a kWh", "site.gco2_per_kwh", site.gco2_per_kwh, min_value=0.0, max_value=2000.0, step=10.0)
+    choice("Servers are", "site.cost.basis", ("rent", "own"), site.cost.basis)
+
+
+def _runs(state: State, scenario: Scenario) -> None:
+    widget = key("replications")
+    st.slider(
+        "Replications",
+        2,
+        MAX_REPLICATIONS,
+        min(max(2, state.replications), MAX_REPLICATIONS),
+        key=widget,
+        help="Independent runs of which intervals are made",
+        on_change=changed(widget, lambda s, value: replace(s, replications=value)),
+    )
+    if scenario.workload.tasks:
+        slider("Tasks in each", "workload.tasks", scenario.workload.tasks, 2000, whole=True)
+    number("Seed", "seed", scenario.seed, min_value=0, step=1)
+    for name, label, options in (("energy", "Energy in", ("J", "Wh")), ("per", "Figures by", ("task", "1k tokens"))):
+        widget = key(name)
+        chosen = getattr(state, name)
+        change = changed(widget, partial(_with, name))
+        st.radio(label, options, options.index(chosen), key=widget, horizontal=True, on_change=change)
+
+
+def _with(name: str, state: State, value: Any) -> State:
+    return replace(state, **{name: value})
+
+
+def shipped_servers() -> dict[str, int]:
+    """Servers of the shipped profiles, with how many accelerators each has."""
+    found: dict[str, int] = st.cache_data(_read_servers, show_spinner=False)()
+    return found
+
+
+def _read_servers() -> dict[str, int]:
+    found = {}
+    for file in sorted(shipped("hardware_profiles").glob("*.yaml")):
+        data = read_document(file).data
+        if data["kind"] == "server":
+            found[data["name"]] = (data.get("accelerators") or {}).get("count", 0)
+    return found

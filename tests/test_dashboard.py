@@ -1,0 +1,385 @@
+"""The dashboard: every page, links, hostile uploads, jobs that are bounded and can be stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("streamlit")
+
+from streamlit.testing.v1 import AppTest
+
+from hsim.dashboard.jobs import Bounds, Job, Runner
+from hsim.dashboard.launch import OPTIONS, arguments
+from hsim.dashboard.limits import SCENARIO_BYTES, admitted, uploaded
+from hsim.dashboard.state import Question, State, decode, encode, inline
+from hsim.dashboard.variants import gpu_only, is_split, split
+from hsim.dashboard.work import FindFleet, Preview, Simulate
+from hsim.description.yamlfile import parse_document
+from hsim.errors import DescriptionError, HsimError
+from hsim.metrics.result import Study
+from hsim.runs import Options, as_json, study
+from hsim.runs.exports import scenario_text
+
+ROOT = Path(__file__).parent.parent
+SMALL = """
+model: llama-3.1-8b
+workload:
+  arrivals: {kind: closed, users: 3}
+  tasks: 24
+  classes:
+    agent:
+      understand: {op: encode-minilm, tokens: 200}
+      tools: {full-text-100k: 1}
+      input_tokens: {kind: lognormal, median: 300, p95: 900}
+      output_tokens: {kind: lognormal, median: 20, p95: 60}
+fleet: {front: {server: epyc-9654-2s, count: 2}, back: {server: hgx-h100-8, count: 1}}
+pools: {agents: {runs_on: front.cpu}, decode: {runs_on: back.gpu, tensor_parallel: 4}}
+stages: {understand: agents, tool: agents, generate: decode}
+links: {agents-decode: ethernet-100g}
+slo: {e2e: {max_s: 20, p: 0.9}}
+"""
+QUESTION = Question("", SMALL)
+STATE = State(QUESTION, ("fleet.front.count=1",), replications=2)
+
+
+def done(job: Job, seconds: float = 60) -> Job:
+    """The job at its end."""
+    until = time.monotonic() + seconds
+    while not job.wait(1).ended and time.monotonic() < until:
+        pass
+    return job
+
+
+# ---- pages
+
+
+def opened(state: State) -> AppTest:
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    app.query_params["s"] = encode(state)
+    return app.run()
+
+
+def state_of(app: AppTest) -> State:
+    """What the address says."""
+    link = app.query_params["s"]
+    return decode(link if isinstance(link, str) else link[0])
+
+
+def settled(app: AppTest) -> AppTest:
+    """The page when nothing is simulated any more."""
+    for _ in range(200):
+        if app.exception or not [button for button in app.button if button.label == "Stop"]:
+            return app
+        time.sleep(0.2)
+        app.run()
+    return app
+
+
+def plots(app: AppTest) -> list[dict]:
+    return [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
+
+
+def test_answer_says_it_in_one_sentence_four_figures_and_one_picture() -> None:
+    app = settled(opened(STATE))
+    assert not app.exception
+    said = [box.value for box in (*app.success, *app.error, *app.warning)]
+    assert said[0].startswith("**PASS.** This fleet meets its objectives: 100.0% of tasks end within 20.0 s")
+    found: Study = study(QUESTION.system(), Options(2, 1))
+    assert len(app.metric) == 4
+    assert found.energy is not None
+    joules = found.energy.tst_j["full"]["facility"].value
+    assert app.metric[1].label == "Energy a task"
+    assert app.metric[1].value.startswith(f"{joules:.3g}"[:3])
+    (picture,) = plots(app)
+    assert {bar["name"] for bar in picture["data"]} >= {"understand", "tool", "generate", "idle", "site (PUE)"}
+
+
+def test_a_changed_fleet_changes_the_numbers_and_the_link() -> None:
+    app = settled(opened(STATE))
+    before = [metric.value for metric in app.metric]
+    (count,) = [n for n in app.number_input if n.key.startswith("fleet.front.count")]
+    count.set_value(1).run()
+    assert state_of(app).question.settings == ("fleet.front.count=1",)
+    app = settled(app)
+    assert [metric.value for metric in app.metric][1:] != before[1:]
+
+
+def test_units_change_at_once() -> None:
+    app = settled(opened(State(QUESTION, replications=2, energy="Wh", per="1k tokens")))
+    assert app.metric[1].label == "Energy of 1k tokens"
+    assert app.metric[1].value.endswith("Wh")
+    assert app.metric[2].label == "Cost of 1M tokens"
+
+
+def test_what_if_shows_paired_differences() -> None:
+    app = settled(opened(State(QUESTION, STATE.variation, 5, page="What if")))
+    assert not app.exception
+    assert len(app.metric) == 8
+    assert "lower" in app.markdown[0].value
+    assert plots(app)[0]["data"][0]["name"] == "scenario less scenario"
+
+
+def test_gpu_only_against_split_in_one_click() -> None:
+    app = opened(State(QUESTION, replications=2, page="What if"))
+    next(button for button in app.button if button.label == "GPU servers alone").click().run()
+    state = state_of(app)
+    assert not is_split(state.varied.system())
+    assert settled(app).metric[5].label == "Energy a task"
+
+
+@pytest.mark.parametrize(
+    ("page", "least"),
+    [("Anatomy", 4), ("Evidence", 2), ("Trade-offs", 1), ("Risk", 0)],
+)
+def test_every_other_page_is_drawn(page: str, least: int) -> None:
+    app = settled(opened(State(QUESTION, replications=2, page=page)))
+    assert not app.exception
+    assert not app.error or page == "Risk"
+    assert len(plots(app)) >= least
+
+
+@pytest.mark.parametrize(
+    ("page", "view", "said"),
+    [
+        ("Trade-offs", 1, "Fleets around yours"),
+        ("Risk", 1, "Passes at every load"),
+        pytest.param("Trade-offs", 2, "Split less GPU-only", marks=pytest.mark.slow),
+        pytest.param("Risk", 2, "20% less and 20% more", marks=pytest.mark.slow),
+    ],
+)
+def test_every_view_is_drawn(page: str, view: int, said: str) -> None:
+    app = opened(State(QUESTION, replications=2))
+    app.button_group[0].set_value(page).run()
+    control = app.button_group[1]
+    control.set_value(control.options[view]).run()
+    app = settled(app)
+    assert not app.exception
+    assert not app.error
+    assert said in " ".join(text.value for text in app.markdown)
+    assert plots(app) or app.dataframe
+
+
+def test_a_scenario_that_cannot_run_says_why_and_can_be_undone() -> None:
+    app = opened(State(Question("agents-split", "", ("fleet.gpu-tier.server=nowhere",))))
+    assert "there is no hardware profile 'nowhere'" in app.error[0].value
+    assert not app.exception
+
+
+# ---- links
+
+
+def test_a_link_gives_the_state_back_and_the_same_numbers_bit_for_bit() -> None:
+    again = decode(encode(STATE))
+    assert again == STATE
+    results = []
+    for state in (STATE, again):
+        job = done(Runner().start(Simulate(state.question, state.replications)))
+        assert job.update is not None, job.error
+        results.append(as_json(job.update.result))
+    assert results[0] == results[1]
+    assert results[0] == as_json(study(QUESTION.system(), Options(2, 1)))
+
+
+def test_a_link_to_a_shipped_scenario_is_short() -> None:
+    assert len(encode(State(Question("agents-split", "", ("workload.arrivals.rate_per_s=6",))))) < 200
+
+
+@pytest.mark.parametrize("link", ["", "x", "AAAA", "eJwDAAAAAAE", "_" * 5000, encode(STATE)[:-9], encode(STATE) * 2])
+def test_a_broken_link_is_refused(link: str) -> None:
+    with pytest.raises(DescriptionError, match="link"):
+        decode(link)
+
+
+def test_a_link_that_is_a_bomb_is_refused() -> None:
+    bomb = State(Question("", "# " + "0" * 3_000_000))
+    assert len(encode(bomb)) < 10_000
+    with pytest.raises(DescriptionError, match="link"):
+        decode(encode(bomb))
+
+
+def test_a_link_names_scenarios_and_not_files() -> None:
+    for base in ("../tests/x", "/etc/passwd", "scenarios/agents-split.yaml"):
+        with pytest.raises(DescriptionError, match="there is no scenario"):
+            admitted(decode(encode(State(Question(base)))).question)
+
+
+# ---- uploads
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"\xff\xfe\x00", "not text"),
+        (b"a: &a [1]\nb: *a", "alias"),
+        (b"[" * 40_000, "nested too deep"),
+        (b"a:\n" + b"".join(b" " * i + b"- a:\n" for i in range(300)), "nested too deep"),
+        (b"- 1\n- 2", "not a mapping"),
+        (b"!!python/object/apply:os.system ['true']", "not a mapping"),
+        (b"model: 3", "is 3"),
+        (SMALL.replace("epyc-9654-2s", "../../../tmp/x").encode(), "names a file"),
+        (SMALL.replace("llama-3.1-8b", "/tmp/config.json").encode(), "names a file"),
+        (SMALL.replace("{kind: closed, users: 3}", "{kind: trace, file: trace.csv}").encode(), "names a file"),
+        (SMALL.replace("tasks: 24", "tasks: 1000000000").encode(), "1,000,000,000 tasks"),
+        (SMALL.replace("count: 1}", "count: 999999}").encode(), "servers"),
+        (SMALL.replace("understand: {", "rounds: 1000000\n      understand: {").encode(), "rounds in all"),
+        (SMALL.replace("tasks: 24", "tasks: many").encode(), "is 'many'"),
+        (SMALL.replace("front.cpu", "nowhere.cpu").encode(), "no tier 'nowhere'"),
+        (b"x" * (SCENARIO_BYTES + 1), "bytes"),
+        (b"a: " + b"9" * 5000, "digits"),
+    ],
+)
+def test_a_hostile_upload_gets_a_clear_message(text: bytes, said: str) -> None:
+    with pytest.raises(DescriptionError, match=said):
+        uploaded(text)
+
+
+def test_a_file_of_a_hundred_megabytes_is_refused_unread() -> None:
+    started = time.process_time()
+    with pytest.raises(DescriptionError, match="bytes"):
+        uploaded(b"[" * 100_000_000)
+    assert time.process_time() - started < 1
+
+
+def test_settings_of_a_link_name_no_file_either() -> None:
+    with pytest.raises(DescriptionError, match="names a file"):
+        admitted(Question("agents-split", "", ("model=/tmp/config.json",)))
+
+
+def test_an_upload_on_the_page() -> None:
+    app = opened(STATE)
+    uploader = app.get("file_uploader")[0]
+    uploader.upload("bad.yaml", b"a: &a [1]\nb: *a", "application/yaml").run()
+    assert "alias" in app.error[0].value
+    app.get("file_uploader")[0].upload(
+        "good.yaml", SMALL.replace("count: 2", "count: 3").encode(), "application/yaml"
+    ).run()
+    assert not app.error
+    assert "count: 3" in state_of(app).question.text
+
+
+# ---- questions
+
+
+def test_a_setting_replaces_earlier_ones_and_what_stands_there_is_none() -> None:
+    question = QUESTION.changed({"fleet.front.count": 5}).changed({"fleet.front.count": 6, "seed": 3})
+    assert question.settings == ("fleet.front.count=6", "seed=3")
+    assert question.changed({"fleet.front.count": 2}).settings == ("seed=3",)
+    whole = question.changed({"fleet": {"back": {"server": "hgx-h100-8", "count": 1}}})
+    assert whole.settings == ("seed=3", "fleet={back: {server: hgx-h100-8, count: 1}}")
+
+
+@pytest.mark.parametrize(
+    "value", [1, 0.1, 1e-7, 5e9, "fp8", "on", "1e3", None, True, [1, "a b"], {"a-b": {"c": "x: y"}}]
+)
+def test_a_value_on_one_line_reads_back(value: object) -> None:
+    assert parse_document(inline(value), "x").data == value
+
+
+def test_the_shown_yaml_asks_the_same() -> None:
+    question = QUESTION.changed({"fleet.front.count": 1})
+    again = Question("", scenario_text(question.system()))
+    assert again.system().scenario == question.system().scenario
+
+
+@pytest.mark.parametrize("name", ["agents-split", "agents-gpu-only"])
+def test_split_and_gpu_only_are_each_other(name: str) -> None:
+    question = Question(name)
+    system = question.system()
+    other = question.changed(gpu_only(system) if is_split(system) else split(system))
+    assert is_split(other.system()) is not is_split(system)
+    shipped = Question("agents-gpu-only" if name == "agents-split" else "agents-split").system().scenario
+    assert other.system().scenario == shipped
+
+
+# ---- jobs
+
+
+LONG = Question("agents-split", "", ("workload.tasks=20000",))
+
+
+def test_a_job_is_stopped_at_once() -> None:
+    job = Runner().start(Simulate(LONG, 10))
+    while job.state == "waiting":
+        job.wait(0.05)
+    job.stop()
+    assert done(job, 5).state == "stopped"
+
+
+def test_a_job_that_takes_too_long_ends() -> None:
+    job = done(Runner(Bounds(seconds=0.5)).start(Simulate(LONG, 10)), 10)
+    assert (job.state, "the limit of this dashboard" in job.error) == ("failed", True)
+
+
+def test_a_job_that_nobody_watches_ends() -> None:
+    job = Runner(Bounds(unwatched_s=0.3)).start(Simulate(LONG, 10))
+    time.sleep(2)
+    assert job.state == "stopped"
+
+
+def test_a_fault_of_the_question_is_told() -> None:
+    job = done(Runner().start(Preview(QUESTION.changed({"workload.classes.agent.input_tokens": 10**7}))))
+    assert job.state == "failed"
+    assert "10000000" in job.error.replace(",", "")
+
+
+def test_memory_is_bounded() -> None:
+    job = done(Runner(Bounds(memory_bytes=2**26)).start(Preview(QUESTION)))
+    assert job.state == "failed"
+
+
+def test_jobs_of_several_visitors_wait_and_too_many_are_refused() -> None:
+    runner = Runner(Bounds(at_once=1, waiting=1))
+    jobs = [runner.start(Simulate(LONG, n)) for n in (2, 3)]
+    with pytest.raises(HsimError, match="too many"):
+        runner.start(Simulate(LONG, 4))
+    for job in jobs:
+        job.stop()
+    assert [done(job, 5).state for job in jobs] == ["stopped", "stopped"]
+
+
+# ---- the server
+
+
+def test_it_listens_on_this_machine_alone_and_both_ways_to_start_it_agree() -> None:
+    config = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())
+    flat = {f"{section}.{name}": value for section, values in config.items() for name, value in values.items()}
+    assert flat == OPTIONS
+    assert "--server.address=127.0.0.1" in arguments(8501, "127.0.0.1")
+
+
+# ---- the planner
+
+OPEN = SMALL.replace("{kind: closed, users: 3}", "{kind: poisson, rate_per_s: 4}").replace("tasks: 24", "tasks: 100")
+
+
+def test_a_fleet_is_found_with_progress_and_taken() -> None:
+    plan = ("fleet.front.count=[1, 2]", "pools.agents.runs_on=[front.cpu, back.cpu]", "plan.minimise=cost")
+    app = opened(State(Question("", OPEN), replications=2, plan=plan))
+    app = settled(app)
+    assert not app.exception
+    said = next(box.value for box in app.success if "USD an hour" in box.value)
+    assert said.startswith("**1 x hgx-h100-8")
+    next(button for button in app.button if button.label == "Take this fleet").click().run()
+    state = state_of(app)
+    assert state.plan == ()
+    assert list(state.question.system().tiers) == ["back"]
+
+
+def test_a_scenario_of_choices_opens_with_its_first_and_proposes_its_own() -> None:
+    question = Question("agents-plan").chosen()
+    assert admitted(question).tiers["gpu-tier"].server.name == "l40s-4"
+    assert question.choices()["fleet.cpu-tier.count"] == [1, 2, 3]
+    app = opened(State(question, replications=2))
+    next(button for button in app.button if button.label == "Find the fleet").click().run()
+    assert "pools.decode.tensor_parallel=[2, 4]" in state_of(app).plan
+    next(button for button in app.button if button.label == "Stop" and "plan" in button.key).click().run()
+
+
+def test_a_space_that_is_too_large_is_refused() -> None:
+    job = done(Runner().start(FindFleet(QUESTION, (f"fleet.front.count={list(range(1, 3000))}",))))
+    assert "searches at most" in job.error
