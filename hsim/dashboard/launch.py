@@ -36,6 +36,6 @@ def launch(port: int, address: str = LOCALHOST) -> int:
     if find_spec("streamlit") is None or find_spec("plotly") is None:
         raise HsimError("the dashboard needs Streamlit and plotly; install hsim with its extra `dashboard`")
     command = arguments(port, address)
-    if sys.platform == "win32":
-        return subprocess.call(command)
-    os.execv(command[0], command)  # the server takes this process's place, and its signals
+    if sys.platform != "win32":
+        os.execv(command[0], command)  # the server takes this process's place, and its signals
+    return subprocess.call(command)
