@@ -242,7 +242,7 @@ def pareto_tables(found: Front) -> RenderableType:
         usd = f"{each.axes['cost'].value or 0:,.2f}"
         cells = [_cell(each.axes["tst"], "J"), _cell(each.axes["latency"], "s")]
         table.add_row(each.fleet.name, usd, *cells, each.character, Text(each.standing, style=styles[each.standing]))
-    lines = [
+    lines: list[RenderableType] = [
         Text(
             f"{len(found.candidates)} fleets that hold, their intervals together at {found.confidence:.0%}",
             style="bold",
