@@ -231,11 +231,12 @@ def report(
     """Write a study as one HTML page that works offline: verdicts, figures, the joule ledger, what it stands on."""
     import shlex
 
-    from hsim.report.page import page
+    from hsim.report.page import page, plotly_script
     from hsim.runs import Options, system_of, write_atomically
     from hsim.runs.closeup import close_up
 
     system = system_of(scenario, settings)
+    plotly_script()  # what is missing shall show before anything runs
     closeup = close_up(system, Options(replications, processes, worlds, runs))
     options = [f"--set={setting}" for setting in settings] + [f"--replications={replications}"]
     options += [f"--worlds={worlds}"] if worlds else []
@@ -468,24 +469,26 @@ def validate(
 ) -> None:
     """Simulate a scenario, run the same tasks live on this machine, and show how far the prediction was off."""
     from hsim.report import loads_tables, validation_tables
-    from hsim.runs import as_json, write_atomically
+    from hsim.runs import as_json, check_writable, write_atomically
     from hsim.validate import Options, validate_loads
     from hsim.validate import validate as run
     from hsim.validate.page import page
 
     device, endpoint = _served(device, base_url, model, tokenizer)
     options = Options(device, repeats, allow_code=allow_code, endpoint=endpoint)
+    if out:
+        check_writable(out)  # now, and not when all has been measured
     if loads is None:
         single = run(scenario, settings, options)
-        text, drawn, tables, stopped = as_json(single), page([("", single)]), validation_tables(single), single.stopped
+        text, tables, stopped, shown = as_json(single), validation_tables(single), single.stopped, [("", single)]
     else:
         several = validate_loads(scenario, settings, _fractions(loads), options)
-        drawn = page([(one.name, one.validation) for one in several.runs])
         text, tables, stopped = as_json(several), loads_tables(several), several.stopped
+        shown = [(one.name, one.validation) for one in several.runs]
+    print(text, end="") if json else _print(tables)
     if out:
         write_atomically(out / "validation.json", text)
-        write_atomically(out / "validation.html", drawn)
-    print(text, end="") if json else _print(tables)
+        write_atomically(out / "validation.html", page(shown))
     if stopped:
         raise typer.Exit(130 if stopped == "Ctrl-C" else 2)
 
@@ -770,8 +773,12 @@ def main() -> None:
     except HsimError as error:
         print(f"hsim: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("hsim: interrupted; runs that were finished are kept where --out says so", file=sys.stderr)
+    except SystemExit as end:
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):  # typer ends it without a word
+            print("hsim: interrupted; what was finished is kept where --out says so", file=sys.stderr)
+        raise
+    except KeyboardInterrupt:  # before typer began
+        print("hsim: interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -83,6 +83,10 @@ class Runner:
         self._kept: OrderedDict[Request, Job] = OrderedDict()
         self._context = _context()
 
+    def knows(self, request: Request) -> bool:
+        """Whether the answer is there already."""
+        return request in self._kept
+
     def start(self, request: Request) -> Job:
         """Begin a request, or give the finished job of the same one. Raises HsimError where too many wait."""
         with self._lock:
@@ -154,8 +158,7 @@ def _work(request: Request, sender: Connection, bounds: Bounds) -> None:
     """In the new process: send each update, then what went wrong, or an empty text."""
     _limit_memory(bounds.memory_bytes)
     try:
-        for update in request.updates():
-            sender.send(update)
+        request.work(sender.send)
     except HsimError as error:
         sender.send(str(error))
     except MemoryError:

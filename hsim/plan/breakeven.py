@@ -141,7 +141,7 @@ def _previewed(problem: Problem) -> Best:
     if problem.planning.minimise != "cost":
         at = problem.document.where(("plan", "minimise"))
         raise DescriptionError(at, "a preview knows no joules", "minimise cost, or add --certify")
-    conditions = conditions_of(problem, PREVIEW_RISK)
+    conditions = conditions_of(problem, PREVIEW_RISK, alone=False)
     found = holding(previews(problem, conditions))
     lp = cost_bound(conditions).lp_usd_per_h
     return (

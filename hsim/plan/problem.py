@@ -124,7 +124,11 @@ def read_problem(scenario: str | Path, settings: Sequence[str] = ()) -> Problem:
 
     Raises DescriptionError for what is not right in it.
     """
-    document = read_scenario(scenario, settings)
+    return problem_of(read_scenario(scenario, settings))
+
+
+def problem_of(document: Document) -> Problem:
+    """The problem that a scenario describes which was read already. Raises DescriptionError."""
     if not isinstance(document.data, dict):
         raise DescriptionError(document.file, "is empty or not a mapping", "write the keys of a Scenario")
     lists = choices_of(document)
