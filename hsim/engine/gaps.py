@@ -32,9 +32,7 @@ class GapSpec:
 class Gaps:
     """The contexts of one replica whose tasks are with a tool."""
 
-    def __init__(
-        self, env: EngineEnvironment, log: Log, spec: GapSpec, kv: KvCache, freed: Callable[[], None]
-    ) -> None:
+    def __init__(self, env: EngineEnvironment, log: Log, spec: GapSpec, kv: KvCache, freed: Callable[[], None]) -> None:
         """`freed` is called when blocks have become free."""
         self.env, self.log, self.spec, self.kv, self._freed = env, log, spec, kv, freed
         self._moving: set[Hashable] = set()  # to host memory; the blocks are held until it is done
