@@ -240,6 +240,7 @@ class CorePool(Strict):
     max_batch: PositiveInt = 1
     batch_window_s: NonNegativeFloat = 0.0
     router: str = "least-outstanding"
+    priority: str | None = None
 
 
 class EnginePool(Strict):
@@ -274,6 +275,7 @@ class EnginePool(Strict):
     max_waiting: PositiveInt | None = None
     unload_after_s: PositiveFloat | None = None
     router: str = "least-outstanding-tokens"
+    priority: str | None = None
 
     @property
     def accelerators(self) -> int:
@@ -366,6 +368,19 @@ class Site(Strict):
     cost: Cost = Cost()
 
 
+class Balance(Strict):
+    """Between pools that serve the same stage, and who is let in.
+
+    `choose` names the pool that a visit goes to. With `steal`, a pool that could begin a visit at once takes one that waits
+    for another. `admission` decides whether a new task is let in, by the wait for the model and the objective for ttft.
+    A pool's own `priority` orders its queue; without it, first come first served.
+    """
+
+    choose: str = "first-free"
+    steal: bool = False
+    admission: str = "everybody"
+
+
 class Payload(Strict):
     """What passes between stages over links: token ids as int32 unless said otherwise.
 
@@ -432,6 +447,7 @@ class Architecture(Strict):
     links: dict[str, str | list[str]] | None = None
     networks: dict[str, str] | None = None
     payload: Payload | None = None
+    balance: Balance | None = None
 
 
 class Scenario(Strict):
@@ -452,6 +468,7 @@ class Scenario(Strict):
     links: dict[str, str | list[str]] = {}
     networks: dict[str, str] = {}
     payload: Payload = Payload()
+    balance: Balance = Balance()
     tools: dict[str, Tool] = {}
     slo: Slos = Slos()
     site: Site = Site()
