@@ -148,7 +148,16 @@ def test_a_page_asks_for_nothing_from_outside(html: str) -> None:
 def test_a_page_says_what_the_study_says(html: str, seen: Closeup) -> None:
     text = unescape(re.sub(r"<[^>]+>", " ", html))
     study = seen.study
-    for word in ("PASS", "FAIL", "stable", study.bottleneck, study.scenario_sha256, "max_output_tokens", *study.accuracy, *limits()):
+    for word in (
+        "PASS",
+        "FAIL",
+        "stable",
+        study.bottleneck,
+        study.scenario_sha256,
+        "max_output_tokens",
+        *study.accuracy,
+        *limits(),
+    ):
         assert word.replace("`", "") in " ".join(text.split()).replace("`", "").replace(" </code> ", ""), word
     (result,) = re.findall(r'id="result">(.*?)</script>', html, re.DOTALL)
     assert json.loads(result) == json.loads(json.dumps(study.as_dict()))

@@ -23,6 +23,7 @@ class Visit:
         "dynamic_j",
         "ended_s",
         "first_token_s",
+        "home",
         "host_dynamic_j",
         "host_idle_j",
         "idle_j",
@@ -46,7 +47,7 @@ class Visit:
     def __init__(self, task: int, number: int, stage: Stage, input_tokens: int, done: Event) -> None:
         self.task, self.round, self.stage, self.input_tokens, self.done = task, number, stage, input_tokens, done
         self.output_tokens = self.max_output_tokens = 0
-        self.pool = self.device = -1
+        self.pool = self.device = self.home = -1  # home: the device that keeps its context
         self.outcome = Outcome.SERVED
         self.payload_bytes = self.pack_s = self.unpack_s = 0.0
         self.ready_s = self.queued_s = self.started_s = self.served_s = self.ended_s = math.nan
