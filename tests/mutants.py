@@ -32,6 +32,7 @@ class Mutant:
     test: str
 
 
+GAP = "test_tool_gaps.py"
 SLEEP = "test_power_states.py"
 REPLICA = "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries"
 CORES = "test_exact.py::test_cores_are_exactly_a_first_come_first_served_queue[hyper-exponential-2]"
@@ -124,7 +125,7 @@ MUTANTS = (
     Mutant("replica: what was generated is not recomputed", "engine/replica.py", "prompt.prefill_tokens = prompt.prompt_left = prompt.input_tokens + prompt.generated_tokens", "prompt.prefill_tokens = prompt.prompt_left = prompt.input_tokens", REPLICA),
     Mutant("replica: preempted prompts keep their blocks", "engine/replica.py", "self.kv.release(prompt, self._tokens_held(prompt))\n        computed", "computed", REPLICA),
     Mutant("replica: decoding sequences need no blocks", "engine/replica.py", "needed = cycles * self._decodes", "needed = 0 * cycles * self._decodes", REPLICA),
-    Mutant("replica: preempts as if nobody decoded", "engine/replica.py", "if needed <= kv.free_blocks:", "if needed - due <= kv.free_blocks:", REPLICA),
+    Mutant("replica: preempts as if nobody decoded", "engine/replica.py", "if needed > kv.free_blocks:", "if needed - due > kv.free_blocks:", REPLICA),
     Mutant("replica: a block is due a step late", "engine/replica.py", "self._due[(self._step - prompt.prefill_tokens) % self.kv.block_tokens] += 1", "self._due[(self._step - prompt.prefill_tokens + 1) % self.kv.block_tokens] += 1", REPLICA),
     Mutant("replica: who was preempted is outstanding no more", "engine/replica.py", "self._outstanding_tokens += prompt.prefill_tokens self.waiting.appendleft", "self.waiting.appendleft", choice("least-outstanding-tokens")),
     Mutant("replica: joules of context off by one token", "engine/shares.py", "offset = prompt.prefill_tokens + 1 - prompt.first_step", "offset = prompt.prefill_tokens - prompt.first_step", REPLICA),
@@ -154,6 +155,12 @@ MUTANTS = (
     Mutant("power: an engine that unloads loads for nothing", "engine/power.py", "self._up_at_s = self.env.now + self.sleep.wake_s", "self._up_at_s = self.env.now", SLEEP),
     Mutant("ledger: servers that are off keep their fans running", "metrics/ledger.py", "base_j -= tier.rest.base_w", "base_j -= 0 * tier.rest.base_w", SLEEP),
     Mutant("ledger: cores idle in servers that are off", "metrics/ledger.py", "(window.seconds - rests[i].down_s)", "window.seconds", SLEEP),
+    # contexts in tool gaps
+    Mutant("gaps: what is held is free still", "engine/kv.py", "self.free_blocks -= blocks self._kept[key] = blocks", "self._kept[key] = blocks", GAP),
+    Mutant("gaps: what went to host memory stays here too", "engine/gaps.py", "del self._moving[key] self._drop(key)", "del self._moving[key]", GAP),
+    Mutant("gaps: a context comes back at once", "engine/gaps.py", "return self._back.transfer(prompt.task, tokens * self.spec.kv_bytes_per_token)", "return None", GAP),
+    Mutant("gaps: who held it is gone, and it stays", "engine/life.py", "replica.abandon((\"task\", task.id))", "pass", GAP),
+    Mutant("gaps: the last that runs gives way to those that wait", "engine/replica.py", "if len(self.running) > 1 or not kv.let_go_oldest():", "if True:", GAP),
     # policies
     Mutant("batching: one sequence too many", "policies/batching.py", "view.max_num_seqs - view.decodes - len", "view.max_num_seqs + 1 - view.decodes - len", REPLICA),
     Mutant("batching: decodes take no budget", "policies/batching.py", "budget = view.max_num_batched_tokens - view.decodes", "budget = view.max_num_batched_tokens", REPLICA),
