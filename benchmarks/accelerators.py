@@ -242,20 +242,27 @@ BY_ROW = {sheet.row_name: sheet for sheet in SHEETS.values()}
 
 # Names under which rows may know an accelerator, by how they begin; the longest that fits decides.
 _BEGINNINGS = {
-    "H100-SXM": "h100-sxm", "H100-PCIE": "h100-pcie", "H200": "h200-sxm", "A100-SXM4-40": "a100-40g-sxm", "A100-SXM-40": "a100-40g-sxm",
+    "H100": "h100-sxm", "H100-PCIE": "h100-pcie", "H200": "h200-sxm", "A100-SXM4-40": "a100-40g-sxm", "A100-SXM-40": "a100-40g-sxm",
     "A100": "a100-80g-sxm", "B200": "b200", "GB200": "gb200", "L40S": "l40s", "L4-": "l4", "RTX-4090": "rtx-4090", "RTX-PRO-6000": "rtx-pro-6000",
     "MI300X": "mi300x", "MI325X": "mi325x",
 }  # fmt: skip
 
 
-_OTHERS = ("H200-NVL", "H100-NVL")  # other boards than those above: no data sheet with a source was found
+_MAKERS = ("NVIDIA", "AMD", "INSTINCT", "GEFORCE", "TESLA", "VIRTUALIZED")
+_OTHERS = (
+    "H200-NVL",
+    "H100-NVL",
+    "H200-PCIE",
+    "A100-PCIE",
+)  # other boards than those above: no data sheet with a source was found
 
 
 def row_name(gpu: str) -> str:
     """The name that hsim's tables use for a row's accelerator; as it is where hsim has no data sheet of it."""
     if gpu in BY_ROW:
         return gpu
-    plain = gpu.removeprefix("NVIDIA ").removeprefix("AMD ").replace(" ", "-").upper()
+    words = [word for word in gpu.upper().replace("_", "-").replace(" ", "-").split("-") if word not in _MAKERS]
+    plain = "-".join(words)
     if plain.startswith(_OTHERS):
         return gpu
     fitting = [begin for begin in _BEGINNINGS if plain.startswith(begin) or plain == begin.rstrip("-")]

@@ -149,7 +149,10 @@ def groups(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
         found.append((f"kernels: {name}", kernels[kernels.architecture.str.contains(words)], target))
     found.append(("kernels transferred from Hopper", table[table.schema == "kernels transferred"], "target 20 %"))
     found += [(f"steps: {gpu}", mine, "target 20 %") for gpu, mine in table[table.schema == "steps"].groupby("gpu")]
+    requests = table[table.schema == "request_level"]
+    found += [(f"requests: {quantity}", mine, "") for quantity, mine in requests.groupby("quantity")]
     nodes = table[table.schema == "mlperf"]
+    found.append(("nodes: tokens/s of MLPerf Offline", nodes[nodes.quantity == "throughput"], ""))
     found.append(("nodes: wall watts", nodes[nodes.quantity == "node watts"], "target 15 %"))
     servers = table[table.schema == "server_power"]
     found.append(("servers: full watts", servers[servers.quantity == "full watts"], "target 20 %"))

@@ -132,13 +132,16 @@ def blame(table: pd.DataFrame) -> tuple[str, str]:
     return name, f"x {factor:.2f} would take the cell from {before:.0%} to {after:.0%}"
 
 
-def print_worst(table: pd.DataFrame, count: int = 10) -> None:
+EACH = 3  # of one engine
+
+
+def print_worst(table: pd.DataFrame, count: int = 12) -> None:
     """The rows that are farthest off, each with the term of its cell to blame."""
     speed = table[table.quantity.isin(["TPOT", "ITL"])]
     if speed.empty:
         return
     worst = speed.reindex(speed.error.abs().sort_values(ascending=False).index)
-    worst = worst.drop_duplicates(["gpu", "engine", "architecture"]).head(count)
+    worst = worst.drop_duplicates(["gpu", "engine", "architecture"]).groupby("engine").head(EACH).head(count)
     print(
         "\nThe worst row of each of the worst cells by TPOT and ITL, and the term that would explain most of its cell"
     )

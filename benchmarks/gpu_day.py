@@ -126,6 +126,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--device", default="cuda:0")
     asked = parser.parse_args()
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # in the background of a shell it is ignored, and by children too
     until_s = time.monotonic() + 60 * asked.minutes
     asked.out.mkdir(parents=True, exist_ok=True)
     work = asked.out.parent / f"{asked.out.name}.work" / "gpu_day"

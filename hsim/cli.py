@@ -255,6 +255,9 @@ Have = Annotated[
 ]
 
 
+KeptIn = Annotated[Path | None, typer.Option(help="Keep replications in this folder to go on with.")]
+
+
 class Aim(StrEnum):
     """What a plan minimises."""
 
@@ -313,6 +316,114 @@ def plan(
         raise typer.Exit(130)
 
 
+class Lost(StrEnum):
+    """What is lost."""
+
+    SERVER = "server"
+    DEVICE = "device"
+
+
+@app.command()
+def survive(
+    scenario: Annotated[
+        str, typer.Argument(help="A scenario with objectives; with lists, its best fleet is planned first.")
+    ],
+    settings: Settings = [],  # noqa: B006
+    loss: Annotated[Lost, typer.Option(help="One server of each tier, or one replica of each pool.")] = Lost.SERVER,
+    processes: Processes = None,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    out: KeptIn = None,
+) -> None:
+    """Take one server, or one device, away from the best fleet, and find the best that loses any and still holds."""
+    from hsim.plan import PlanOptions, read_problem
+    from hsim.plan.survive import survive as run
+    from hsim.report.plans import survival_tables
+    from hsim.runs import as_json
+
+    problem = read_problem(scenario, settings)
+    with _Steps() as steps:
+        found = run(problem, loss.value, PlanOptions(processes, out), steps)
+    print(as_json(found), end="") if json else _print(survival_tables(found))
+
+
+@app.command()
+def breakeven(
+    scenario: Annotated[str, typer.Argument(help="A scenario whose lists stand for choices.")],
+    arch: Annotated[
+        str, typer.Option(metavar="PATH=A,B", help="What distinguishes architectures, the simple one first.")
+    ],
+    rates: Annotated[str, typer.Option(metavar="R,R,...", help="Tasks a second to look at.")],
+    settings: Settings = [],  # noqa: B006
+    certify: Annotated[bool, typer.Option(help="Simulate and certify; else by the preview's formulas.")] = False,
+    processes: Processes = None,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    out: KeptIn = None,
+) -> None:
+    """Compare architectures against load, each at its own best fleet: bands, the first break-even, regret."""
+    from hsim.plan import PlanOptions
+    from hsim.plan.breakeven import Architectures
+    from hsim.plan.breakeven import breakeven as run
+    from hsim.report.plans import breakeven_tables
+    from hsim.runs import as_json
+
+    path, _, values = arch.partition("=")
+    if not values:
+        raise typer.BadParameter("write path=value,value", param_hint="--arch")
+    try:
+        numbers = [float(rate) for rate in rates.split(",")]
+    except ValueError:
+        raise typer.BadParameter("write numbers, such as 1,2,4", param_hint="--rates") from None
+    with _Steps() as steps:
+        options = PlanOptions(processes, out) if certify else None
+        found = run(scenario, settings, Architectures(path, tuple(values.split(","))), numbers, options, steps)
+    print(as_json(found), end="") if json else _print(breakeven_tables(found))
+
+
+@app.command()
+def pareto(
+    scenario: Annotated[str, typer.Argument(help="A scenario whose lists stand for choices.")],
+    settings: Settings = [],  # noqa: B006
+    most: Annotated[int, typer.Option(min=1, help="Simulate so many fleets, those that promise most.")] = 8,
+    replications: Replications = 10,
+    processes: Processes = None,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write front.csv into this folder, and keep runs there.")] = None,
+) -> None:
+    """Cost against joules against latency: which fleets are certainly, and which possibly, not to be bettered."""
+    from hsim import runs
+    from hsim.plan import read_problem
+    from hsim.plan.pareto import pareto as run
+    from hsim.report.plans import pareto_tables
+
+    with _Steps() as steps:
+        found = run(read_problem(scenario, settings), most, runs.Options(replications, processes, 0, out), steps)
+    if out:
+        runs.write_atomically(out / "front.csv", found.csv())
+    print(runs.as_json(found), end="") if json else _print(pareto_tables(found))
+
+
+@app.command()
+def sensitivity(
+    scenario: Annotated[str, typer.Argument(help="A scenario of one fleet.")],
+    settings: Settings = [],  # noqa: B006
+    around: Annotated[float, typer.Option(min=0.01, max=0.5, help="Move inputs by this part of themselves.")] = 0.2,
+    flip: Annotated[bool, typer.Option(help="Look for how far each input is from undoing the verdict.")] = False,
+    replications: Replications = 10,
+    processes: Processes = None,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    out: KeptIn = None,
+) -> None:
+    """Which input moves the result most, by paired differences, and which would undo the verdict first."""
+    from hsim import runs
+    from hsim.plan.sensitivity import Around
+    from hsim.plan.sensitivity import sensitivity as run
+    from hsim.report.plans import sensitivity_tables
+
+    with _Steps() as steps:
+        found = run(scenario, settings, Around(around, flip), runs.Options(replications, processes, 0, out), steps)
+    print(runs.as_json(found), end="") if json else _print(sensitivity_tables(found))
+
+
 def _there(have: str | None) -> dict[str, float | str | None]:
     """`server=count,...` as settings."""
     pairs = [pair.partition("=") for pair in have.split(",")] if have else []
@@ -357,24 +468,26 @@ def validate(
 ) -> None:
     """Simulate a scenario, run the same tasks live on this machine, and show how far the prediction was off."""
     from hsim.report import loads_tables, validation_tables
-    from hsim.runs import as_json, write_atomically
+    from hsim.runs import as_json, check_writable, write_atomically
     from hsim.validate import Options, validate_loads
     from hsim.validate import validate as run
     from hsim.validate.page import page
 
     device, endpoint = _served(device, base_url, model, tokenizer)
     options = Options(device, repeats, allow_code=allow_code, endpoint=endpoint)
+    if out:
+        check_writable(out)  # now, and not when all has been measured
     if loads is None:
         single = run(scenario, settings, options)
-        text, drawn, tables, stopped = as_json(single), page([("", single)]), validation_tables(single), single.stopped
+        text, tables, stopped, shown = as_json(single), validation_tables(single), single.stopped, [("", single)]
     else:
         several = validate_loads(scenario, settings, _fractions(loads), options)
-        drawn = page([(one.name, one.validation) for one in several.runs])
         text, tables, stopped = as_json(several), loads_tables(several), several.stopped
+        shown = [(one.name, one.validation) for one in several.runs]
+    print(text, end="") if json else _print(tables)
     if out:
         write_atomically(out / "validation.json", text)
-        write_atomically(out / "validation.html", drawn)
-    print(text, end="") if json else _print(tables)
+        write_atomically(out / "validation.html", page(shown))
     if stopped:
         raise typer.Exit(130 if stopped == "Ctrl-C" else 2)
 
@@ -659,8 +772,12 @@ def main() -> None:
     except HsimError as error:
         print(f"hsim: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("hsim: interrupted; runs that were finished are kept where --out says so", file=sys.stderr)
+    except SystemExit as end:
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):  # typer ends it without a word
+            print("hsim: interrupted; what was finished is kept where --out says so", file=sys.stderr)
+        raise
+    except KeyboardInterrupt:  # before typer began
+        print("hsim: interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -71,11 +71,16 @@ def test_a_missing_column_stops_and_is_named(tmp_path: Path) -> None:
         ("L4-24GB", "l4"),
         ("L40S", "l40s"),
         ("A100-SXM4-40GB", "a100-40g-sxm"),
+        ("AMD Instinct MI300X", "mi300x"),
+        ("NVIDIA-H100-80GB-HBM3", "h100-sxm"),
+        ("NVIDIA H100-PCIe-80GB", "h100-pcie"),
+        ("GeForce RTX 4090", "rtx-4090"),
     ],
 )
 def test_an_accelerator_is_known_by_how_its_name_begins(given: str, sheet: str) -> None:
     assert accelerators.BY_ROW[accelerators.row_name(given)].name == sheet
 
 
-def test_an_unknown_accelerator_keeps_its_name() -> None:
-    assert accelerators.row_name("TPU-v9") == "TPU-v9"
+@pytest.mark.parametrize("given", ["TPU-v9", "NVIDIA H200-NVL-141GB", "B300-SXM-288GB", "MI355X"])
+def test_an_unknown_accelerator_keeps_its_name(given: str) -> None:
+    assert accelerators.row_name(given) == given

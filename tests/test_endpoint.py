@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from fake_endpoint import MODEL, serving
 from systems import agents, generate_only, prepared_of
 
+from hsim import cli
 from hsim.backends.endpoint import KEY_VARIABLE, Answer, EndpointSpec, checked_url, opened, spec_of
 from hsim.backends.prompts import Prompts
 from hsim.drivers.endpoint import RemoteSpec
@@ -300,6 +302,23 @@ def test_what_an_endpoint_cannot_do_is_refused_before_it_is_asked() -> None:
     data["links"] = {"prompts-decode": "nvlink4"}
     with pytest.raises(DescriptionError, match="an endpoint shows one pool"):
         Stand((prepared_of(data),), "endpoint", endpoint=RemoteSpec(EndpointSpec(closed_port(), MODEL)))
+
+
+def test_the_commands_end_with_one_clear_line_and_code_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = closed_port()
+    for command in (
+        ["calibrate", "--endpoint", url, "--model", "tiny-12m"],
+        ["live", "agents-split", "--base-url", url, "--model", "m"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["hsim", *command])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith(f"hsim: endpoint {url}: ")
+        assert "is the server running" in said
 
 
 def test_a_stand_without_a_server_does_not_begin() -> None:

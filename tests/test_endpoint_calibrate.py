@@ -19,7 +19,16 @@ from hsim.backends.endpoint import Answer, EndpointSpec
 from hsim.backends.meters import Meter, Unavailable
 from hsim.calibrate.endpoint import Asks, EndpointOptions, Tools, calibrate_endpoint
 from hsim.calibrate.options import CalibrationReport
-from hsim.calibrate.sweep import BURST_TOKENS, FEWEST_TOKENS, JOIN_AFTER, JOIN_TOKENS, PER_USER, load_lengths
+from hsim.calibrate.sweep import (
+    BURST_TOKENS,
+    FEWEST_TOKENS,
+    FIRST_TOKENS,
+    FIRSTS,
+    JOIN_AFTER,
+    JOIN_TOKENS,
+    PER_USER,
+    load_lengths,
+)
 from hsim.calibrate.work import Unit
 from hsim.description.catalogue import load_profile
 from hsim.description.hardware import AcceleratorProfile, EngineProfile, StepTable
@@ -50,6 +59,7 @@ class Batcher:
     pace: float = 1.0
     noise: float = 0.0
     broken_after: int = 10**9
+    interrupted_after: int = 10**9
     now_s: float = 0.0
     units: int = 0
     busy_s: float = 0.0
@@ -58,11 +68,15 @@ class Batcher:
 
     def ask(self, unit: Unit) -> list[Answer]:
         self.units += 1
+        if self.units > self.interrupted_after:
+            raise KeyboardInterrupt
         self.pace *= 1 + self.noise * self.draw.uniform(-1, 1)
         self.pace = min(max(self.pace, 0.7), 1.4)
         at = {key: int(value) for key, value in unit.parameters.items()}
         if unit.kind == "load":
             lengths, each = load_lengths(unit), PER_USER
+        elif unit.kind == "first":
+            lengths, each = [(at["input"], FIRST_TOKENS)] * FIRSTS, FIRSTS
         else:
             tokens = JOIN_TOKENS if unit.kind == "join" else BURST_TOKENS
             lengths, each = [(at["input"], tokens)] * at["users"], 1
@@ -195,8 +209,10 @@ def test_known_step_times_are_found_and_loads_that_no_fit_saw_predicted(tmp_path
 
 def test_a_machine_that_slows_down_and_recovers_as_a_whole_is_seen_through(tmp_path: Path) -> None:
     report = run(Batcher(noise=0.05), tmp_path, budget_s=200.0)
-    assert max(errors(report).values()) < 0.15
-    assert any("each round's own pace was taken off" in warning for warning in report.warnings) or report.noisy
+    worst = errors(report)
+    assert max(worst["requests"], worst["tpot mean"], worst["e2e mean"]) < 0.1
+    assert worst["ttft mean"] < 0.15
+    assert any("pace of each unit's time was taken off" in warning for warning in report.warnings)
 
 
 def test_a_limit_on_what_is_decoded_together_is_found(tmp_path: Path) -> None:
@@ -239,6 +255,15 @@ def test_joules_beside_a_local_endpoint_are_fitted_and_without_a_meter_they_are_
     assert chip.power.floor_w.value is None
     assert "there is no meter" in chip.power.floor_w.source
     assert any("there is no meter" in why for why in report.unavailable.values())
+
+
+def test_ctrl_c_keeps_every_row_and_a_second_calibration_of_that_name_is_told_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(Batcher(interrupted_after=9), tmp_path)
+    assert len((tmp_path / "calibration" / "tiny-12m-endpoint" / "rows.jsonl").read_text().splitlines()) == 7
+    with pytest.raises(CalibrationError, match="--resume"):
+        run(Batcher(), tmp_path)
+    assert run(Batcher(), tmp_path, resume=True).resumed == 7
 
 
 def test_too_small_a_budget_says_what_is_missing(tmp_path: Path) -> None:

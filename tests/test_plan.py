@@ -14,7 +14,8 @@ from systems import generate_only
 from hsim.errors import DescriptionError
 from hsim.plan import Plan, PlanOptions, Problem, Step, plan, preview, read_problem
 from hsim.plan.bounds import cheapest_mix, conditions_of, cost_bound
-from hsim.plan.problem import OWN
+from hsim.plan.problem import OWN, with_losses
+from hsim.plan.survive import losses_of, survive
 from hsim.runs import Options, as_json, study
 
 ALONE = PlanOptions(processes=1)
@@ -258,3 +259,37 @@ def test_the_preview_is_instant_and_says_what_it_is(tmp_path: Path) -> None:
     assert used == sorted(used, reverse=True)
     assert found[-1].holds
     assert all(each.bottleneck == "decode" for each in found)
+
+
+# ---- losses
+
+
+@pytest.mark.slow
+def test_a_fleet_that_survives_is_certified_without_any_one_server(tmp_path: Path) -> None:
+    found = survive(read_problem(written(tmp_path, servers(range(1, 6)))), "server", ALONE)
+    assert found.plan.chosen is not None
+    assert not found.survives
+    (after,) = found.losses.values()
+    assert after.verdict != "PASS"
+    assert found.hardened is not None
+    assert found.hardened.chosen is not None
+    (kept,) = found.hardened.chosen.fleet.servers.values()
+    (bought,) = found.plan.chosen.fleet.servers.values()
+    assert kept == bought + 1
+    assert {missed.load for missed in found.hardened.chosen.missed} == {OWN, "the loss of a gpu-tier server"}
+
+
+def test_a_loss_is_the_run_without_it(tmp_path: Path) -> None:
+    """What is judged after the loss of a server is the very system of one server fewer; of one there is nothing left."""
+    problem = read_problem(written(tmp_path, servers([1, 3])))
+    (loss,) = losses_of(problem, "server")
+    hardened = with_losses(problem, [loss])
+    assert not hardened.survives(0, loss.name)
+    assert hardened.survives(1, loss.name)
+    left = hardened.system(1, loss.name)
+    two = read_problem(written(tmp_path, servers([2]), "two")).system(0)
+    assert left.scenario == two.scenario
+    (device,) = losses_of(problem, "device")
+    assert with_losses(problem, [device]).system(1, device.name).engine_pools()["decode"].replicas == 2
+    conditions = conditions_of(hardened, 1e-6)
+    assert [by for by, _ in conditions.unsatisfied(hardened.fleets[0])][-1] == "loss"

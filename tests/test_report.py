@@ -6,6 +6,8 @@ import base64
 import gzip
 import json
 import re
+import shutil
+import subprocess
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -219,6 +221,26 @@ def test_an_interrupted_study_is_marked(monkeypatch: pytest.MonkeyPatch) -> None
     closeup = close_up(system_of(data), Options(4, processes=1))
     assert not closeup.study.complete
     assert "<b>INCOMPLETE</b> 2 of 4 replications were finished" in page(closeup, system_of(data), "hsim report")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_draws_every_figure_without_a_network(html: str, seen: Closeup, scheme: str, tmp_path: Path) -> None:
+    """Chromium, with every name that is not this machine's pointed at nothing."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no chromium")
+    (tmp_path / "report.html").write_text(html, encoding="utf-8")
+    dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", *dark,
+               "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
+               f"file://{tmp_path / 'report.html'}"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert f'data-theme="{scheme}"' in done.stdout
+    assert 'data-drawn="yes"' in done.stdout
+    for name in drawn(seen):
+        place = done.stdout[done.stdout.index(f'id="{name}"') :]
+        assert "<svg" in place[: place.index("</figure>")], f"{name} is not drawn"
 
 
 def test_limits_are_those_of_the_readme(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

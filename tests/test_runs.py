@@ -318,6 +318,20 @@ def test_a_cohort_shorter_than_a_passage_gets_a_warm_up_that_fills_the_pipes() -
     assert found.stability.verdict != "unstable"
 
 
+def test_what_a_reader_noted_of_a_trace_reaches_the_study(tmp_path: Path) -> None:
+    """Rows that were left out are told by one path and by several alike, in processes of their own too."""
+    rows = "".join(f"{i},GPT-4,{100 * (i % 9 > 0)},20,0,API log\n" for i in range(60))
+    (tmp_path / "trace.csv").write_text("Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n" + rows)
+    data = generate_only()
+    data["workload"] = {
+        "arrivals": {"kind": "trace", "file": str(tmp_path / "trace.csv"), "rate_scale": 20},
+        "classes": {"chat": {"rounds": {"kind": "geometric", "mean": 1.5}}},
+    }
+    (noted,) = path_of(system_of(data)).warnings
+    assert "requests left out for want of a prompt or an answer: 7" in noted
+    assert noted in study(system_of(data), Options(2, processes=2)).warnings
+
+
 # ---- stability
 
 

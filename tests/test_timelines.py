@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from systems import agents, generate_only, prepared_of, run
+from test_power_states import rare, sleeping
 
-from hsim.log import Stage
+from hsim.log import Power, Stage
 from hsim.metrics.ledger import Window
 from hsim.metrics.measured import Lens, measure
 from hsim.metrics.power import facility_joules
@@ -28,7 +29,15 @@ def two_pools() -> dict[str, Any]:
     return data
 
 
-SYSTEMS = {"generate": generate_only(replicas=2), "agents": agents(), "prefill": two_pools()}
+def sleepy() -> dict[str, Any]:
+    """Two GPU servers in long lulls: one is switched off and boots again, engines unload their models before."""
+    data = rare()
+    data["fleet"]["gpu-tier"]["count"] = 2
+    data["pools"]["decode"] |= {"replicas": 2, "unload_after_s": 20}
+    return sleeping(data, 100)
+
+
+SYSTEMS = {"sleepy": sleepy(), "generate": generate_only(replicas=2), "agents": agents(), "prefill": two_pools()}
 
 
 def integral(line: Timeline, start_s: float, end_s: float) -> float:
@@ -44,6 +53,8 @@ def test_the_parts_of_facility_power_add_up_to_its_joules(name: str) -> None:
     lines = timelines_of(done.log, accounts)
     expected = facility_joules(done.log, done.tables, accounts, Window(0.0, end_s, end_s))
     assert sum(integral(line, 0.0, end_s) for line in lines.facility_w) == pytest.approx(expected, rel=1e-9)
+    if name == "sleepy":
+        assert {Power.OFF, Power.BOOT, Power.IDLE, Power.LOADED} <= set(done.tables["states"]["state"])
     if name == "prefill":
         (links,) = (line for line in lines.facility_w if line.name == "links")
         joules = accounts.site.pue * done.tables["transfers"]["joules"].sum()

@@ -9,8 +9,12 @@ How a driver uses it:
         worker.send(plan)                                                   # or without waiting: see `connection`
         done = worker.answer()
 
+    with opened(EndpointSpec(url, model)) as endpoint:                      # a server that hsim did not write; needs httpx
+        answer = endpoint.run(endpoint.ask(prompt, output_tokens))          # timed piece by piece; faults are in it
+
     meters = meters_at_hand()                                               # each .joules() is None or joules so far
 
-Live work needs Linux (/proc, core affinity). `hosts`, `worker`, `tools`, `text`, `meters` and `nvml` need neither torch
-nor transformers; `device`, `decoder` and `encoder` import torch at once, and only workers and calibration import them.
+Live work needs Linux (/proc, core affinity). `hosts`, `worker`, `endpoint`, `prompts`, `tools`, `text`, `meters` and `nvml`
+need neither torch nor transformers; `device`, `decoder` and `encoder` import torch at once, and only workers and
+calibration import them.
 """

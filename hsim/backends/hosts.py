@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ class DecoderSpec(DecoderShape):
 
     def open(self) -> Opened:
         """See Host."""
+        if importlib.util.find_spec("torch") is None:
+            raise BackendError("hsim's own decoder", "torch is not installed", "pip install 'hsim[live]'")
         from hsim.backends.decoder import Decoder
         from hsim.backends.device import open_device
 

@@ -25,6 +25,7 @@ from hsim.drivers.replay import Limits, replay
 from hsim.units import readable
 from hsim.workload.tasks import Round, Task
 
+NEIGHBOURS = 4  # units before and after, whose pace is a unit's own
 FEWEST_STEPS = 4  # of a window that times a step
 NOISY_SPREAD = 0.1
 BUDGETS = (
@@ -91,7 +92,7 @@ def joined_s(answers: Sequence[Answer]) -> tuple[float, float] | None:
     return statistics.mean(extras), quiet.context_tokens
 
 
-# ---- rows of several rounds as points, each round at its own pace
+# ---- rows of several rounds as points, each row at the pace of its time
 
 
 @dataclass(frozen=True)
@@ -120,30 +121,36 @@ Values = dict[str, dict[int, float]]
 """By the name of a quantity of a unit, its value in each round."""
 
 
-def paces(values: Values) -> dict[int, float]:
-    """How many times longer things took in each round than in the median round, by the median over quantities.
+def paces(seen: Sequence[Seen], values: Values) -> dict[str, float]:
+    """How many times longer things took about each row than in their median round, by the median over its neighbours.
 
-    A machine that is shared gets slower and faster as a whole: what all units of a round have in common is taken off.
+    A machine that is shared gets slower and faster as a whole: what units asked one after another have in common is
+    taken off. Loads have a pace and lend none.
     """
-    shares: dict[int, list[float]] = {}
-    for by_round in values.values():
+    ratios: dict[str, list[float]] = {}
+    for name, by_round in values.items():
         middle = statistics.median(by_round.values())
+        point = name.partition("; ")[2]
         for number, value in by_round.items():
             if middle > 0:
-                shares.setdefault(number, []).append(value / middle)
-    return {number: statistics.median(share) for number, share in shares.items()}
+                ratios.setdefault(f"{point} #{number}", []).append(value / middle)
+    rows = [ratios.get(one.row.key, []) for one in seen]
+    near = (
+        [ratio for row in rows[max(0, i - NEIGHBOURS) : i + NEIGHBOURS + 1] for ratio in row] for i in range(len(rows))
+    )
+    return {one.row.key: statistics.median(own) if own else 1.0 for one, own in zip(seen, near, strict=True)}
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What was seen, with the pace of each round taken off: points for the laws, and the answers themselves.
+    """What was seen, with the pace of its time taken off: points for the laws, and the answers themselves.
 
     `limit` is how many answers the server decodes at a time, where it showed one.
     """
 
     seen: tuple[Seen, ...]
     limit: int | None
-    pace: Mapping[int, float]
+    pace: Mapping[str, float]
     decode: tuple[Point, ...]
     first: tuple[Point, ...]
     joins: tuple[Point, ...]
@@ -173,12 +180,12 @@ def sweep_of(rows: Sequence[Row]) -> Sweep:
         for kind, value, tokens in _figures(one, limit):
             values[kind].setdefault(one.point, {})[one.row.round] = value
             context.setdefault((kind, one.point), []).append(tokens)
-    pace = paces({f"{kind} {name}": values[kind][name] for kind in ("decode", "first") for name in values[kind]})
+    pace = paces(seen, {f"{kind}; {name}": values[kind][name] for kind in ("decode", "first") for name in values[kind]})
 
     def points(kind: str) -> tuple[Point, ...]:
         found = []
         for name, by_round in values[kind].items():
-            own = [value / pace.get(number, 1.0) for number, value in by_round.items()]
+            own = [value / pace[f"{name} #{number}"] for number, value in by_round.items()]
             users = min(like[name].number("users"), limit or like[name].number("users"))
             found.append(_point(kind, like[name], users, own, statistics.median(context[kind, name])))
         return tuple(found)
@@ -193,8 +200,9 @@ def _figures(one: Seen, limit: int | None) -> list[tuple[str, float, float]]:
         first = sorted(one.answers, key=lambda answer: answer.chunks_s[0])[:limit]  # those that are decoded together
         if (window := steady(first)) is not None:
             found.append(("decode", window.step_s, window.context_tokens))
-        if len(one.answers) == 1:
-            found.append(("first", one.answers[0].ttft_s, float(one.answers[0].input_tokens or one.number("input"))))
+    elif one.row.kind == "first":
+        tokens = statistics.median(answer.input_tokens or one.number("input") for answer in one.answers)
+        found.append(("first", statistics.median(answer.ttft_s for answer in one.answers), tokens))
     elif one.number("users") < (limit or math.inf) and one.row.kind == "join" and (extra := joined_s(one.answers)):
         found.append(("join", *extra))
     return found
@@ -268,9 +276,9 @@ def fit_model(sweep: Sweep) -> tuple[StepModel | None, list[Law]]:
         return [1.0, tokens, tokens * (tokens + 1) / 2]
 
     fitted, predicted = fit.fit_sum(decode_terms, [0.0] * (2 + len(knots)))
-    steps, decode_law = fit.tested("decode steps", decode, 2 + len(knots), fitted, predicted)
+    steps, decode_law = _tested("decode steps", decode, 2 + len(knots), (fitted, predicted))
     fitted, predicted = fit.fit_sum(first_terms, [0.0] * 3)
-    first, first_law = fit.tested("first tokens", sweep.first, 3, fitted, predicted)
+    first, first_law = _tested("first tokens", sweep.first, 3, (fitted, predicted))
     if steps is None or first is None:
         return None, [decode_law, first_law]
     level_s = np.cumsum([steps[0], *(rise * (high - low) for rise, (low, high) in zip(steps[2:], knots, strict=True))])
@@ -287,7 +295,24 @@ def fit_model(sweep: Sweep) -> tuple[StepModel | None, list[Law]]:
     return replace(model, joins_s=joins), [decode_law, first_law]
 
 
-def fit_watts(sweep: Sweep, idle_w: float, model: ModelArchitecture) -> tuple[fit.Array | None, Law]:
+def _tested(name: str, points: Sequence[Point], fewest: int, law: Any) -> tuple[fit.Array | None, Law]:
+    """As fit.tested, on all points: one that is left out for its noise would take its number of sequences with it."""
+    plain = [replace(point, marks=()) for point in points]
+    found, test = fit.tested(name, plain, fewest, *law)
+    return found, replace(test, noisy=sum(bool(point.marks) for point in points))
+
+
+def busy_s(answers: Sequence[Answer], request_s: float) -> float:
+    """Seconds in which at least one request was past its latency and not yet answered."""
+    spans = sorted((answer.sent_s + request_s, answer.chunks_s[-1]) for answer in answers)
+    busy, until_s = 0.0, -math.inf
+    for start_s, end_s in spans:
+        busy += max(0.0, end_s - max(start_s, until_s))
+        until_s = max(until_s, end_s)
+    return busy
+
+
+def fit_watts(sweep: Sweep, request_s: float, idle_w: float, model: ModelArchitecture) -> tuple[fit.Array | None, Law]:
     """Watts above loaded idle while busy, joules of an output token and of a FLOP, from what meters counted beside units.
 
     The rounds of a unit are taken together: their windows are short for counters that tick ten times a second.
@@ -298,19 +323,14 @@ def fit_watts(sweep: Sweep, idle_w: float, model: ModelArchitecture) -> tuple[fi
         if reading.watts is not None and reading.window_s:
             inputs = sum(answer.input_tokens or 0 for answer in one.answers)
             outputs = sum(answer.output_tokens for answer in one.answers)
-            work = [
-                reading.watts * reading.window_s,
-                reading.window_s,
-                outputs,
-                2.0 * model.parameters * (inputs + outputs),
-            ]
-            drawn[one.point] = [a + b for a, b in zip(drawn.get(one.point, [0.0] * 4), work, strict=True)]
+            flops = 2.0 * model.parameters * (inputs + outputs)
+            work = (reading.watts * reading.window_s, reading.window_s, busy_s(one.answers, request_s), outputs, flops)
+            drawn[one.point] = [a + b for a, b in zip(drawn.get(one.point, [0.0] * len(work)), work, strict=True)]
     # A law is of seconds elsewhere; here joules take their place.
-    points = [
-        Point("joules", "", dict(zip(("s", "out", "flops"), x[1:], strict=True)), x[0], 0.0, 1) for x in drawn.values()
-    ]
+    names = ("window_s", "busy_s", "output_tokens", "flops")
+    points = [Point("joules", "", dict(zip(names, x[1:], strict=True)), x[0], 0.0, 1) for x in drawn.values()]
     fitted, predicted = fit.fit_sum(
-        lambda p: [p.number(key) for key in ("s", "out", "flops")], [0.0] * 3, lambda p: idle_w * p.number("s")
+        lambda p: [p.number(key) for key in names[1:]], [0.0] * 3, lambda p: idle_w * p.number("window_s")
     )
     return fit.tested("joules beside the endpoint", points, 4, fitted, predicted)
 
@@ -373,7 +393,7 @@ def tasks_of(one: Seen) -> list[Task]:
 
 
 def measured_of(one: Seen, pace: float) -> dict[str, float]:
-    """A unit's quantities, with the pace of its round taken off."""
+    """A unit's quantities, with the pace of its time taken off."""
     answers = one.answers
     span_s = max(a.chunks_s[-1] for a in answers) - min(a.sent_s for a in answers)
     tpot_s = [(a.e2e_s - a.ttft_s) / (a.output_tokens - 1) for a in answers if a.output_tokens > 1]
@@ -406,7 +426,7 @@ def load_points(sweep: Sweep, costs: MeasuredCosts, limits: Limits) -> list[Load
             by_point.setdefault(one.point, []).append(one)
     points = []
     for group in by_point.values():
-        rounds = [measured_of(one, sweep.pace.get(one.row.round, 1.0)) for one in group]
+        rounds = [measured_of(one, sweep.pace[one.row.key]) for one in group]
         predicted = predicted_of(group[0], costs, limits)
         first = group[0]
         name = f"{first.number('users')} users, {first.number('from')} to {first.number('to')} tokens in, {first.number('least')} to {first.number('most')} out"

@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from hsim.backends.endpoint import Answer, EndpointSpec, opened
 from hsim.backends.meters import Meter, meters_at_hand
 from hsim.backends.prompts import Prompts
@@ -21,19 +19,18 @@ from hsim.calibrate import blackbox
 from hsim.calibrate.blackbox import StepModel, Sweep
 from hsim.calibrate.machine import Machine, load_average, this_machine
 from hsim.calibrate.options import CalibrationReport, LoadPoint, Progress, silent
-from hsim.calibrate.profiles import Findings, Profile, known
-from hsim.calibrate.store import Store, open_store, write_atomically
+from hsim.calibrate.profiles import Findings
+from hsim.calibrate.served import ServedFiles
+from hsim.calibrate.store import Store, open_store
 from hsim.calibrate.sweep import Asker, Grid, as_data, units
 from hsim.calibrate.work import Reading, Row, Unit
 from hsim.calibrate.write import write_fit, write_profiles
-from hsim.costs.laws import ELEMENT_BYTES, working_precision
-from hsim.costs.shapes import StepShape
 from hsim.description.catalogue import load_model, shipped
-from hsim.description.hardware import Precision, StepTable
+from hsim.description.hardware import Precision
 from hsim.description.model import ModelArchitecture
 from hsim.description.scenario import load
 from hsim.description.system import resolve
-from hsim.description.yamlfile import Document, read_document, validated
+from hsim.description.yamlfile import read_document, validated
 from hsim.drivers.prepared import prepare
 from hsim.drivers.replay import Limits
 from hsim.drivers.simulated import run as simulated
@@ -46,8 +43,6 @@ MOST_ROUNDS = 12
 IDLE_S = 6.0  # of counters that tick ten times a second: 2 %
 MOST_SILENT = 3  # units in a row of which nothing came back whole: then the server is gone
 NO_LIMIT_SEEN = 256  # max_num_seqs where bursts showed none
-LOAD = 0.4  # of the endpoint in the scenario that is written
-NOT_SEEN = "black-box: an endpoint is timed whole, and shows no kernel, no memory and no host"
 
 
 @dataclass(frozen=True)
@@ -208,6 +203,16 @@ class _Calibration:
         self.device = f"{options.spec.model} at {options.spec.base_url}"
         self.folder = options.out / "calibration" / self.name
         self.grid = Grid(options.max_concurrency, min(options.max_input_tokens, model.max_context_tokens - 64))
+        self.files = ServedFiles(
+            self.name,
+            self.device,
+            options.spec.is_local,
+            model,
+            options.precision,
+            self.machine,
+            self.grid,
+            options.out,
+        )
         self.measured, self.resumed = 0, 0
         self.left_out: list[str] = []
         self._silent = 0
@@ -299,23 +304,23 @@ class _Calibration:
             )
         findings = Findings(self.machine, self.name, laws=laws)
         model, limits = self._chosen(model, sweep)
-        table = self._table(model, sweep, findings)
+        table = self.files.table(model, sweep, laws[0])
         loads = blackbox.load_points(sweep, blackbox.costs_of(table), limits)
         findings.laws += blackbox.load_laws(loads)
-        power = self._power(mine, sweep, findings, no_joules)
-        findings.profiles |= self._profiles(model, table, limits, power)
+        power = self.files.power(mine, (sweep, model.request_s), findings, no_joules)
+        findings.profiles |= self.files.profiles(model, table, limits, power)
         noisy = {p.name: "; ".join(p.marks) for p in (*sweep.decode, *sweep.first, *sweep.joins) if p.marks}
         failed = {row.key: row.reading.failure for row in mine if row.reading.failure}
-        more = {
+        more: dict[str, Any] = {
             "noisy": noisy,
             "failed": failed,
             "left_out": self.left_out,
-            "pace": dict(sweep.pace),
+            "pace": {key: round(value, 4) for key, value in sweep.pace.items()},
             "said": (*said, *model.told),
         }
         more["loads"] = [vars(point) | {"error_fraction": point.error_fraction} for point in loads]
         files = [write_fit(self.folder, findings, more), *write_profiles(self.options.out, findings)]
-        scenario, written = self._scenario(model, table)
+        scenario, written = self.files.scenario(model, table)
         return CalibrationReport(
             name=self.name,
             seconds=self.pace.clock() - self.pace.began_s,
@@ -340,13 +345,13 @@ class _Calibration:
         measured: dict[str, list[dict[str, float]]] = {}
         for one in sweep.seen:
             if one.point in bursts:
-                measured.setdefault(one.point, []).append(blackbox.measured_of(one, sweep.pace.get(one.row.round, 1.0)))
+                measured.setdefault(one.point, []).append(blackbox.measured_of(one, sweep.pace[one.row.key]))
         tried: list[tuple[float, StepModel, Limits]] = []
         for budget in blackbox.BUDGETS:
             limits = Limits(sweep.limit or NO_LIMIT_SEEN, budget, blackbox.ROOM_TOKENS, model.request_s)
             for part in blackbox.EXTRA_PARTS:
                 this = replace(model, extra_chunk_s=part * model.level_s[0])
-                costs = blackbox.costs_of(self._table(this, sweep, Findings(self.machine, self.name)))
+                costs = blackbox.costs_of(self.files.table(this, sweep, None))
                 misses = [
                     abs(
                         blackbox.predicted_of(one, costs, limits)[q] / statistics.median(m[q] for m in measured[point])
@@ -364,164 +369,6 @@ class _Calibration:
         ]
         _, _, this, limits = max(good, key=lambda one: one[:2])
         return this, limits
-
-    def _source(self, what: str) -> str:
-        return f"black-box: {what}; {self.device}, asked from {self.machine.told('cpu')}, calibration/{self.name}"
-
-    def _table(self, model: StepModel, sweep: Sweep, findings: Findings) -> StepTable:
-        decode = next((law for law in findings.laws if law.name == "decode steps"), None)
-        fields: dict[str, Any] = {
-            "name": f"steps-{self.name}", "kind": "step-table", "engine": f"{self.name}-engine", "chip": self.name,
-            "description": f"steps of {self.device}", "model": self.model.model_dump(),
-            "precision": self.options.precision, "source": self._source("streams of bursts and joining prompts"),
-            "median_error_fraction": decode.median_error if decode else None,
-            "p90_error_fraction": decode.p90_error if decode else None,
-            **blackbox.table_fields(model, sweep),
-        }  # fmt: skip
-        return validated(Document(f"the step table {fields['name']}", fields), StepTable)
-
-    def _profiles(self, model: StepModel, table: StepTable, limits: Limits, power: Profile) -> dict[str, Profile]:
-        name, options = self.name, self.options
-        unknown = {"value": None, "tier": "measured", "source": NOT_SEEN}
-        kv_bytes = self.model.kv_elements_per_token * ELEMENT_BYTES[working_precision(options.precision)]
-        room_bytes = (
-            self.model.parameters * ELEMENT_BYTES[options.precision]
-            + limits.max_num_seqs * self.model.max_context_tokens * kv_bytes
-        )
-        zero = known(0.0, "assumed", NOT_SEEN)
-        attention = {"launch_s": unknown, "per_element_s": unknown}
-        room = f"room for {limits.max_num_seqs} sequences of full context is assumed: how much KV cache a server has does not show"
-        chip: Profile = {
-            "name": name, "kind": "accelerator", "description": f"{self.device}, as its clients see it",
-            "memory_bytes": known(1.001 * room_bytes, "assumed", room),
-            "memory_bytes_per_s": unknown, "peak_flops_per_s": {},
-            "kernels": {
-                "overlap_factor": unknown, "gemm": {},
-                "decode_attention": attention | {"per_sequence_s": unknown, "bandwidth_fraction": unknown},
-                "prefill_attention": attention | {"flops_fraction": unknown},
-            },
-            "power": power,
-        }  # fmt: skip
-        engine: Profile = {
-            "name": f"{name}-engine", "kind": "engine", "description": f"the engine behind {self.device}: hidden, taken to batch as vLLM does",
-            "max_num_seqs": limits.max_num_seqs, "max_num_batched_tokens": limits.max_num_batched_tokens,
-            "gpu_memory_utilization": 1.0, "block_tokens": 16, "prefix_caching": False,
-            "defaults_source": self._source(f"bursts of up to {self.grid.max_concurrency} requests are met best with these"),
-            "host_s_per_layer": zero, "host_s_per_sequence": zero,
-            "request_latency_s": known(model.request_s, "fitted", self._source("first tokens of prompts alone, less a step's own time")),
-            "reserved_bytes": zero,
-            "host_cores_per_replica": known(0.0, "assumed", "its own cores are inside its step times"),
-            "host_cores_per_accelerator": zero, "step_tables": [table.name],
-        }  # fmt: skip
-        steps: Profile = table.model_dump(mode="json")
-        return {p["name"]: p for p in (chip, engine, steps, *self._servers())}
-
-    def _power(self, rows: list[Row], sweep: Sweep, findings: Findings, no_joules: str) -> Profile:
-        """AcceleratorPower where a meter was read beside the endpoint, else null with the reason."""
-        names = (
-            "idle_w",
-            "loaded_idle_w",
-            "floor_w",
-            "cap_w",
-            "joules_per_byte",
-            "joules_per_flop",
-            "joules_per_output_token",
-        )
-        idle = next((row.reading.watts for row in rows if row.kind == "idle" and row.reading.watts is not None), None)
-        law, test = blackbox.fit_watts(sweep, idle, self.model) if idle is not None else (None, None)
-        if law is None or test is None or idle is None:
-            return dict.fromkeys(names, findings.unknown(f"{self.name} watts", no_joules or "too few units had joules"))
-        findings.laws.append(test)
-        source = self._source("meters of this machine read beside units, less what it draws idle with the model loaded")
-        above_w, output_j, flop_j = law
-        unseen = findings.unknown(f"{self.name} idle_w", "it was never seen without its model")
-        uncapped = findings.unknown(f"{self.name} cap_w", "a cap shows in step times, which joules follow from")
-        return {
-            "idle_w": unseen,
-            "loaded_idle_w": known(idle, "measured", source),
-            "floor_w": known(idle + above_w, "fitted", source),
-            "cap_w": uncapped,
-            "joules_per_byte": known(0.0, "assumed", NOT_SEEN),
-            "joules_per_flop": known(flop_j, "fitted", source),
-            "joules_per_output_token": known(output_j, "fitted", source),
-        }
-
-    def _servers(self) -> list[Profile]:
-        """A server that holds it; its CPU is this machine's where both are and it has been calibrated."""
-        name, own = self.name, f"{self.machine.short_name}-cpu"
-        beside = self.options.spec.is_local and (self.options.out / "hardware_profiles" / f"{own}.yaml").is_file()
-        unknown = {"value": None, "tier": "measured", "source": NOT_SEEN}
-        figures = dict.fromkeys(("memory_bytes", "base_w", "psu_efficiency", "rent_usd_per_h", "capex_usd"), unknown)
-        server = {
-            "name": f"{name}-server", "kind": "server", "description": f"what {self.device} runs on",
-            "cpu": own if beside else f"{name}-cpu", "sockets": 1, "accelerators": {"chip": name, "count": 1}, **figures,
-        }  # fmt: skip
-        if beside:
-            return [server]
-        watts = dict.fromkeys(("idle_w", "max_w", "load_power_exponent", "memory_bytes_per_s"), unknown)
-        slowdown = known(1.0, "assumed", NOT_SEEN)
-        cores = self.machine.cores if self.options.spec.is_local else 1
-        cpu = {
-            "name": f"{name}-cpu", "kind": "cpu", "description": "the host behind the endpoint: not measured, runs no tools",
-            "cores": cores, **watts, "contention_slowdown": slowdown, "operations": {},
-        }  # fmt: skip
-        return [server, cpu]
-
-    # ---- a scenario
-
-    def _scenario(self, model: StepModel, table: StepTable) -> tuple[Path, list[Path]]:
-        """A chat at LOAD of what the endpoint bears, of lengths that were measured; and the model's file, if it needs one."""
-        tokens, answer = max(1, self.grid.max_input_tokens // 4), 2 * blackbox_tokens(self.grid)
-        level = model.levels[-1]
-        busy_s = (
-            model.first_s(tokens)
-            + answer * blackbox.costs_of(table).segment(StepShape(level, level * tokens)).seconds / level
-        )
-        out, written = self.options.out, []
-        name = self.model.name
-        if not (shipped("models") / f"{name}.yaml").is_file():
-            name = f"{self.name}-model"
-            file = out / "models" / f"{name}.yaml"
-            data = self.model.model_dump(mode="json", exclude_defaults=True) | {"name": name}
-            write_atomically(file, yaml.safe_dump(data, sort_keys=False, width=118))
-            written.append(file)
-        scenario = {
-            "model": name,
-            "workload": {
-                "arrivals": {"kind": "poisson", "rate_per_s": float(f"{LOAD / busy_s:.2g}")},
-                "tasks": 200,
-                "measure": "terminating",
-                "classes": {
-                    "chat": {
-                        "input_tokens": {
-                            "kind": "uniform",
-                            "low": self.grid.prompt(1 / 32),
-                            "high": self.grid.prompt(1 / 2),
-                        },
-                        "output_tokens": {"kind": "uniform", "low": answer // 4, "high": answer},
-                        "max_output_tokens": answer,
-                    }
-                },
-            },
-            "fleet": {"served": {"server": f"{self.name}-server", "count": 1}},
-            "pools": {
-                "decode": {
-                    "runs_on": "served.gpu",
-                    "engine": f"{self.name}-engine",
-                    "precision": self.options.precision,
-                }
-            },
-            "stages": {"generate": "decode"},
-        }
-        question = f"# How does {self.device} serve a chat at {LOAD:.0%} of what it bears? Made by `hsim calibrate --endpoint`.\n"
-        file = out / f"{self.name}.yaml"
-        write_atomically(file, question + yaml.safe_dump(scenario, sort_keys=False, default_flow_style=None, width=118))
-        return file, [*written, file]
-
-
-def blackbox_tokens(grid: Grid) -> int:
-    """Tokens of a middling answer in the scenario."""
-    return max(16, min(64, grid.max_input_tokens // 8))
 
 
 def _notes(answers: list[Answer]) -> tuple[str, ...]:
@@ -543,8 +390,9 @@ def _warnings(rows: list[Row], sweep: Sweep, loads: list[LoadPoint]) -> tuple[st
     slow = [pace for pace in sweep.pace.values() if abs(pace - 1) > 0.1]
     if slow:
         warnings.append(
-            f"{len(slow)} of {len(sweep.pace)} rounds were {min(sweep.pace.values()):.2f} to {max(sweep.pace.values()):.2f} times "
-            "as long as the median one: the endpoint, or this machine, was shared; each round's own pace was taken off"
+            f"{len(slow)} of {len(sweep.pace)} units came when things took {min(sweep.pace.values()):.2f} to "
+            f"{max(sweep.pace.values()):.2f} times as long as in the median round: the endpoint, or this machine, was shared; "
+            "the pace of each unit's time was taken off"
         )
     if not loads:
         warnings.append("no load came through whole: nothing was predicted that no fit has seen")

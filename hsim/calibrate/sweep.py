@@ -1,4 +1,4 @@
-"""What is asked of an endpoint to find out its step times: bursts, prompts that join, and loads that no fit sees."""
+"""What is asked of an endpoint to find out its step times: prompts alone, bursts, prompts that join, loads no fit sees."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hsim.backends.prompts import Prompts, fresh_seeds
 from hsim.calibrate.work import Unit
 
 BURST_TOKENS = 32  # of each answer: enough steps to time, few enough to repeat
+FIRSTS, FIRST_TOKENS = 3, 4  # prompts alone, one after another, and tokens of each answer
 JOIN_TOKENS, JOIN_AFTER = 40, 8  # answers that are joined, and how many pieces of each come before
 PER_USER = 6  # requests of each user of a load
 PROMPT_PARTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of the longest prompt: those asked alone
@@ -38,9 +39,9 @@ class Grid:
 
 def units(grid: Grid, device: str, number: int) -> list[Unit]:
     """All units of a round, in an order of its own: what drifts with time then meets no unit more than another."""
-    found = [_burst(device, 1, grid.prompt(part)) for part in PROMPT_PARTS]
+    found = [Unit("first", device, {"users": 1, "input": grid.prompt(part)}) for part in PROMPT_PARTS]
     several = grid.levels[1:]
-    found += [_burst(device, users, grid.prompt(part)) for users in several for part in (1 / 32, 3 / 8)]
+    found += [_burst(device, users, grid.prompt(part)) for users in grid.levels for part in (1 / 32, 3 / 8)]
     found += [
         _join(device, users, grid.prompt(1 / 32), grid.prompt(part))
         for users in several[-2:]
@@ -95,7 +96,7 @@ class Asker:
             return self.endpoint.run(
                 self._joined(self._prompts([at["input"]] * at["users"]), *self._prompts([at["joiner"]]))
             )
-        lengths = load_lengths(unit)
+        lengths = [(at["input"], FIRST_TOKENS)] * FIRSTS if unit.kind == "first" else load_lengths(unit)
         users = [lengths[i : i + PER_USER] for i in range(0, len(lengths), PER_USER)]
         plans = [list(zip(self._prompts([n for n, _ in own]), [m for _, m in own], strict=True)) for own in users]
         return self.endpoint.run(self._users(plans))

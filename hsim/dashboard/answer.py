@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from hsim.dashboard import pictures
+from hsim.dashboard import pictures, planner
 from hsim.dashboard.jobs import Job
 from hsim.dashboard.parts import plot, share, tile_row
 from hsim.dashboard.session import job_of, progress, put, watch
@@ -21,6 +21,8 @@ BOXES = {"PASS": st.success, "FAIL": st.error, "UNDECIDED": st.warning, "UNSTABL
 def page(state: State, system: System) -> None:
     """The page."""
     watch("answer", Simulate(state.question, state.replications), lambda job: _draw(job, state, system))
+    with st.expander("Find fleet, or use what I have", expanded=bool(state.plan)):
+        planner.section(state, system)
 
 
 def _draw(job: Job, state: State, system: System) -> None:

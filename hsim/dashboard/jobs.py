@@ -154,8 +154,7 @@ def _work(request: Request, sender: Connection, bounds: Bounds) -> None:
     """In the new process: send each update, then what went wrong, or an empty text."""
     _limit_memory(bounds.memory_bytes)
     try:
-        for update in request.updates():
-            sender.send(update)
+        request.work(sender.send)
     except HsimError as error:
         sender.send(str(error))
     except MemoryError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -34,4 +35,7 @@ def launch(port: int, address: str = LOCALHOST) -> int:
     """Run the server until it is stopped; its exit code. Raises HsimError where Streamlit is not installed."""
     if find_spec("streamlit") is None or find_spec("plotly") is None:
         raise HsimError("the dashboard needs Streamlit and plotly; install hsim with its extra `dashboard`")
-    return subprocess.call(arguments(port, address))
+    command = arguments(port, address)
+    if sys.platform != "win32":
+        os.execv(command[0], command)  # the server takes this process's place, and its signals
+    return subprocess.call(command)

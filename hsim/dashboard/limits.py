@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 from hsim.dashboard.state import OWN, Question, shipped_scenarios
 from hsim.description.quantities import Constant, Distribution, Histogram, Lognormal, Uniform
 from hsim.description.scenario import ClosedArrivals, EnginePool, Scenario, checked
 from hsim.description.system import System, resolve
-from hsim.description.yamlfile import Document
+from hsim.description.yamlfile import Document, with_settings
 from hsim.errors import DescriptionError
+from hsim.plan import Problem, problem_of
 
 SCENARIO_BYTES = 64 * 1024
 NESTING = 30
 MAX_TASKS = 20_000
 MAX_ROUNDS = 200_000  # visits to the model that one path draws, on average
 MAX_SERVERS = 1_000
+MAX_FLEETS = 2_000
 MAX_NAMED = 50  # tiers, pools or classes
 MAX_REPLICATIONS = 40
 FILES = ("file", "tokenizer")
@@ -33,7 +36,9 @@ def uploaded(data: bytes) -> Question:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         raise DescriptionError(OWN, "is not text in UTF-8", "upload a scenario in YAML") from None
+    _check_nesting(text)
     question = Question("", text)
+    question = question.chosen() if isinstance(question.as_read().data, dict) else question
     admitted(question)
     return question
 
@@ -54,6 +59,18 @@ def admitted(question: Question) -> System:
     return resolve(scenario, document)
 
 
+def admitted_problem(question: Question, plan: Sequence[str]) -> Problem:
+    """The planning problem of a question, whose space is small enough to be searched here. Raises DescriptionError."""
+    admitted(question)
+    document = with_settings(question.document(), plan)
+    _check_names_no_file(document, _files_of(question))
+    space = prod(len(v) for entry in document.data["fleet"].values() for v in entry.values() if isinstance(v, list))
+    if space > MAX_FLEETS:
+        what = f"allows {space:,} fleets"
+        raise DescriptionError(document.where(("fleet",)), what, f"the dashboard searches at most {MAX_FLEETS:,}")
+    return problem_of(document)
+
+
 def _check_nesting(text: str) -> None:
     # Deep nesting makes the parser recurse, a thing that only a hostile file does.
     opened = deepest = 0
@@ -69,7 +86,7 @@ def _files_of(question: Question) -> set[str]:
     """Files that a shipped scenario itself names; nobody else may name one."""
     if question.text or question.base not in shipped_scenarios():
         return set()
-    return {str(value) for path, value in _leaves(question.unchanged().data, ()) if path[-1] in FILES}
+    return {str(value) for path, value in _leaves(question.as_read().data, ()) if path[-1] in FILES}
 
 
 def _leaves(data: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:

@@ -14,17 +14,18 @@ from hsim.dashboard.work import Preview, Request
 from hsim.errors import HsimError
 
 PREVIEW_S = 10.0
+PLAN_S = 1200.0
 POLL_S = 0.5
 
 
 def runners() -> dict[str, Runner]:
-    """The server's two runners, shared by all sessions: previews need not wait behind studies."""
+    """The server's runners, shared by all sessions: previews need not wait behind studies, nor those behind plans."""
     made: dict[str, Runner] = st.cache_resource(_runners, show_spinner=False)()
     return made
 
 
 def _runners() -> dict[str, Runner]:
-    found = {"preview": Runner(Bounds(seconds=PREVIEW_S)), "study": Runner()}
+    found = {"preview": Runner(Bounds(seconds=PREVIEW_S)), "study": Runner(), "plan": Runner(Bounds(1, seconds=PLAN_S))}
     found["preview"].start(Preview(Question()))  # the first process takes a second, and nobody shall wait for it
     return found
 
@@ -117,12 +118,12 @@ def go_on() -> None:
     st.session_state.pop("halted", None)
 
 
-def watch(slot: str, request: Request, draw: Callable[[Job], None]) -> None:
+def watch(slot: str, request: Request, draw: Callable[[Job], None], runner: str = "study") -> None:
     """Draw a job again and again until it has ended; `draw` says where `progress` stands."""
-    running = not job_of(slot, request).ended
+    running = not job_of(slot, request, runner).ended
 
     def body() -> None:
-        job = job_of(slot, request)
+        job = job_of(slot, request, runner)
         draw(job)
         if running and job.ended:
             st.rerun()

@@ -72,7 +72,7 @@ def _choose(state: State) -> None:
 def _chosen(widget: str) -> None:
     name = st.session_state[widget]
     if name != OWN:
-        put(replace(st.session_state["state"], question=Question(name), variation=()))
+        put(replace(st.session_state["state"], question=Question(name).chosen(), variation=(), plan=()))
 
 
 def _uploaded(widget: str) -> None:
@@ -85,7 +85,7 @@ def _uploaded(widget: str) -> None:
     except HsimError as error:
         st.session_state["upload_error"] = f"{file.name}: {error}"
         return
-    put(replace(st.session_state["state"], question=question, variation=()))
+    put(replace(st.session_state["state"], question=question, variation=(), plan=()))
 
 
 # ---- widgets that set one value of the scenario

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from hsim.description.catalogue import shipped
-from hsim.description.scenario import checked
+from hsim.description.scenario import checked, scenario_document
 from hsim.description.system import System, resolve
-from hsim.description.yamlfile import Document, did_you_mean, parse_document, read_document, with_settings
+from hsim.description.yamlfile import Document, did_you_mean, parse_document, read_document
 from hsim.errors import DescriptionError
 from hsim.metrics.summarise import hsim_version
 
@@ -36,11 +36,15 @@ class Question:
     settings: tuple[str, ...] = ()
 
     def document(self) -> Document:
-        """The YAML with its changes made. Raises DescriptionError."""
-        return with_settings(self.unchanged(), self.settings)
+        """The YAML with its changes made, its architecture in place. Raises DescriptionError."""
+        return scenario_document(self.as_read(), self.settings)
 
     def unchanged(self) -> Document:
-        """The YAML before any change. Raises DescriptionError."""
+        """The YAML before any change, its architecture in place. Raises DescriptionError."""
+        return scenario_document(self.as_read(), ())
+
+    def as_read(self) -> Document:
+        """The YAML as it stands in its file. Raises DescriptionError."""
         if self.text:
             return parse_document(self.text, OWN)
         names = shipped_scenarios()
@@ -55,7 +59,21 @@ class Question:
 
     def changed(self, changes: Mapping[str, Any]) -> Question:
         """The question with values set by path."""
-        return replace(self, settings=edited(self.unchanged(), self.settings, changes))
+        return replace(self, settings=edited(self.as_read(), (), self.settings, changes))
+
+    def choices(self) -> dict[str, list[Any]]:
+        """Lists that stand for a planner's choices in its file, by path."""
+        data = self.unchanged().data
+        found: dict[str, list[Any]] = {}
+        for section in ("fleet", "pools", "stages"):
+            for name, entry in (data.get(section) or {}).items():
+                items = entry.items() if isinstance(entry, dict) else [("", entry)]
+                found |= {f"{section}.{name}.{k}".rstrip("."): v for k, v in items if isinstance(v, list) and v}
+        return found
+
+    def chosen(self) -> Question:
+        """The question with the first of each list of choices: what can be simulated."""
+        return self.changed({path: values[0] for path, values in self.choices().items()})
 
     @property
     def name(self) -> str:
@@ -65,7 +83,10 @@ class Question:
 
 @dataclass(frozen=True)
 class State:
-    """Everything that pages show depends on this alone: the question, what if it varied, runs, units."""
+    """Everything that pages show depends on this alone: the question, what if it varied, runs, units.
+
+    `plan` are the settings of a search for a fleet: choices as lists, and what is to be minimised.
+    """
 
     question: Question = Question()
     variation: tuple[str, ...] = ()
@@ -73,6 +94,7 @@ class State:
     energy: str = "J"
     per: str = "task"
     page: str = ""
+    plan: tuple[str, ...] = ()
 
     @property
     def varied(self) -> Question:
@@ -81,17 +103,20 @@ class State:
 
     def with_variation(self, changes: Mapping[str, Any]) -> State:
         """The state with values of its variation set by path."""
-        return replace(self, variation=edited(self.question.document(), self.variation, changes))
+        question = self.question
+        return replace(self, variation=edited(question.as_read(), question.settings, self.variation, changes))
 
 
-def edited(before: Document, settings: Sequence[str], changes: Mapping[str, Any]) -> tuple[str, ...]:
-    """Settings after values were set by path: each replaces earlier ones at its path and below.
+def edited(
+    document: Document, before: Sequence[str], settings: Sequence[str], changes: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Settings, that come after those before, once values were set by path: each replaces earlier ones there and below.
 
     What says again what stands in the document anyway is left out.
     """
     kept = [s for s in settings if not any(_covers(path, s.partition("=")[0]) for path in changes)]
     for path, value in changes.items():
-        if value_at(with_settings(before, kept).data, path) != value:
+        if value_at(scenario_document(document, [*before, *kept]).data, path) != value:
             kept.append(f"{path}={inline(value)}")
     return tuple(kept)
 
@@ -142,6 +167,7 @@ def encode(state: State) -> str:
     content = [
         [question.base, question.text, *question.settings],
         state.variation,
+        state.plan,
         [state.replications, state.energy, state.per, state.page],
         hsim_version(),
     ]
@@ -157,9 +183,9 @@ def decode(text: str) -> State:
         content = inflate.decompress(packed, LINK_BYTES)
         if inflate.unconsumed_tail or inflate.unused_data or not inflate.eof:
             raise ValueError("too long or cut off")
-        (base, own, *settings), variation, (replications, energy, per, page), _ = json.loads(content)
+        (base, own, *settings), variation, plan, (replications, energy, per, page), _ = json.loads(content)
         question = Question(base, own, tuple(settings))
-        state = State(question, tuple(variation), replications, energy, per, page)
+        state = State(question, tuple(variation), replications, energy, per, page, tuple(plan))
     except (ValueError, TypeError, zlib.error, binascii.Error, RecursionError):
         raise DescriptionError(LINK, "is not one that this dashboard made", "copy all of it") from None
     _check(state)
@@ -168,7 +194,8 @@ def decode(text: str) -> State:
 
 def _check(state: State) -> None:
     question = state.question
-    words = [state.energy, state.per, state.page, question.base, question.text, *question.settings, *state.variation]
+    words = [state.energy, state.per, state.page, question.base, question.text, *question.settings]
+    words += [*state.variation, *state.plan]
     if (
         not all(isinstance(word, str) for word in words)
         or type(state.replications) is not int

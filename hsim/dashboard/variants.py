@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hsim.dashboard.state import value_at
+from hsim.dashboard.state import Question, value_at
 from hsim.description.system import System
 
 CPU_TIER = "cpu-tier"
@@ -61,6 +61,23 @@ def split(system: System, server: str = CPU_SERVER, count: int = 1) -> Changes:
             if f"{pool}-{engine}" not in links and f"{engine}-{pool}" not in links:
                 links[f"{pool}-{engine}"] = NETWORK
     return {**changes, "links": links}
+
+
+def bought(question: Question, choices: Changes) -> Question:
+    """The question with a planner's choices made: only what serves is bought, and no link joins what stands together."""
+    chosen = question.changed(choices)
+    data = chosen.document().data
+    tiers = {pool["runs_on"].rpartition(".")[0] for pool in data["pools"].values()}
+    changes: dict[str, Any] = {"fleet": {name: tier for name, tier in data["fleet"].items() if name in tiers}}
+    if set(data["fleet"]) != tiers:
+        pools = data["pools"].items()
+        apart = [f"{a}-{b}" for a, one in pools for b, other in pools if _tier(one) != _tier(other)]
+        changes["links"] = {name: way for name, way in data.get("links", {}).items() if name in apart}
+    return chosen.changed(changes)
+
+
+def _tier(pool: Changes) -> str:
+    return str(pool["runs_on"]).rpartition(".")[0]
 
 
 def scaled_lengths(data: Any, length: str, factor: float) -> Changes:

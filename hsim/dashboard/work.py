@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from hsim.comparison import compare
-from hsim.dashboard.limits import admitted
+from hsim.dashboard.limits import admitted, admitted_problem
 from hsim.dashboard.state import Question
 from hsim.description.system import System
 from hsim.drivers.prepared import prepare
 from hsim.metrics.measured import Cohort
 from hsim.metrics.result import Comparison, Study
 from hsim.metrics.study import Material, Worlds, study_of
+from hsim.plan import PlanOptions, Step, plan
 from hsim.runs import Options, is_one_path, path_of, study
 from hsim.runs.closeup import Closeup, close_up
 from hsim.runs.paths import Job, replicate
@@ -35,22 +36,25 @@ class Update:
     closeup: Closeup | None = None
 
 
+Tell = Callable[[Update], None]
+
+
 @dataclass(frozen=True)
 class Preview:
     """Ask for one short path: a rough picture at once, without intervals and verdicts."""
 
     question: Question
 
-    def updates(self) -> Iterator[Update]:
+    def work(self, tell: Tell) -> None:
         """A short cohort of a steady state, as a study; else a path of few tasks from an empty system to an empty one."""
         system = _with_tasks(admitted(self.question), sum(PREVIEW_TASKS))
         workload = system.scenario.workload
         if not is_steady(workload) or workload.arrivals.kind == "closed":
-            yield Update(1, 1, path_of(system))
+            tell(Update(1, 1, path_of(system)))
             return
         accounts = prepare(system).accounts
         path = replicate(Job(system, 0, Cohort(*PREVIEW_TASKS)))
-        yield Update(1, 1, study_of(Material(system, accounts, "steady", (path,), 1, Worlds((), (), ())), None))
+        tell(Update(1, 1, study_of(Material(system, accounts, "steady", (path,), 1, Worlds((), (), ())), None)))
 
 
 @dataclass(frozen=True)
@@ -60,16 +64,16 @@ class Simulate:
     question: Question
     replications: int
 
-    def updates(self) -> Iterator[Update]:
+    def work(self, tell: Tell) -> None:
         """The study after each look. The last is what `hsim simulate` gives."""
         system = admitted(self.question)
         wanted = 1 if is_one_path(system) else self.replications
         with TemporaryDirectory() as kept:
             for look in _looks(wanted):
                 options = Options(look, 1, out=Path(kept))
-                yield Update(look, wanted, study(system, options))
+                tell(Update(look, wanted, study(system, options)))
             closeup = close_up(system, options)
-        yield Update(wanted, wanted, closeup.study, closeup)
+        tell(Update(wanted, wanted, closeup.study, closeup))
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,13 @@ class Compare:
     questions: tuple[Question, ...]
     replications: int
 
-    def updates(self) -> Iterator[Update]:
+    def work(self, tell: Tell) -> None:
         """The comparison after each look. The last is what `hsim compare` gives."""
         systems = [admitted(question) for question in self.questions]
         with TemporaryDirectory() as kept:
             for look in _looks(self.replications):
                 found: Comparison = compare(systems, Options(look, 1, out=Path(kept)))
-                yield Update(look, self.replications, found)
+                tell(Update(look, self.replications, found))
 
 
 @dataclass(frozen=True)
@@ -95,12 +99,12 @@ class Sweep:
     questions: tuple[Question, ...]
     replications: int
 
-    def updates(self) -> Iterator[Update]:
+    def work(self, tell: Tell) -> None:
         """The studies so far, in order."""
         found: list[Study] = []
         for question in self.questions:
             found.append(study(admitted(question), Options(self.replications, 1)))
-            yield Update(len(found), len(self.questions), tuple(found))
+            tell(Update(len(found), len(self.questions), tuple(found)))
 
 
 @dataclass(frozen=True)
@@ -110,15 +114,34 @@ class BreakEven:
     pairs: tuple[tuple[Question, Question], ...]
     replications: int
 
-    def updates(self) -> Iterator[Update]:
+    def work(self, tell: Tell) -> None:
         """The comparisons so far, in order."""
         found: list[Comparison] = []
         for pair in self.pairs:
             found.append(compare([admitted(question) for question in pair], Options(self.replications, 1)))
-            yield Update(len(found), len(self.pairs), tuple(found))
+            tell(Update(len(found), len(self.pairs), tuple(found)))
 
 
-Request = Preview | Simulate | Compare | Sweep | BreakEven
+@dataclass(frozen=True)
+class FindFleet:
+    """Ask for the best fleet of those that the settings of a plan allow."""
+
+    question: Question
+    plan: tuple[str, ...]
+
+    def work(self, tell: Tell) -> None:
+        """Say where the search stands, as it goes on; in the end, the plan."""
+        problem = admitted_problem(self.question, self.plan)
+        have = any(setting.startswith("plan.have") for setting in self.plan)
+
+        def progress(step: Step) -> None:
+            tell(Update(step.looked_at, max(1, step.alive), step))
+
+        found = plan(problem, PlanOptions(processes=1, neighbours=have), progress)
+        tell(Update(1, 1, found))
+
+
+Request = Preview | Simulate | Compare | Sweep | BreakEven | FindFleet
 
 
 def _looks(replications: int) -> Sequence[int]:

@@ -240,6 +240,7 @@ class CorePool(Strict):
     max_batch: PositiveInt = 1
     batch_window_s: NonNegativeFloat = 0.0
     router: str = "least-outstanding"
+    priority: str | None = None
 
 
 class EnginePool(Strict):
@@ -278,6 +279,7 @@ class EnginePool(Strict):
     host_link: str | None = None
     host_kv_bytes: PositiveFloat | None = None
     router: str = "least-outstanding-tokens"
+    priority: str | None = None
 
     @property
     def accelerators(self) -> int:
@@ -370,6 +372,19 @@ class Site(Strict):
     cost: Cost = Cost()
 
 
+class Balance(Strict):
+    """Between pools that serve the same stage, and who is let in.
+
+    `choose` names the pool that a visit goes to. With `steal`, a pool that could begin a visit at once takes one that waits
+    for another. `admission` decides whether a new task is let in, by the wait for the model and the objective for ttft.
+    A pool's own `priority` orders its queue; without it, first come first served.
+    """
+
+    choose: str = "first-free"
+    steal: bool = False
+    admission: str = "everybody"
+
+
 class Payload(Strict):
     """What passes between stages over links: token ids as int32 unless said otherwise.
 
@@ -436,6 +451,7 @@ class Architecture(Strict):
     links: dict[str, str | list[str]] | None = None
     networks: dict[str, str] | None = None
     payload: Payload | None = None
+    balance: Balance | None = None
 
 
 class Scenario(Strict):
@@ -456,6 +472,7 @@ class Scenario(Strict):
     links: dict[str, str | list[str]] = {}
     networks: dict[str, str] = {}
     payload: Payload = Payload()
+    balance: Balance = Balance()
     tools: dict[str, Tool] = {}
     slo: Slos = Slos()
     site: Site = Site()
@@ -482,7 +499,11 @@ def checked(document: Document) -> Scenario:
 
 def read_scenario(name_or_path: str | Path, settings: Sequence[str] = ()) -> Document:
     """A scenario's document with settings applied, the sections of its architecture in place of its own."""
-    document = read_document(scenario_file(str(name_or_path)))
+    return scenario_document(read_document(scenario_file(str(name_or_path))), settings)
+
+
+def scenario_document(document: Document, settings: Sequence[str]) -> Document:
+    """A scenario's document as it was read, with settings applied and its architecture's sections in place."""
     choice = [setting for setting in settings if setting.startswith("architecture=")]
     return with_settings(_with_architecture(with_settings(document, choice)), settings)
 

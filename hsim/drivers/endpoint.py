@@ -81,7 +81,10 @@ class Remote:
         log.pools[pool.name] = replace(
             log.pools[pool.name], what=f"endpoint {self.spec.endpoint.base_url}", devices=(index,)
         )
-        pools = {**pipeline.pools, Stage.GENERATE: Pool[Prompt](pool.name, [device], ROUTERS["round-robin"])}
+        pools = {
+            **pipeline.pools,
+            Stage.GENERATE: Pool[Prompt](pool.name, [device], ROUTERS["round-robin"], pool.number),
+        }
         return replace(pipeline, pools=pools, prefix_caching=False)
 
 
@@ -134,6 +137,14 @@ class _Served:
         self._free: list[Line] = []
         self._clock_s = time.monotonic() - env.now  # the endpoint's instants are those of time.monotonic()
 
+    def withdraw(self, stage: Stage) -> Prompt | None:
+        """See Server: what an endpoint was sent cannot be taken back."""
+        return None
+
+    def waited_s(self) -> float:
+        """See Server: how long its queue is, an endpoint does not tell."""
+        return 0.0
+
     def view(self, visit: VisitView) -> DeviceView:
         """What a router may see."""
         return DeviceView(len(self._lines), 0, 0, len(self._lines), max(1, len(self._lines)))
@@ -177,3 +188,5 @@ def check_remote(prepared: Prepared) -> None:
         raise DescriptionError(
             where(("stages", "prefill")), "an endpoint shows one pool, whatever stands behind it", "leave it out"
         )
+    if len(stages.pools("generate")) > 1:
+        raise DescriptionError(where(("stages", "generate")), "an endpoint is one pool", "name one")

@@ -41,6 +41,8 @@ def gap_spec(system: System, name: str, spec: ReplicaSpec) -> GapSpec | None:
         raise DescriptionError(at, f"{pool.tool_gaps} keeps a context to be found again", "set prefix_caching to true")
     if system.scenario.stages.prefill:
         raise DescriptionError(at, "contexts are prefilled elsewhere at every round", "leave it out, or stages.prefill")
+    if len(system.scenario.stages.pools("generate")) > 1:
+        raise DescriptionError(at, "several pools generate, and a context is kept by one", "leave it out")
     idle = spec.costs.segment(StepShape(0, 0, 1, 1, 1, 1)).joules + spec.idle_w
     if pool.tool_gaps == "least-joules" and math.isnan(idle):
         raise DescriptionError(at, "least-joules needs watts that are unknown", "see --explain, or use least-waste")

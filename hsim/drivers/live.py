@@ -340,8 +340,8 @@ class Stand:
         self, prepared: Sequence[Prepared], device: str, allow_code: bool = False, endpoint: RemoteSpec | None = None
     ) -> None:
         for one in prepared:
-            check_remote(one) if endpoint else _check_decoders(one)
             _check_live(one, allow_code)
+            check_remote(one) if endpoint else _check_decoders(one)
         self.prepared, self.device, self.crew, self.endpoint = prepared, device, Crew(), endpoint
         self.notes: tuple[str, ...] = ()
         self.remote: Remote | None = None
@@ -402,6 +402,11 @@ def _check_live(prepared: Prepared, allow_code: bool) -> None:
         raise DescriptionError(
             where(("fleet", name, "sleep_after_s")), "a live run cannot switch servers off", "leave it out"
         )
+    for name in system.scenario.stages.pools("understand"):
+        if name in prepared.replicas:
+            raise DescriptionError(
+                where(("stages", "understand")), "live runs understand on cores", "name a pool of cores"
+            )
     for name, pool in system.core_pools().items():
         if pool.max_batch > 1:
             at = where(("pools", name, "max_batch"))
@@ -432,11 +437,6 @@ def _check_decoders(prepared: Prepared) -> None:
         if spec.pool.tensor_parallel > 1:
             at = where(("pools", name, "tensor_parallel"))
             raise DescriptionError(at, "hsim's own decoder runs on one device", "use tensor_parallel 1")
-    for name in prepared.system.scenario.stages.pools("understand"):
-        if name in prepared.replicas:
-            raise DescriptionError(
-                where(("stages", "understand")), "live runs understand on cores", "name a pool of cores"
-            )
 
 
 def _codes(prepared: Prepared) -> dict[str, OperationCode]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
+from typing import TypeVar
 
 from hsim.costs.clocks import ClockedCosts
 from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, check_runs, working_precision
@@ -24,10 +25,29 @@ from hsim.engine.link import LinkSpec
 from hsim.engine.power import Sleep
 from hsim.engine.replica import ReplicaSpec
 from hsim.errors import DescriptionError
+from hsim.log import Stage
 from hsim.metrics.accounts import Accounts, accounts_of
+from hsim.policies.balance import ADMISSIONS, CHOOSERS, PRIORITIES, Admission, Chooser, Priority
 from hsim.policies.batching import Batcher, decode_first, whole_prompts
 from hsim.policies.routing import ROUTERS, Router
-from hsim.workload.tasks import Drawn, check_tasks_fit, check_understanding_fits, draw_tasks
+from hsim.workload.tasks import Drawn, check_tasks_fit, check_understanding_fits, draw_tasks, expected_rounds_left
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class BalanceSpec:
+    """What is balanced, where anything is.
+
+    `operations` are the costs on the cores of each stage's pools: of understanding by class, of tools by name.
+    """
+
+    chooser: Chooser
+    priorities: dict[str, Priority]
+    admission: Admission
+    objective_s: float
+    operations: dict[tuple[Stage, str], dict[str, OperationCost]]
+    rounds_left: dict[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,7 @@ class Prepared:
     tools: dict[str, OperationCost]
     kv_bytes_per_token: float
     wire: Wire
+    balance: BalanceSpec | None
     request_latency_s: dict[str, float]
     expected_gap_s: dict[str, float]
     accounts: Accounts
@@ -85,6 +106,7 @@ def prepare(system: System) -> Prepared:
         tools=tools,
         kv_bytes_per_token=_kv_bytes_per_token(system),
         wire=wire_of(system),
+        balance=_balance(system),
         request_latency_s={name: _request_latency_s(system, name) for name in replicas},
         expected_gap_s=expected_gaps(system, tools) if gaps else {},
         accounts=accounts_of(system),
@@ -286,19 +308,63 @@ def _router(system: System, name: str) -> Router:
     return ROUTERS[router]
 
 
+def _balance(system: System) -> BalanceSpec | None:
+    """Balance between pools and in queues, None where there is none. Raises DescriptionError for names that are not there."""
+    scenario, where = system.scenario, system.document.where
+    balance, stages = scenario.balance, scenario.stages
+    chooser = _named(CHOOSERS, balance.choose, "chooser", where(("balance", "choose")))
+    admission = _named(ADMISSIONS, balance.admission, "admission", where(("balance", "admission")))
+    priorities = {
+        name: _named(PRIORITIES, pool.priority, "priority", where(("pools", name, "priority")))
+        for name, pool in scenario.pools.items()
+        if pool.priority is not None
+    }
+    if balance.admission != "everybody" and scenario.slo.ttft is None:
+        raise DescriptionError(where(("balance", "admission")), "needs an objective", "set slo.ttft")
+    several = [stage for stage in ("understand", "tool") if len(stages.pools(stage)) > 1]
+    if balance.steal and not several:
+        raise DescriptionError(where(("balance", "steal")), "no stage has several pools", "list two under stages")
+    if not several and not priorities and balance.admission == "everybody":
+        return None
+    cores = system.core_pools()
+    operations = {
+        (Stage[stage.upper()], pool): costs_on(system, pool)
+        for stage, costs_on in (("understand", _understanding_on), ("tool", _tools_on))
+        for pool in stages.pools(stage)
+        if pool in cores
+    }
+    objective_s = scenario.slo.ttft.max_s if scenario.slo.ttft else inf
+    rounds_left = {name: expected_rounds_left(kind) for name, kind in scenario.workload.classes.items()}
+    return BalanceSpec(chooser, priorities, admission, objective_s, operations, rounds_left)
+
+
+def _named(known: dict[str, P], name: str, what: str, where: str) -> P:
+    if name not in known:
+        raise DescriptionError(where, f"there is no {what} {name!r}", did_you_mean(name, list(known)))
+    return known[name]
+
+
 def _understanding(system: System) -> dict[str, OperationCost]:
     cores = [pool for pool in system.scenario.stages.pools("understand") if pool in system.core_pools()]
+    return _understanding_on(system, cores[0]) if cores else {}
+
+
+def _understanding_on(system: System, pool: str) -> dict[str, OperationCost]:
+    """What understanding costs on a pool's cores, by class."""
     return {
-        name: operation_cost(system.tier_of(cores[0]).cpu, kind.understand.op, system.figures)
+        name: operation_cost(system.tier_of(pool).cpu, kind.understand.op, system.figures)
         for name, kind in system.scenario.workload.classes.items()
-        if cores and kind.understand and kind.understand.op
+        if kind.understand and kind.understand.op
     }
 
 
 def _tool_costs(system: System) -> dict[str, OperationCost]:
     pools = system.scenario.stages.pools("tool")
+    return _tools_on(system, pools[0]) if pools else {}
+
+
+def _tools_on(system: System, pool: str) -> dict[str, OperationCost]:
+    """What tools cost on a pool's cores, by name."""
     used = {tool for kind in system.scenario.workload.classes.values() for tool in kind.tools}
-    if not pools:
-        return {}
-    cpu = system.tier_of(pools[0]).cpu
+    cpu = system.tier_of(pool).cpu
     return {name: operation_cost(cpu, system.tools[name].operation, system.figures) for name in sorted(used)}

@@ -9,10 +9,11 @@ from typing import Any
 
 from hsim.costs.cpu import OperationCost
 from hsim.drivers.prepared import Prepared
+from hsim.engine.balance import Alternatives
 from hsim.engine.cores import Cores, Host
 from hsim.engine.environment import EngineEnvironment
 from hsim.engine.executor import Executor, ModelledTime
-from hsim.engine.life import OperationTime, Pipeline, Reader, Send, arrive_in_time, run_tasks
+from hsim.engine.life import Balancing, OperationTime, Pipeline, Reader, Send, arrive_in_time, run_tasks
 from hsim.engine.link import Link, Message, Network, Window
 from hsim.engine.pool import Pool
 from hsim.engine.power import Sleeper
@@ -80,11 +81,29 @@ def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Execut
         bytes_per_token=wire.n_bytes.per_token,
         kv_bytes_per_token=prepared.kv_bytes_per_token,
         codec=None if wire.is_free else wire,
+        balance=_balancing(env, prepared, pools),
         prefix_caching=any(spec.pool.prefix_caching for spec in prepared.replicas.values()),
         readers={name: _readers(prepared, name) for name in serving[Stage.UNDERSTAND] if name in prepared.replicas},
         request_latency_s={} if executor.real else prepared.request_latency_s,
         expected_gap_s=prepared.expected_gap_s,
     )
+
+
+def _balancing(env: EngineEnvironment, prepared: Prepared, pools: dict[str, Pool[Any]]) -> Balancing | None:
+    """Balance between a prepared system's pools, if there is any; their queues' priorities are set."""
+    if (spec := prepared.balance) is None:
+        return None
+    scenario = prepared.system.scenario
+    for name, priority in spec.priorities.items():
+        pools[name].priority = priority
+    alternatives = {}
+    for stage in (Stage.UNDERSTAND, Stage.TOOL):
+        names = scenario.stages.pools(stage.name.lower())
+        if len(names) > 1:
+            among = [pools[name] for name in names]
+            alternatives[stage] = Alternatives(env, stage, among, spec.chooser, scenario.balance.steal)
+    operations = {pool: {name: _timed(cost) for name, cost in costs.items()} for pool, costs in spec.operations.items()}
+    return Balancing(alternatives, operations, spec.rounds_left, spec.admission, spec.objective_s)
 
 
 def _readers(prepared: Prepared, pool: str) -> dict[str, Reader]:

@@ -14,8 +14,8 @@ from hsim.costs.cpu import HostPower
 from hsim.engine.environment import TASK_GOES_ON, WORK_ENDS, EngineEnvironment
 from hsim.engine.executor import Done, Executor
 from hsim.engine.power import Sleeper
-from hsim.engine.visits import Job
-from hsim.log import Log, Outcome
+from hsim.engine.visits import Job, enqueue
+from hsim.log import Log, Outcome, Stage
 from hsim.policies.views import DeviceView, VisitView
 
 
@@ -129,7 +129,7 @@ class Cores:
     def submit(self, job: Job) -> None:
         """Queue a job; its `done` happens when it has been served."""
         job.device = self.index
-        self.waiting.append(job)
+        enqueue(self.waiting, job)
         self._dispatch()
 
     def give_up(self, job: Job) -> None:
@@ -140,6 +140,18 @@ class Cores:
             job.started_s = job.served_s = self.env.now
             self.env.trigger_at(job.done, self.env.now, TASK_GOES_ON + job.task)
             self._rest()
+
+    def withdraw(self, stage: Stage) -> Job | None:
+        """See Server."""
+        job = next((job for job in self.waiting if job.stage is stage), None)
+        if job is not None:
+            self.waiting.remove(job)
+            self._rest()
+        return job
+
+    def waited_s(self) -> float:
+        """See Server."""
+        return self.env.now - self.waiting[0].queued_s if self.waiting else 0.0
 
     def _rest(self) -> None:
         if self.sleeper and self.at_rest():

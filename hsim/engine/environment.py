@@ -9,14 +9,15 @@ from typing import Any
 import simpy
 from simpy.events import Event
 
-# The order of events at one instant: work that ends, tasks that go on, tasks that arrive, idle devices that start, and
-# those that have had nothing to do for long enough.
+# The order of events at one instant: work that ends, tasks that go on, tasks that arrive, idle devices that start,
+# work that one pool takes from another, and devices that have had nothing to do for long enough.
 # Within each, task ids decide. It is the same whatever order the events were scheduled in, so that coalesced and
 # step-by-step runs cannot differ by it.
 WORK_ENDS = 0
 TASK_GOES_ON = 1
 TASK_ARRIVES = 1 << 40
 DEVICE_STARTS = 1 << 41
+WORK_MOVES = DEVICE_STARTS + 1
 DEVICE_SLEEPS = 1 << 42
 
 

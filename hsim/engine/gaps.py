@@ -48,9 +48,7 @@ class Gaps:
 
     def __init__(self, env: EngineEnvironment, log: Log, spec: GapSpec, kv: KvCache, owner: Owner) -> None:
         self.env, self.log, self.spec, self.kv, self._owner = env, log, spec, kv, owner
-        self._moving: dict[
-            Hashable, int
-        ] = {}  # to host memory, by number of move; the blocks are held until it is done
+        self._moving: dict[Hashable, int] = {}  # by number of move; the blocks are held until it is done
         self._moves = count()
         self._in_host: dict[Hashable, int] = {}  # tokens, moving ones included
         self._host_used_bytes = 0.0

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from simpy.events import Event
 
 from hsim.costs.wire import Wire
+from hsim.engine.balance import NOBODY, Alternatives
 from hsim.engine.environment import TASK_ARRIVES, TASK_GOES_ON, EngineEnvironment, Living
 from hsim.engine.pool import Pool
 from hsim.engine.replica import Replica
 from hsim.engine.visits import Job, Prompt
 from hsim.log import Log, Outcome, Stage
+from hsim.policies.balance import Admission, everybody
 from hsim.workload.tasks import Round, Task
 
 Send = Callable[[int, float], Event]
@@ -41,6 +43,24 @@ class Reader:
 
 
 @dataclass(frozen=True)
+class Balancing:
+    """What is balanced: stages with several pools, the costs of operations on each of those, the rounds that a task of
+    each class is expected to need from each on, and who is let in (with the objective that decides).
+    """
+
+    alternatives: Mapping[Stage, Alternatives]
+    operations: Mapping[tuple[Stage, str], Mapping[str, OperationTime]]
+    rounds_left: Mapping[str, Sequence[float]]
+    admission: Admission = everybody
+    objective_s: float = math.inf
+
+    def left(self, task: Task, number: int) -> float:
+        """Rounds that a task is expected to need from one on."""
+        expected = self.rounds_left.get(task.class_name, (1.0,))
+        return expected[min(number, len(expected) - 1)]
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """Where each stage is served, what its operations cost, and what joins the places.
 
@@ -61,6 +81,7 @@ class Pipeline:
     kv_bytes_per_token: float
     prefix_caching: bool
     codec: Wire | None = None
+    balance: Balancing | None = None
     readers: Mapping[str, Mapping[str, Reader]] = field(default_factory=dict)
     request_latency_s: Mapping[str, float] = field(default_factory=dict)
     expected_gap_s: Mapping[str, float] = field(default_factory=dict)
@@ -105,15 +126,17 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
     """A task's life: for each visit, move there, queue and be served, perhaps wait for something outside."""
     place, outcome, arrival_s = "", Outcome.SERVED, env.now
     deadline_s = arrival_s + task.timeout_s
+    balance = pipeline.balance
+    if balance and not balance.admission(pipeline.pools[_prompted(pipeline)].waited_s(), balance.objective_s):
+        log.tasks.append((task.id, arrival_s, arrival_s, Outcome.SHED))
+        return
     for visit in visits_of(env, pipeline, task):
-        pool = pipeline.pools[visit.stage]
+        pool = visit.asked or pipeline.pools[visit.stage]
         visit.ready_s = env.now
+        if balance:
+            visit.started, visit.rounds_left = visit.round > 0, balance.left(task, visit.round)
         if send := pipeline.links.get((place, pool.name)):
-            if visit.pack_s:
-                yield env.at(env.now + visit.pack_s, task.id)
-            yield send(task.id, visit.payload_bytes)
-            if visit.unpack_s:
-                yield env.at(env.now + visit.unpack_s, task.id)
+            yield from _sent(env, visit, send)
         if isinstance(visit, Prompt) and visit.source is not None:
             _let_go(pipeline, visit.source)
         elif latency_s := pipeline.request_latency_s.get(pool.name):
@@ -121,7 +144,11 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
         if visit.home >= 0 and (coming := _brought_back(pool, visit)):
             yield coming
         visit.queued_s = env.now
-        if env.now < deadline_s:
+        if visit.asked and balance:
+            visit, pool = yield from _served_by_any(env, pipeline, visit, deadline_s)  # noqa: PLW2901  # remade
+            visit.ended_s, place, outcome = env.now, pool.name, visit.outcome
+            log.visits.append(visit.row())
+        elif env.now < deadline_s:
             served = pool.submit(visit)
             if deadline_s < math.inf:
                 env.call_at(deadline_s, TASK_GOES_ON + task.id, partial(_give_up, visit, pool))
@@ -134,8 +161,7 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
         if outcome or env.now >= deadline_s:
             outcome = outcome or Outcome.TIMED_OUT
             break
-    if outcome and pipeline.expected_gap_s:
-        _abandon(pipeline, task)
+    _abandon(pipeline, task, outcome)
     log.tasks.append((task.id, arrival_s, env.now, outcome))
 
 
@@ -147,11 +173,53 @@ def _brought_back(pool: Pool[Any], prompt: Job | Prompt) -> Event | None:
     return replica.bring_back(prompt)
 
 
-def _abandon(pipeline: Pipeline, task: Task) -> None:
-    """A task has ended before its last round: nobody will come for its context."""
-    for replica in pipeline.pools[Stage.GENERATE].devices:
+def _abandon(pipeline: Pipeline, task: Task, outcome: Outcome) -> None:
+    """Where a task has ended before its last round, nobody will come for its context."""
+    for replica in pipeline.pools[Stage.GENERATE].devices if outcome and pipeline.expected_gap_s else ():
         assert isinstance(replica, Replica)
         replica.abandon(("task", task.id))
+
+
+def _sent(env: EngineEnvironment, visit: Job | Prompt, send: Send) -> Generator[Event, None, None]:
+    """What a visit needs is written, moved and read."""
+    if visit.pack_s:
+        yield env.at(env.now + visit.pack_s, visit.task)
+    yield send(visit.task, visit.payload_bytes)
+    if visit.unpack_s:
+        yield env.at(env.now + visit.unpack_s, visit.task)
+
+
+def _served_by_any(
+    env: EngineEnvironment, pipeline: Pipeline, visit: Job | Prompt, deadline_s: float
+) -> Generator[Event, None, tuple[Job | Prompt, Pool[Any]]]:
+    """Be served by one of several pools: by whichever takes the visit, made anew for it and moved there."""
+    assert pipeline.balance
+    among, queued_s, ready_s = pipeline.balance.alternatives[visit.stage], visit.queued_s, visit.ready_s
+    while True:
+        pool = visit.asked
+        among.arrived(pool)
+        if env.now >= deadline_s:
+            visit.outcome = Outcome.TIMED_OUT
+            visit.pool, visit.device = pool.number, pool.devices[0].index
+            visit.started_s = visit.served_s = env.now
+            return visit, pool
+        served = pool.submit(visit)
+        if deadline_s < math.inf:
+            env.call_at(deadline_s, TASK_GOES_ON + visit.task, partial(_give_up, visit, pool))
+        yield served
+        among.changed()
+        if visit.asked is pool:
+            if isinstance(visit, Job) and visit.outside_wait_s and not visit.outcome:
+                yield env.at(env.now + visit.outside_wait_s, visit.task)
+            return visit, pool
+        thief, remake = visit.asked, visit.remake
+        assert remake
+        moved: Any = remake(thief)
+        moved.ready_s, moved.queued_s, moved.asked = ready_s, queued_s, thief
+        moved.started, moved.rounds_left = visit.started, visit.rounds_left
+        if send := pipeline.links.get((pool.name, thief.name)):
+            yield send(visit.task, _payload(pipeline, visit.input_tokens))
+        visit = moved
 
 
 def _give_up(visit: Job | Prompt, pool: Pool[Any], event: Event) -> None:
@@ -170,20 +238,14 @@ def visits_of(env: EngineEnvironment, pipeline: Pipeline, task: Task) -> Iterato
     """The visits that a task makes, in order, each made when it is its turn."""
     carried_tokens, last = task.understand_tokens, None
     if task.understand_tokens:
-        visit = _understanding(env, pipeline, task, pipeline.pools[Stage.UNDERSTAND])
+        visit = _shared(pipeline, Stage.UNDERSTAND, partial(_understanding, env, pipeline, task))
         if pipeline.codec and isinstance(visit, Job) and task.rounds:
             following = Stage.TOOL if task.rounds[0].call else _prompted(pipeline)
             visit.seconds += _encode_s(pipeline, Stage.UNDERSTAND, following, task.understand_tokens)
         yield visit
     for number, this in enumerate(task.rounds):
         if this.call:
-            job = Job(task.id, number, Stage.TOOL, carried_tokens, Event(env))
-            _cost(job, pipeline.tools[this.call.tool], pipeline.tool_units[this.call.tool])
-            job.outside_wait_s = this.call.outside_wait_s
-            job.payload_bytes = _payload(pipeline, carried_tokens)
-            if pipeline.codec:
-                _coded(pipeline, job, carried_tokens, this.input_tokens)
-            yield job
+            yield _shared(pipeline, Stage.TOOL, partial(_tool, env, pipeline, (task.id, number, this), carried_tokens))
         for prompt in _prompts(env, pipeline, task, number, this):
             if pipeline.expected_gap_s:
                 _mind_gaps(pipeline, task, prompt, last)
@@ -206,7 +268,8 @@ def _understanding(env: EngineEnvironment, pipeline: Pipeline, task: Task, pool:
     tokens, readers = task.understand_tokens, pipeline.readers.get(pool.name)
     if readers is None:
         job = Job(task.id, 0, Stage.UNDERSTAND, tokens, Event(env))
-        _cost(job, pipeline.understand[task.class_name], tokens)
+        times = _operations(pipeline, Stage.UNDERSTAND, pool) or pipeline.understand
+        _cost(job, times[task.class_name], tokens)
         return job
     reader = readers[task.class_name]
     prompt = Prompt(task.id, 0, Stage.UNDERSTAND, tokens + reader.instruction_tokens, Event(env))
@@ -216,6 +279,41 @@ def _understanding(env: EngineEnvironment, pipeline: Pipeline, task: Task, pool:
         if reader.instruction_tokens and pipeline.prefix_caching:
             prompt.prefix = ((("instruction", task.class_name), reader.instruction_tokens),)
     return prompt
+
+
+def _tool(
+    env: EngineEnvironment, pipeline: Pipeline, turn: tuple[int, int, Round], got_tokens: int, pool: Pool[Any]
+) -> Job:
+    """The visit in which a pool carries out the tool call of a task's round: (task, its number, the round)."""
+    task, number, this = turn
+    assert this.call
+    job = Job(task, number, Stage.TOOL, got_tokens, Event(env))
+    times = _operations(pipeline, Stage.TOOL, pool) or pipeline.tools
+    _cost(job, times[this.call.tool], pipeline.tool_units[this.call.tool])
+    job.outside_wait_s = this.call.outside_wait_s
+    job.payload_bytes = _payload(pipeline, got_tokens)
+    if pipeline.codec:
+        _coded(pipeline, job, got_tokens, this.input_tokens)
+    return job
+
+
+def _operations(pipeline: Pipeline, stage: Stage, pool: Pool[Any]) -> Mapping[str, OperationTime] | None:
+    """What a stage's operations cost on a pool's cores, where it may have several pools."""
+    return pipeline.balance.operations.get((stage, pool.name)) if pipeline.balance else None
+
+
+V = TypeVar("V", Job, Job | Prompt)
+
+
+def _shared(pipeline: Pipeline, stage: Stage, make: Callable[[Pool[Any]], V]) -> V:
+    """A visit made for the pool that serves it; where there are several, for the one that is chosen now."""
+    among = pipeline.balance.alternatives.get(stage) if pipeline.balance else None
+    if among is None:
+        return make(pipeline.pools[stage])
+    pool = among.choose(NOBODY)
+    visit = make(pool)
+    visit.asked, visit.remake = pool, make
+    return visit
 
 
 def _cost(job: Job, time: OperationTime, units: float) -> None:

@@ -8,6 +8,8 @@ from typing import Generic, Protocol, TypeVar
 from simpy.events import Event
 
 from hsim.engine.visits import Visit
+from hsim.log import Stage
+from hsim.policies.balance import Priority
 from hsim.policies.routing import Router
 from hsim.policies.views import DeviceView, PoolView, VisitView
 
@@ -32,12 +34,21 @@ class Server(Protocol[V_contra]):
         """The visit's client is gone."""
         ...
 
+    def withdraw(self, stage: Stage) -> Visit | None:
+        """Take back the first visit of a stage that waits and has not been served; None where there is none."""
+        ...
+
+    def waited_s(self) -> float:
+        """How long the head of the queue has waited; 0 where nobody does."""
+        ...
+
 
 class Pool(Generic[V]):
     """Sends each visit to the device that its router chooses."""
 
     def __init__(self, name: str, devices: Sequence[Server[V]], router: Router, number: int = 0) -> None:
         self.name, self.devices, self._router, self.number = name, devices, router, number
+        self.priority: Priority | None = None
         self._by_index = {device.index: device for device in devices}
         self._routed = 0
 
@@ -54,8 +65,14 @@ class Pool(Generic[V]):
             device = self.devices[self._router(seen, PoolView([d.view(seen) for d in self.devices], self._routed))]
         self._routed += 1
         visit.pool = self.number
+        if self.priority:
+            visit.rank = self.priority(visit.view())
         device.submit(visit)
         return visit.done
+
+    def waited_s(self) -> float:
+        """How long the head of the shortest-waiting device's queue has waited."""
+        return min(device.waited_s() for device in self.devices)
 
     def device_of(self, visit: V) -> Server[V]:
         """The device that has a visit."""

@@ -21,9 +21,9 @@ from hsim.engine.gaps import Gaps, GapSpec
 from hsim.engine.kv import KvCache
 from hsim.engine.power import Sleep, Sleeper
 from hsim.engine.shares import Run, Shares
-from hsim.engine.visits import Prompt
+from hsim.engine.visits import Prompt, enqueue
 from hsim.engine.windows import WindowSums
-from hsim.log import Log, Outcome
+from hsim.log import Log, Outcome, Stage
 from hsim.policies.batching import Batcher, BatchPlan
 from hsim.policies.views import BatchView, DeviceView, VisitView
 
@@ -121,8 +121,8 @@ class Replica:
             self.env.trigger_at(prompt.done, self.env.now, TASK_GOES_ON + prompt.task)
             return
         self._outstanding_tokens += prompt.prefill_tokens + prompt.max_output_tokens - prompt.generated_tokens
-        self.waiting.append(prompt)
-        self._attend(joined=len(self.waiting) == 1)
+        enqueue(self.waiting, prompt)
+        self._attend(joined=self.waiting[0] is prompt)
 
     def give_up(self, prompt: Prompt) -> None:
         """The client is gone: a waiting prompt leaves at once, a running one at the next boundary."""
@@ -136,6 +136,20 @@ class Replica:
         self._finish(prompt)
         self._attend(joined=bool(self.waiting))  # whoever was behind it may fit
         self._rest()
+
+    def withdraw(self, stage: Stage) -> Prompt | None:
+        """See Server."""
+        prompt = next((p for p in self.waiting if p.stage is stage and isnan(p.started_s)), None)
+        if prompt is not None:
+            self.waiting.remove(prompt)
+            self._outstanding_tokens -= prompt.prefill_tokens + prompt.max_output_tokens - prompt.generated_tokens
+            self._attend(joined=bool(self.waiting))
+            self._rest()
+        return prompt
+
+    def waited_s(self) -> float:
+        """See Server."""
+        return self.env.now - self.waiting[0].queued_s if self.waiting else 0.0
 
     def fail(self) -> None:
         """The step under way has failed, and the cache may be lost: all who run leave at its end, unserved."""
@@ -529,6 +543,7 @@ class Replica:
         prompt.prefill_tokens = prompt.prompt_left = prompt.input_tokens + prompt.generated_tokens
         prompt.brought_tokens = 0
         self._outstanding_tokens += prompt.prefill_tokens
+        prompt.rank = -inf  # nobody goes before it
         self.waiting.appendleft(prompt)
         self.preempted += 1
         self.log.preemptions.append((self.index, self.env.now, prompt.task, computed))

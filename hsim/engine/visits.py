@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 from simpy.events import Event
 
@@ -18,6 +20,7 @@ class Visit:
     """
 
     __slots__ = (
+        "asked",
         "device",
         "done",
         "dynamic_j",
@@ -35,10 +38,14 @@ class Visit:
         "payload_bytes",
         "pool",
         "queued_s",
+        "rank",
         "ready_s",
+        "remake",
         "round",
+        "rounds_left",
         "served_s",
         "stage",
+        "started",
         "started_s",
         "task",
         "unpack_s",
@@ -48,6 +55,9 @@ class Visit:
         self.task, self.round, self.stage, self.input_tokens, self.done = task, number, stage, input_tokens, done
         self.output_tokens = self.max_output_tokens = 0
         self.pool = self.device = self.home = -1  # home: the device that keeps its context
+        self.asked: Any = None  # of several pools that could serve it, the one that does
+        self.remake: Callable[[Any], Visit] | None = None  # makes it anew for another of those
+        self.started, self.rounds_left, self.rank = False, 0.0, 0.0
         self.outcome = Outcome.SERVED
         self.payload_bytes = self.pack_s = self.unpack_s = 0.0
         self.ready_s = self.queued_s = self.started_s = self.served_s = self.ended_s = math.nan
@@ -56,7 +66,8 @@ class Visit:
 
     def view(self) -> VisitView:
         """What a policy may see of it."""
-        return VisitView(self.task, self.round, self.input_tokens, self.max_output_tokens)
+        left = self.rounds_left
+        return VisitView(self.task, self.round, self.input_tokens, self.max_output_tokens, (), self.started, left)
 
     def row(self) -> tuple[float, ...]:
         """Its row of Log.visits."""
@@ -135,10 +146,22 @@ class Prompt(Visit):
 
     def view(self) -> VisitView:
         """What a policy may see of it."""
-        return VisitView(self.task, self.round, self.input_tokens, self.max_output_tokens, self.prefix)
+        tokens, left = (self.input_tokens, self.max_output_tokens), self.rounds_left
+        return VisitView(self.task, self.round, *tokens, self.prefix, self.started, left)
 
     def delivered_tokens(self) -> int:
         """Output tokens that reached the user; recomputed ones count once, and what understanding wrote does not."""
         if self.stage is Stage.UNDERSTAND:
             return 0
         return self.generated_tokens if self.source is None else self.generated_tokens - 1
+
+
+V = TypeVar("V", bound=Visit)
+
+
+def enqueue(waiting: deque[V], visit: V) -> None:
+    """Put a visit behind all whose rank is no larger: without priorities at the end."""
+    if not waiting or waiting[-1].rank <= visit.rank:
+        waiting.append(visit)
+    else:
+        waiting.insert(next(i for i, other in enumerate(waiting) if other.rank > visit.rank), visit)

@@ -23,6 +23,7 @@ Event = dict[str, Any]
 # The format counts in microseconds. Eighths of one are exact in doubles and as text, so that what touches never overlaps.
 TICKS_PER_US = 8
 SYSTEM, LINKS, FIRST_SERVER = 1, 2, 10  # processes
+FIRST_TRACK = 100_000  # above any process: a viewer takes a track with its process's number for the main one
 PHASES = (
     ("transfer", "ready_s", "queued_s"),
     ("wait", "queued_s", "started_s"),
@@ -51,7 +52,7 @@ def chrome_trace(log: Log, timelines: Timelines, about: dict[str, Any]) -> dict[
 
 @dataclass
 class _Tracks:
-    """Names of tracks by process; a track's number is its place."""
+    """Names of tracks by process; a track's number is its place, from FIRST_TRACK on."""
 
     names: dict[int, list[str]] = field(default_factory=dict)
 
@@ -59,7 +60,7 @@ class _Tracks:
         """Add tracks; returns the number of the first."""
         tracks = self.names.setdefault(process, [])
         tracks.extend(names)
-        return len(tracks) - len(names) + 1
+        return FIRST_TRACK + len(tracks) - len(names)
 
 
 def _names(log: Log, tracks: _Tracks) -> Iterator[Event]:
@@ -68,7 +69,7 @@ def _names(log: Log, tracks: _Tracks) -> Iterator[Event]:
     for process, name in processes.items():
         yield {"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": {"name": name}}
         yield {"ph": "M", "name": "process_sort_index", "pid": process, "tid": 0, "args": {"sort_index": process}}
-        for track, own in enumerate(tracks.names.get(process, ()), 1):
+        for track, own in enumerate(tracks.names.get(process, ()), FIRST_TRACK):
             yield {"ph": "M", "name": "thread_name", "pid": process, "tid": track, "args": {"name": own}}
             yield {"ph": "M", "name": "thread_sort_index", "pid": process, "tid": track, "args": {"sort_index": track}}
 

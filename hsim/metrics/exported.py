@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hsim.log import Log, Outcome, Stage
+from hsim.log import Log, Outcome, Power, Stage
 from hsim.workload.tasks import Task
 
 Column = NDArray[Any] | list[str]
@@ -22,6 +22,7 @@ WHAT = {
     "transfers": "one row a transfer over a link",
     "cores": "from each time on, so many cores of a server are busy",
     "preemptions": "sequences put back into the queue for want of KV cache, and the tokens to be computed again",
+    "states": "from each time on, a server (device empty) or an engine on it is in a power state; before, on and loaded",
     "devices": "accelerator groups and the CPU packages of servers, with what they draw when idle",
 }
 NAMED = {"seconds": "first_step_s", "seconds_growth": "growth_s", "joules": "first_step_j", "joules_growth": "growth_j"}
@@ -47,6 +48,7 @@ def frames_of(log: Log, tasks: Sequence[Task]) -> dict[str, Frame]:
         "cores": {"server": _named(hosts, tables["cores"]["host"]), "time_s": tables["cores"]["time_s"],
                   "busy_cores": tables["cores"]["busy"]},
         "preemptions": {"device": _named(chips, tables["preemptions"]["device"])} | _without(tables["preemptions"], "device"),
+        "states": _states(tables["states"], chips, hosts),
         "devices": _devices(log),
     }  # fmt: skip
     return {
@@ -122,6 +124,15 @@ def _transfers(log: Log, transfers: Any) -> Frame:
         "end_s": transfers["end_s"],
         "payload_bytes": transfers["bytes"],
         "dynamic_j": transfers["joules"],
+    }
+
+
+def _states(states: Any, chips: NDArray[Any], hosts: NDArray[Any]) -> Frame:
+    return {
+        "server": _named(hosts, states["host"]),
+        "device": _named(np.append(chips, ""), states["device"]),  # -1, the last, is the server itself
+        "time_s": states["time_s"],
+        "state": _named(np.array([state.name.lower() for state in Power]), states["state"]),
     }
 
 

@@ -45,9 +45,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class PoolLoad:
-    """Busy seconds of a pool's devices or cores in a window; of engines also seconds times decodes, and KV tokens."""
+    """Busy seconds of a pool's devices or cores in a window; of engines also seconds times decodes, and KV tokens.
+
+    `busiest_s` are those of its busiest device, a replica or a server's cores.
+    """
 
     busy_s: float
+    busiest_s: float = 0.0
     decode_s: float = 0.0
     kv_token_s: float = 0.0
 
@@ -281,7 +285,15 @@ def _pool_loads(log: Log, tables: dict[str, Any], window: Window) -> dict[str, P
             mine = np.isin(steps["device"], pool.devices)
             mine_s = steps_s[mine]
             decode_s, kv_s = (steps["decodes"][mine] * mine_s).sum(), (kv_tokens[mine] * mine_s).sum()
-            loads[name] = PoolLoad(float(mine_s.sum()), float(decode_s), float(kv_s))
+            busy_s = _by_device(mine_s, steps["device"][mine], pool)
+            loads[name] = PoolLoad(float(mine_s.sum()), busy_s.max(), float(decode_s), float(kv_s))
         else:
-            loads[name] = PoolLoad(float(visits_s[visits["pool"] == number].sum()))
+            mine = visits["pool"] == number
+            busy_s = _by_device(visits_s[mine], visits["device"][mine], pool)
+            loads[name] = PoolLoad(float(visits_s[mine].sum()), busy_s.max())
     return loads
+
+
+def _by_device(seconds: Floats, device: Floats, pool: PoolRecord) -> Floats:
+    """Busy seconds of each device of a pool. Shape (devices,)."""
+    return np.array([seconds[device == index].sum() for index in pool.devices])

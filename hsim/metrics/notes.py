@@ -14,6 +14,7 @@ from hsim.units import readable_seconds
 from hsim.workload.tasks import Drawn
 
 FULL = 0.95  # a pool of cores busier than this, or a KV cache reserved beyond it, is called full
+UNEVEN = 1.5  # a pool whose busiest device has more than so many times the mean's work is called uneven
 QUEUE = 0.1  # a stage that waits for longer than this part of a task's time is called a queue
 LONG_DRAIN = 0.2
 ERRING = {"tpot": "TPOT", "ttft": "TTFT", "joules_per_token": "J per token"}  # quantities whose errors are printed
@@ -46,6 +47,10 @@ def warnings_of(
     warnings = []
     total_s = sum(s.transfer_s + s.wait_s + s.service_s + s.outside_s for s in stages)
     for use in pools:
+        if use.imbalance is not None and use.imbalance > UNEVEN and use.busy_fraction > QUEUE:
+            warnings.append(
+                f"pool {use.pool} is uneven: its busiest device has {use.imbalance:.1f} times the mean's work"
+            )
         waits = sum(s.wait_s for s in stages if use.pool in s.pool.split(POOLS_JOINED)) > QUEUE * total_s
         full = use.busy_fraction if use.kv_used_fraction is None else use.kv_used_fraction
         if waits and (full > FULL or use.busy_fraction > FULL):

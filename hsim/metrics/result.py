@@ -71,7 +71,8 @@ class PoolUse:
     """How busy a pool was: busy device-seconds (or core-seconds) over those of the window.
 
     A replica is busy while it has one sequence; how near it is to its limits, `mean_batch` (decoding sequences per
-    step, by time) and `kv_used_fraction` (by time) say.
+    step, by time) and `kv_used_fraction` (by time) say. `imbalance` is the busy time of its busiest device over that of
+    the mean: 1 is even.
     """
 
     pool: str
@@ -79,6 +80,7 @@ class PoolUse:
     busy_fraction: float
     mean_batch: float | None = None
     kv_used_fraction: float | None = None
+    imbalance: float | None = None
 
 
 @dataclass(frozen=True)

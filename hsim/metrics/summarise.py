@@ -177,11 +177,12 @@ def pools_of(paths: Sequence[Measured]) -> tuple[PoolUse, ...]:
     window_s = sum(path.window.seconds for path in paths)
     uses = []
     for name, record in paths[0].records.items():
-        busy_s, decode_s, kv_token_s = np.sum([astuple(path.pools[name]) for path in paths], axis=0).tolist()
+        busy_s, busiest_s, decode_s, kv_token_s = np.sum([astuple(path.pools[name]) for path in paths], axis=0).tolist()
         busy = busy_s / (record.capacity * window_s)
+        imbalance = busiest_s * len(record.devices) / busy_s if busy_s else None
         if record.engine:
             kv = kv_token_s / (record.capacity * record.kv_capacity_tokens * window_s)
-            uses.append(PoolUse(name, record.what, busy, decode_s / busy_s if busy_s else 0.0, kv))
+            uses.append(PoolUse(name, record.what, busy, decode_s / busy_s if busy_s else 0.0, kv, imbalance))
         else:
-            uses.append(PoolUse(name, record.what, busy))
+            uses.append(PoolUse(name, record.what, busy, imbalance=imbalance))
     return tuple(uses)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +14,6 @@ from hsim.metrics.accounts import Accounts
 from hsim.metrics.meters import rows_of
 
 Floats = NDArray[np.float64]
-
-DOWN = (Power.OFF, Power.BOOT)
 
 
 @dataclass(frozen=True)
@@ -112,46 +110,68 @@ def _steps_w(steps: Any) -> Floats:
     return np.asarray(np.divide(joules, seconds, out=np.zeros_like(joules), where=seconds > 0))
 
 
-def _raised(timeline: Timeline, by: float, times: float = 1.0) -> Timeline:
-    return replace(timeline, values=(timeline.values + by) * times)
+@dataclass(frozen=True)
+class _Idle:
+    """What one server draws while nobody works, in the power states that it and its engines are in."""
+
+    host: Timeline
+    engines: dict[int, Timeline]
+    spare: Timeline
+    base: Timeline
 
 
-def _by_state(tables: Any, host: int, device: int, watts: Mapping[Power, float]) -> Timeline:
-    """So many watts while a server (device -1), or an engine on it, is in a state; 0 in others."""
-    rows = rows_of(tables["states"], host=host, device=device)
-    levels = np.array([watts.get(Power(int(state)), 0.0) for state in rows["state"]])
-    return _of_changes("", "W", rows["time_s"], np.diff(levels, prepend=0.0))
+def _idle_of(log: Log, tables: Any, accounts: Accounts, server: int) -> _Idle:
+    host = log.hosts[server]
+    tier, states = accounts.tiers[host.tier], rows_of(tables["states"], host=server)
+    servers = [i for i, other in enumerate(log.hosts) if other.tier == host.tier]
+    spare_w, base_w = tier.spare_accelerators_w / len(servers), tier.base_w / len(servers)
+    down_w, bare_w = {Power.OFF: 0.0, Power.BOOT: 0.0}, 0.0
+    if rest := tier.rest:
+        spare_w, bare_w = rest.spare_accelerators_w[servers.index(server)], rest.bare_accelerator_w
+        down_w = {Power.OFF: rest.off_w, Power.BOOT: rest.boot_w}
+    times_s = np.unique(np.append(0.0, states["time_s"]))
+    own = _state_at(states, -1, times_s, Power.IDLE)
+    on = own == Power.IDLE
+
+    def line(name: str, watts: Floats | float, down: Floats | float = 0.0) -> Timeline:
+        return Timeline(name, "W", times_s, np.where(on, watts, down))
+
+    engines = {}
+    for i, engine in enumerate(log.accelerators):
+        if engine.host == server:
+            loaded = _state_at(states, i, times_s, Power.LOADED) == Power.LOADED
+            engines[i] = line(engine.name, np.where(loaded, engine.idle_w, engine.accelerators * bare_w))
+    base = line(host.name, base_w, np.where(own == Power.OFF, down_w[Power.OFF], down_w[Power.BOOT]))
+    return _Idle(line(f"{host.name} cores", host.idle_w), engines, line(host.name, spare_w), base)
 
 
-def _accelerators_w(log: Log, tables: Any, accounts: Accounts, devices: list[int], name: str) -> Timeline:
-    mine = rows_of(tables["steps"], np.isin(tables["steps"]["device"], devices))
-    parts = [stacked(name, "W", mine["start_s"], mine["end_s"], _steps_w(mine))]
-    for device in (log.accelerators[i] for i in devices if len(tables["states"]["host"])):
-        rest = accounts.tiers[device.tier].rest
-        bare_w = device.accelerators * rest.bare_accelerator_w if rest else device.idle_w
-        saved = {Power.OFF: -device.idle_w, Power.IDLE: bare_w - device.idle_w}
-        parts.append(_by_state(tables, device.host, log.accelerators.index(device), saved))
-    above = _sum(name, parts) if len(parts) > 1 else parts[0]
-    return _raised(above, sum(log.accelerators[i].idle_w for i in devices))
+def _state_at(states: Any, device: int, times_s: Floats, at_first: Power) -> Floats:
+    mine = rows_of(states, device=device)
+    found = np.append(float(at_first), mine["state"])
+    return np.asarray(found[np.searchsorted(mine["time_s"], times_s, side="right")])
 
 
-def _host_w(log: Log, tables: Any, accounts: Accounts, i: int) -> Timeline:
-    """What the CPU packages of one server draw."""
-    host, mine = log.hosts[i], rows_of(tables["cores"], host=i)
+def _steps_of(log: Log, tables: Any, device: int) -> Timeline:
+    """Watts above idle of an accelerator group."""
+    mine = rows_of(tables["steps"], device=device)
+    return stacked(log.accelerators[device].name, "W", mine["start_s"], mine["end_s"], _steps_w(mine))
+
+
+def _cores_of(log: Log, tables: Any, accounts: Accounts, server: int) -> Timeline:
+    """Watts above idle of the CPU packages of a server."""
+    host, mine = log.hosts[server], rows_of(tables["cores"], host=server)
     busy = _of_changes(f"{host.name} cores", "W", mine["time_s"], np.diff(mine["busy"], prepend=0.0))
     levels, which = np.unique(busy.values, return_inverse=True)
-    watts = np.array([accounts.tiers[host.tier].host.dynamic_w(round(level)) for level in levels])[which]
-    on = replace(busy, values=host.idle_w + watts)
-    if accounts.tiers[host.tier].rest is None:
-        return on
-    return _sum(busy.name, [on, _by_state(tables, i, -1, dict.fromkeys(DOWN, -host.idle_w))])
+    watts = np.array([accounts.tiers[host.tier].host.dynamic_w(round(level)) for level in levels])
+    return replace(busy, values=watts[which])
 
 
 def _board_w(log: Log, tables: Any, accounts: Accounts) -> Iterator[Timeline]:
+    idle = [_idle_of(log, tables, accounts, server) for server in range(len(log.hosts))]
     for i, device in enumerate(log.accelerators):
-        yield _accelerators_w(log, tables, accounts, [i], device.name)
-    for i in range(len(log.hosts)):
-        yield _host_w(log, tables, accounts, i)
+        yield _sum(device.name, [_steps_of(log, tables, i), idle[device.host].engines[i]])
+    for server, own in enumerate(idle):
+        yield _sum(own.host.name, [_cores_of(log, tables, accounts, server), own.host])
 
 
 def _facility_w(log: Log, tables: Any, accounts: Accounts) -> Iterator[Timeline]:
@@ -159,30 +179,22 @@ def _facility_w(log: Log, tables: Any, accounts: Accounts) -> Iterator[Timeline]
     for name, tier in accounts.tiers.items():
         gross = accounts.site.pue / tier.psu_efficiency
         servers = [i for i, host in enumerate(log.hosts) if host.tier == name]
-        chips = [i for i, device in enumerate(log.accelerators) if device.tier == name]
-        if chips:
-            chips_w = _accelerators_w(log, tables, accounts, chips, f"{name} accelerators")
-            servers_w = zip(servers, tier.rest.spare_accelerators_w if tier.rest else (), strict=False)
-            spare = [_by_state(tables, i, -1, dict.fromkeys(DOWN, -watts)) for i, watts in servers_w]
-            chips_w = _sum(chips_w.name, [chips_w, *spare]) if spare else chips_w
-            yield _raised(chips_w, tier.spare_accelerators_w, gross)
-        hosts = [_host_w(log, tables, accounts, i) for i in servers]
-        yield _raised(_sum(f"{name} cores", hosts), 0.0, gross)
-        base = Timeline(f"{name} fans, memory, network", "W", np.zeros(1), np.array([tier.base_w]))
-        if tier.rest:
-            down = dict.fromkeys(DOWN, -tier.rest.base_w)
-            base = _sum(base.name, [base, *(_by_state(tables, i, -1, down) for i in servers)])
-            drawn = {Power.OFF: tier.rest.off_w, Power.BOOT: tier.rest.boot_w}
-            parts = [_by_state(tables, i, -1, drawn) for i in servers]
-            yield _raised(_sum(f"{name} servers off or booting", parts), 0.0, gross)
-        yield _raised(base, 0.0, gross)
+        idle = [_idle_of(log, tables, accounts, server) for server in servers]
+        chips = [_steps_of(log, tables, i) for i, device in enumerate(log.accelerators) if device.tier == name]
+        if chips or tier.spare_accelerators_w:
+            resting = [line for own in idle for line in (*own.engines.values(), own.spare)]
+            yield _sum(f"{name} accelerators", chips + resting, gross)
+        cores = [_cores_of(log, tables, accounts, server) for server in servers]
+        yield _sum(f"{name} cores", cores + [own.host for own in idle], gross)
+        yield _sum(f"{name} fans, memory, network", [own.base for own in idle], gross)
     transfers = tables["transfers"]
     seconds = transfers["end_s"] - transfers["start_s"]
     watts = np.divide(transfers["joules"], seconds, out=np.zeros_like(seconds), where=seconds > 0)
     if len(watts):
-        yield _raised(stacked("links", "W", transfers["start_s"], transfers["end_s"], watts), 0.0, accounts.site.pue)
+        lines = [stacked("links", "W", transfers["start_s"], transfers["end_s"], watts)]
+        yield _sum("links", lines, accounts.site.pue)
 
 
-def _sum(name: str, parts: list[Timeline]) -> Timeline:
-    changes = [np.diff(part.values, prepend=0.0) for part in parts]
-    return _of_changes(name, parts[0].unit, np.concatenate([p.times_s for p in parts]), np.concatenate(changes))
+def _sum(name: str, parts: list[Timeline], times: float = 1.0) -> Timeline:
+    changes = np.concatenate([np.diff(part.values, prepend=0.0) for part in parts])
+    return _of_changes(name, "W", np.concatenate([part.times_s for part in parts]), times * changes)

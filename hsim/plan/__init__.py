@@ -8,7 +8,19 @@
 
 from hsim.plan.planner import PlanOptions, plan
 from hsim.plan.preview import preview
-from hsim.plan.problem import Problem, read_problem
+from hsim.plan.problem import Problem, problem_of, read_problem
 from hsim.plan.result import Fleet, Judged, Plan, Preview, Step
 
-__all__ = ["Fleet", "Judged", "Plan", "PlanOptions", "Preview", "Problem", "Step", "plan", "preview", "read_problem"]
+__all__ = [
+    "Fleet",
+    "Judged",
+    "Plan",
+    "PlanOptions",
+    "Preview",
+    "Problem",
+    "Step",
+    "plan",
+    "preview",
+    "problem_of",
+    "read_problem",
+]

@@ -122,6 +122,11 @@ class Conditions:
             yield "memory", self.impossible[place.design]
             return
         for load in self.problem.loads:
+            if not self.problem.concerns(fleet.number, load):
+                continue
+            if not self.problem.survives(fleet.number, load):
+                yield "loss", f"{load} leaves nothing in its place"
+                continue
             system = self.problem.system(fleet.number, load)
             try:
                 system.placements()
@@ -171,8 +176,13 @@ def conditions_of(problem: Problem, risk: float) -> Conditions:
         try:
             if design.impossible:
                 raise DescriptionError(problem.document.file, design.impossible)
-            for load in problem.loads:
-                needs[number, load] = needs_of(problem.system(problem.largest(number), load))
+            if not any(place.design == number for place in problem.places):
+                continue
+            needs[number, OWN] = needs_of(problem.system(problem.largest(number)))
+            for load in problem.loads:  # a loss changes the fleet, and not what tasks need
+                known = load in problem.losses or load == OWN
+                system = problem.system(problem.largest(number), load)
+                needs[number, load] = needs[number, OWN] if known else needs_of(system)
         except DescriptionError as error:
             impossible[number] = design.impossible or str(error)
     return Conditions(problem, needs, impossible, risk)
@@ -246,6 +256,8 @@ def _option(conditions: Conditions, design: int) -> list[_Column]:
     if design in conditions.impossible:
         return []
     counts = [place.counts for place in problem.places if place.design == design]
+    if not counts:
+        return []
     found = []
     for name, (usd_per_h, rated_w) in each_server(problem.designs[design].systems[OWN]).items():
         least, most = min(c[name] for c in counts), max(c[name] for c in counts)
@@ -267,7 +279,9 @@ def _servers_needed(conditions: Conditions, design: int, tier: str) -> Iterator[
             fixed = getattr(system.scenario.pools[pool], "replicas", None) is not None
             if system.tier_of(pool).name == tier and not fixed:
                 per_server = capacity(system, pool) / system.tiers[tier].count
-                yield least_load(needs, pool, conditions.risk) / per_server
+                loss = conditions.problem.losses.get(load)
+                lost = 1 if loss and loss.tier == tier else 0
+                yield least_load(needs, pool, conditions.risk) / per_server + lost
 
 
 def _least_cost(options: Sequence[Sequence[_Column]], planning: Planning, whole: bool) -> Solution | None:

@@ -26,6 +26,7 @@ NAMES = {
     "memory": "memory, or what a server can run",
     "capacity": "the work that tasks bring",
     "alone": "objectives that a task misses even when it has the fleet to itself",
+    "loss": "losses that leave nothing",
     "slo": "the objectives",
     "stability": "stability",
     "": "replications: fleets near their limit stayed undecided",

@@ -65,13 +65,18 @@ def plan(
     DescriptionError for servers without a price or power without figures, where those are to be minimised.
     """
     options = options or PlanOptions()
-    with TemporaryDirectory() as here:
-        running = Options(processes=options.processes, out=options.out or Path(here))
-        with workers(running) as those:
-            found = _Planner(problem, options, running, those, _Watch(progress, stop)).plan()
+    found = planned(problem, options, progress, stop)
     if options.out:
         write_atomically(options.out / "plan.json", as_json(found))
     return found
+
+
+def planned(problem: Problem, options: PlanOptions, progress: Progress | None = None, stop: Stop | None = None) -> Plan:
+    """The plan of a problem, one of several that a question takes: replications are kept, the plan itself is not."""
+    with TemporaryDirectory() as here:
+        running = Options(processes=options.processes, out=options.out or Path(here))
+        with workers(running) as those:
+            return _Planner(problem, options, running, those, _Watch(progress, stop)).plan()
 
 
 class _Watch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,28 @@ class Place:
     design: int
     counts: dict[str, int]
 
+    def design_of(self, problem: Problem) -> Design:
+        return problem.designs[self.design]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One server of a tier that is gone, or one replica of a pool: the fleet goes on without it."""
+
+    tier: str = ""
+    pool: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"the loss of a {self.tier} server" if self.tier else f"the loss of a replica of {self.pool}"
+
 
 @dataclass(frozen=True)
 class Problem:
-    """A scenario, what is to be minimised within which limits, and the space: `fleets[i]` stands at `places[i]`."""
+    """A scenario, what is to be minimised within which limits, and the space: `fleets[i]` stands at `places[i]`.
+
+    Each of `losses`, by name, counts as one more load: the scenario's own, on what is left of the fleet.
+    """
 
     document: Document
     planning: Planning
@@ -65,10 +83,30 @@ class Problem:
     designs: tuple[Design, ...]
     fleets: tuple[Fleet, ...]
     places: tuple[Place, ...]
+    losses: Mapping[str, Loss] = field(default_factory=dict)
 
     @property
     def loads(self) -> tuple[str, ...]:
-        return (OWN, *self.planning.loads)
+        """The loads of which something is asked: an objective, or joules."""
+        asked = {objective.load for objective in self.objectives}
+        random = self.planning.minimise != "cost"
+        every = (OWN, *self.planning.loads, *self.losses)
+        return tuple(load for load in every if load in asked or (random and load == OWN))
+
+    def concerns(self, number: int, load: str) -> bool:
+        """Whether a fleet has what a loss takes; other loads concern every fleet."""
+        loss, place = self.losses.get(load), self.places[number]
+        if loss is None or place.design_of(self).impossible:
+            return True
+        return loss.tier in place.counts or loss.pool in place.design_of(self).systems[OWN].engine_pools()
+
+    def survives(self, number: int, load: str) -> bool:
+        """Whether a loss leaves anything of what it takes from."""
+        if (loss := self.losses.get(load)) is None or not self.concerns(number, load):
+            return True
+        if loss.tier:
+            return self.places[number].counts[loss.tier] > 1
+        return self.system(number).engine_pools()[loss.pool].replicas > 1
 
     def largest(self, design: int) -> int:
         """The fleet of a design that has most servers."""
@@ -76,9 +114,10 @@ class Problem:
         return max(mine, key=lambda number: sum(self.places[number].counts.values()))
 
     def system(self, number: int, load: str = OWN) -> System:
-        """The system of a fleet under a load."""
-        place = self.places[number]
-        return with_counts(self.designs[place.design].systems[load], place.counts)
+        """The system of a fleet under a load, or what a loss leaves of it."""
+        place, loss = self.places[number], self.losses.get(load)
+        system = with_counts(self.designs[place.design].systems[OWN if loss else load], place.counts)
+        return _without(system, loss) if loss and self.concerns(number, load) else system
 
 
 def read_problem(scenario: str | Path, settings: Sequence[str] = ()) -> Problem:
@@ -86,7 +125,11 @@ def read_problem(scenario: str | Path, settings: Sequence[str] = ()) -> Problem:
 
     Raises DescriptionError for what is not right in it.
     """
-    document = with_settings(read_document(scenario_file(str(scenario))), settings)
+    return problem_of(with_settings(read_document(scenario_file(str(scenario))), settings))
+
+
+def problem_of(document: Document) -> Problem:
+    """The problem that a scenario describes which was read already. Raises DescriptionError."""
     if not isinstance(document.data, dict):
         raise DescriptionError(document.file, "is empty or not a mapping", "write the keys of a Scenario")
     lists = dict(_choices(document))
@@ -105,6 +148,28 @@ def with_counts(system: System, counts: Mapping[str, int]) -> System:
     fleet = {name: tier.model_copy(update={"count": counts[name]}) for name, tier in scenario.fleet.items()}
     tiers: dict[str, Tier] = {name: replace(tier, count=counts[name]) for name, tier in system.tiers.items()}
     return replace(system, scenario=scenario.model_copy(update={"fleet": fleet}), tiers=tiers)
+
+
+def with_losses(problem: Problem, losses: Sequence[Loss]) -> Problem:
+    """The problem whose objectives must hold after each of these losses too."""
+    own = [objective for objective in problem.objectives if objective.load == OWN]
+    after = [replace(objective, load=loss.name) for loss in losses for objective in own]
+    named = {loss.name: loss for loss in losses}
+    return replace(problem, objectives=(*problem.objectives, *after), losses=named)
+
+
+def only(problem: Problem, number: int) -> Problem:
+    """The problem of one fleet alone."""
+    return replace(problem, fleets=(replace(problem.fleets[number], number=0),), places=(problem.places[number],))
+
+
+def _without(system: System, loss: Loss) -> System:
+    if loss.tier:
+        counts = {name: tier.count - (name == loss.tier) for name, tier in system.tiers.items()}
+        return with_counts(system, counts)
+    scenario, left = system.scenario, system.engine_pools()[loss.pool].replicas - 1
+    pools = {**scenario.pools, loss.pool: scenario.pools[loss.pool].model_copy(update={"replicas": left})}
+    return replace(system, scenario=scenario.model_copy(update={"pools": pools}))
 
 
 # ---- choices

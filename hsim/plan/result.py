@@ -71,7 +71,7 @@ class Judged:
 
     fleet: Fleet
     verdict: Verdict
-    by: Literal["", "inventory", "budget", "power", "memory", "capacity", "alone", "slo", "stability", "worse"]
+    by: Literal["", "inventory", "budget", "power", "memory", "capacity", "alone", "loss", "slo", "stability", "worse"]
     reason: str
     replications: int = 0
     missed: tuple[Missed, ...] = ()

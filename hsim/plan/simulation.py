@@ -62,7 +62,8 @@ class Simulation:
         observed = []
         for i in range(len(numbers)):
             missed = tuple(kept[o.load][i].missed.get(o.metric, 0.0) for o in self.problem.objectives)
-            observed.append(Observation(missed, kept[OWN][i].joules, kept[OWN][i].tasks))
+            own = kept[OWN][i] if OWN in kept else Kept({}, math.nan, 0)
+            observed.append(Observation(missed, own.joules, own.tasks))
         return observed
 
     def gate(self, fleet: int, risk: float) -> tuple[Verdict, str]:
@@ -71,6 +72,8 @@ class Simulation:
         They also say how long its warm-up is. FAIL but for that risk; UNDECIDED where it may be growing.
         """
         for load in self.problem.loads:
+            if self._base is None and not self.problem.concerns(fleet, load):
+                continue
             material, warm_up = self.material(fleet, load)
             if warm_up is None or len(material.replications) < 2:
                 continue
@@ -115,6 +118,8 @@ class Simulation:
         return self.conditions.needs[place.design, load]
 
     def _observe(self, fleet: int, load: str, block: int, numbers: range) -> list[Kept]:
+        if self._base is None and not self.problem.concerns(fleet, load):
+            return [Kept({}, math.nan, 0)] * len(numbers)  # it has nothing of what is lost
         system, cohort = self.system(fleet, load), self._cohort(fleet, load, block)
         file = self._file(fleet, load, block, cohort)
         known = self._runs.setdefault((fleet, load, block, cohort), _read(file))

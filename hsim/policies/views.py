@@ -31,13 +31,29 @@ class PoolView(NamedTuple):
 
 
 class VisitView(NamedTuple):
-    """A visit to be routed. `prefix` names the pieces of its prompt that others may share, with their tokens."""
+    """A visit to be routed. `prefix` names the pieces of its prompt that others may share, with their tokens.
+
+    `started`: its task has a round behind it. `rounds_left` that it is expected to need, this one included, by its class
+    and round; both are told where a queue has a priority.
+    """
 
     task: int
     round: int
     input_tokens: int
     max_output_tokens: int
     prefix: tuple[tuple[Hashable, int], ...] = ()
+    started: bool = False
+    rounds_left: float = 0.0
+
+
+class PlaceView(NamedTuple):
+    """A pool that could serve a visit: visits there or on their way, how many it serves at once, and how many more it
+    could begin now.
+    """
+
+    visits: int
+    capacity: int
+    room: int
 
 
 class PromptView(Protocol):

@@ -11,9 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from hsim.metrics.result import Comparison, Difference
+from hsim.plan.breakeven import Best, BreakEven
+from hsim.plan.pareto import Front
 from hsim.plan.result import Bound, Judged, Plan, Preview
+from hsim.plan.sensitivity import Sensitivity
+from hsim.plan.survive import Survival
 from hsim.report import SHORT_NAMES, VERDICT_STYLES, _cell, _table, figure_name
-from hsim.units import plain_error, readable, readable_seconds, scale_of
+from hsim.units import plain_error, readable, readable_error, readable_seconds, scale_of
 
 SHOWN = 12  # rows of a table of fleets; --all shows every one
 NEIGHBOUR_FIGURES = ("tst_j", "e2e.mean_s", "e2e.p95_s", "e2e.p99_s", "ttft.p99_s")
@@ -24,6 +28,7 @@ BY_NAMES = {
     "memory": "do not fit in memory, or cannot run",
     "capacity": "cannot do the work",
     "alone": "too slow for one task alone",
+    "loss": "have nothing left after a loss",
     "slo": "miss an objective",
     "stability": "have no steady state",
     "worse": "take more",
@@ -161,6 +166,129 @@ def _footnotes(plan: Plan) -> list[Text]:
         "that errs, `hsim simulate --explain` says."
     )
     return [Text(note, style="dim")]
+
+
+def survival_tables(found: Survival) -> RenderableType:
+    """The fleet, each loss, and what surviving them all would take."""
+    chosen = found.plan.chosen
+    if chosen is None:
+        return plan_tables(found.plan)
+    verdict = "survives the loss of any one" if found.survives else "does not survive the loss of any one"
+    head = Text(f"{chosen.fleet.name}: {verdict}", style="bold green" if found.survives else "bold red")
+    table = _table("After", "verdict", "runs", "was missed", "why")
+    table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
+    for name, judged in found.losses.items():
+        missed = ", ".join(
+            f"{SHORT_NAMES[m.metric]} {m.fraction:.1%} of {m.allowed_fraction:.0%}" for m in judged.missed
+        )
+        shown = Text(judged.verdict, style=VERDICT_STYLES[judged.verdict])
+        table.add_row(name, shown, str(judged.replications), missed or "–", judged.reason)
+    parts: list[RenderableType] = [head, Text(), table, Text()]
+    if found.hardened and found.hardened.chosen:
+        one = found.hardened.chosen.fleet
+        more = (one.usd_per_h or 0) - (chosen.fleet.usd_per_h or 0)
+        line = f"To survive  {one.name}: {one.usd_per_h or 0:,.2f} USD an hour, {more:+,.2f}. {found.hardened.claim}"
+        parts.append(Text(line, style="bold"))
+    elif found.hardened:
+        parts.append(Text(f"To survive  no fleet of the space was certified. In the way: {found.hardened.binding}"))
+    note = "Each loss is steady: the fleet goes on without it for as long as it takes. Verdicts at 95 % each."
+    return Group(*parts, Text(note, style="dim"))
+
+
+def breakeven_tables(found: BreakEven) -> RenderableType:
+    """Bands first, then every rate."""
+    simple = found.architectures[0]
+    how = "certified" if found.certified else "PREVIEW by a queueing approximation, no certificate"
+    lines = [Text(f"{found.choice}: who takes least ({found.minimised}), by load; {how}", style="bold")]
+    if found.first_per_s is None:
+        lines.append(Text(f"First       {simple} was never shown to be beaten at these rates"))
+    else:
+        low, high = found.first_per_s
+        lines.append(Text(f"First       {simple} stops to be the best between {low:g} and {high:g} tasks/s"))
+    lines += [
+        Text(f"Band        {band.low_per_s:g} to {band.high_per_s:g} tasks/s: {band.winner or 'no winner shown'}")
+        for band in found.bands
+    ]
+    if found.most_regret_fraction is not None:
+        lines.append(
+            Text(f"Regret      staying with {simple} never takes more than {found.most_regret_fraction:.0%} more")
+        )
+    table = _table("Tasks/s", *(f"{name}: best" for name in found.architectures), f"regret of {simple}")
+    for point in found.points:
+        cells = [_best(best, found.minimised) for best in point.best.values()]
+        regret = point.regret_fraction(simple)
+        table.add_row(f"{point.rate_per_s:g}", *cells, "–" if regret is None else f"{regret:.0%}")
+    for column in table.columns:
+        column.no_wrap = False
+    return Group(*lines, Text(), table)
+
+
+def _best(best: Best, minimised: str) -> str:
+    if best.value is None:
+        return "none holds"
+    unit = {"cost": "USD/h", "tst": "J", "co2": "g"}[minimised]
+    half = None if best.high is None else best.high - best.value
+    but = f" ({best.undecided} undecided)" if best.undecided else ""
+    value = f"{best.value:,.2f} {unit}" if minimised == "cost" else readable_error(best.value, half, unit)
+    return f"{value}, {best.fleet}{but}"
+
+
+def pareto_tables(found: Front) -> RenderableType:
+    """The front, cheapest first."""
+    table = _table("Fleet, cheapest first", "USD an hour", "TST", "end to end, p95", "", "is")
+    table.columns[0].no_wrap = False
+    styles = {"certain": "green", "possible": "yellow", "dominated": "dim"}
+    for each in found.candidates:
+        usd = f"{each.axes['cost'].value or 0:,.2f}"
+        cells = [_cell(each.axes["tst"], "J"), _cell(each.axes["latency"], "s")]
+        table.add_row(each.fleet.name, usd, *cells, each.character, Text(each.standing, style=styles[each.standing]))
+    lines: list[RenderableType] = [
+        Text(
+            f"{len(found.candidates)} fleets that hold, their intervals together at {found.confidence:.0%}",
+            style="bold",
+        )
+    ]
+    note = (
+        "certain: no other could be as good on every axis. possible: within the intervals one might. dominated: one is."
+    )
+    lines += [Text(), table, Text(), Text(note, style="dim")]
+    if found.missing or found.not_looked_at:
+        said = f"{found.missing} more missed an objective; {found.not_looked_at} that seem to hold were not looked at (--most)."
+        lines.append(Text(said, style="dim"))
+    return Group(*lines)
+
+
+def sensitivity_tables(found: Sensitivity) -> RenderableType:
+    """The tornado, the largest swing first, and the distances to a flip."""
+    per_cent = f"{found.around_fraction:.0%}"
+    head = Text(
+        f"{Path(found.scenario).stem}: each input {per_cent} smaller and larger, on the same tasks", style="bold"
+    )
+    figures = ("tst_j", "e2e.mean_s", "e2e.p95_s")
+    titles = [f"{figure_name(f)[0]}, {sign}{per_cent}" for f in figures for sign in ("-", "+")]
+    table = _table("Input", *titles)
+    for swing in found.swings:
+        table.add_row(swing.name, *(_relative(side.get(f)) for f in figures for side in (swing.low, swing.high)))
+    parts: list[RenderableType] = [head, Text(), table, Text()]
+    for flip in found.flips:
+        if flip.fails_times is None:
+            parts.append(Text(f"Flip        {flip.name}: the objectives still hold at {flip.holds_times:g} times"))
+        else:
+            parts.append(
+                Text(
+                    f"Flip        {flip.name}: hold at {flip.holds_times:.3g} times, no longer at {flip.fails_times:.3g}"
+                )
+            )
+    note = f"Intervals of all differences together at 95 % ({found.confidence:.3%} each); a dash: none shown. Flips by point estimates."
+    return Group(*parts, Text(note, style="dim"))
+
+
+def _relative(difference: Difference | None) -> str:
+    if difference is None or difference.verdict == "no difference shown" or not difference.first:
+        return "–"
+    half = difference.interval.half_width
+    error = f" ± {half / abs(difference.first):.1%}" if half is not None else ""
+    return f"{(difference.other - difference.first) / difference.first:+.1%}{error}"
 
 
 def preview_tables(found: Sequence[Preview], everything: bool = False) -> RenderableType:

@@ -60,7 +60,9 @@ def provenance(system: System) -> dict[str, str]:
 
 def scenario_text(system: System) -> str:
     """The scenario with all settings applied, as YAML that says the same again."""
-    data = {**system.document.data, "seed": system.scenario.seed}
+    written = ("architecture", "architectures", "counts")  # the chosen architecture's sections stand in place
+    data = {key: value for key, value in system.document.data.items() if key not in written}
+    data["seed"] = system.scenario.seed
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 

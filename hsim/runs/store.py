@@ -46,6 +46,13 @@ def write_atomically(file: Path, content: str | bytes) -> None:
         raise _not_written(file, error) from None
 
 
+def check_writable(folder: Path) -> None:
+    """Raises ResultError where nothing can be written into a folder; makes it where it is not there."""
+    probe = folder / ".hsim-can-write"
+    write_atomically(probe, "")
+    probe.unlink(missing_ok=True)
+
+
 def _not_written(file: Path, error: OSError) -> ResultError:
     return ResultError(f"{file}: cannot be written ({error.strerror or error}); choose another --out")
 

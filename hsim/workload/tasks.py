@@ -224,6 +224,16 @@ class _ClassDraw:
         return quantiles(wait, u).tolist() if wait else [0.0] * len(ids)
 
 
+ROUNDS_GRID = 4096  # quantiles that stand for a distribution of rounds
+
+
+def expected_rounds_left(kind: TaskClass) -> tuple[float, ...]:
+    """How many rounds a task of a class is expected to need from its first, second, ... on, that one included."""
+    u = (np.arange(ROUNDS_GRID) + 0.5) / ROUNDS_GRID
+    rounds = whole(quantiles(kind.rounds, u), 1)
+    return tuple(float((rounds[rounds > number] - number).mean()) for number in range(int(rounds.max())))
+
+
 def check_understanding_fits(tasks: list[Task], besides: Mapping[str, int], limit_tokens: int, where: str) -> None:
     """Raises DescriptionError if a model could never understand a task.
 

@@ -1,0 +1,87 @@
+"""Break-even, front and tornado: what they say follows from what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_plan import servers, written
+
+from hsim.description.yamlfile import read_document
+from hsim.errors import DescriptionError
+from hsim.metrics.result import Interval
+from hsim.plan import read_problem
+from hsim.plan.breakeven import Architectures, Best, BreakEven, Point, breakeven
+from hsim.plan.pareto import pareto
+from hsim.plan.sensitivity import Around, inputs_of, sensitivity
+from hsim.runs import Options
+
+
+def point(rate_per_s: float, simple: float | None, split: float | None, winner: str | None) -> Point:
+    best = {name: Best(name, value) for name, value in (("simple", simple), ("split", split))}
+    return Point(rate_per_s, best, winner)
+
+
+def test_bands_switches_and_regret_are_those_of_the_points() -> None:
+    points = (
+        point(1, 10, 20, "simple"),
+        point(2, 10, 20, "simple"),
+        point(3, 30, 20, "split"),
+        point(4, 30, 40, "simple"),
+        point(5, None, 40, "split"),
+    )
+    found = BreakEven("path", "cost", True, points)
+    assert [(b.low_per_s, b.high_per_s, b.winner) for b in found.bands] == [
+        (1, 2, "simple"),
+        (3, 3, "split"),
+        (4, 4, "simple"),
+        (5, 5, "split"),
+    ]
+    assert found.first_per_s == (2, 3)
+    assert found.most_regret_fraction == pytest.approx(0.5)
+    assert points[4].regret_fraction("simple") is None
+
+
+def test_architectures_are_each_at_their_own_best_fleet(tmp_path: Path) -> None:
+    """By the preview: two sequences at a time need half the servers of one, and both need more as the rate grows."""
+    file = written(tmp_path, servers(range(1, 9)))
+    architectures = Architectures("pools.decode.max_num_seqs", (1, 2))
+    found = breakeven(file, [], architectures, [1, 20])
+    assert not found.certified
+    few, many = found.points
+    assert few.best["1"].value == few.best["2"].value
+    assert (many.best["1"].value or 0) > (many.best["2"].value or 0)
+    assert found.bands[-1].winner == "2"
+    with pytest.raises(DescriptionError, match="a preview knows no joules"):
+        breakeven(file, ["plan.minimise=tst"], architectures, [1])
+
+
+def test_the_front_keeps_what_nothing_surely_betters(tmp_path: Path) -> None:
+    """More servers of the same kind cost more and draw more idle: latency alone can keep them on the front."""
+    found = pareto(read_problem(written(tmp_path, servers([2, 3, 4], rate_per_s=4))), 3, Options(4, processes=1))
+    assert found.candidates
+    first = found.candidates[0]
+    assert first.standing != "dominated"
+    assert "cheapest" in first.character
+    assert "greenest" in first.character
+    for each in found.candidates:
+        assert each.axes["cost"] == Interval(each.fleet.usd_per_h)
+        assert (each.standing == "dominated") == bool(each.by)
+    assert found.csv().count("\n") == 1 + len(found.candidates)
+
+
+def test_inputs_are_the_rate_and_every_distribution(tmp_path: Path) -> None:
+    found = dict(inputs_of(read_document(written(tmp_path, servers()))))
+    assert list(found) == ["arrival rate", "chat input_tokens", "chat output_tokens"]
+    assert [path[-1] for path, _ in found["chat output_tokens"]] == ["median", "p95"]
+
+
+def test_the_tornado_orders_inputs_by_what_they_move(tmp_path: Path) -> None:
+    data = servers(rate_per_s=4)
+    data["fleet"]["gpu-tier"]["count"] = 2
+    found = sensitivity(written(tmp_path, data), (), Around(0.2), Options(8, processes=1))
+    spans = [max(swing.span(f) for f in ("tst_j", "usd_per_task", "e2e.mean_s", "e2e.p95_s")) for swing in found.swings]
+    assert spans == sorted(spans, reverse=True)
+    by_name = {swing.name: swing for swing in found.swings}
+    assert by_name["arrival rate"].high["tst_j"].verdict == "lower"  # idle draw is shared among more
+    assert by_name["chat output_tokens"].high["e2e.mean_s"].verdict == "higher"
