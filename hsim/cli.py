@@ -231,11 +231,12 @@ def report(
     """Write a study as one HTML page that works offline: verdicts, figures, the joule ledger, what it stands on."""
     import shlex
 
-    from hsim.report.page import page
+    from hsim.report.page import page, plotly_script
     from hsim.runs import Options, system_of, write_atomically
     from hsim.runs.closeup import close_up
 
     system = system_of(scenario, settings)
+    plotly_script()  # what is missing shall show before anything runs
     closeup = close_up(system, Options(replications, processes, worlds, runs))
     options = [f"--set={setting}" for setting in settings] + [f"--replications={replications}"]
     options += [f"--worlds={worlds}"] if worlds else []

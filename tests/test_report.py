@@ -256,10 +256,15 @@ def test_limits_are_those_of_the_readme(monkeypatch: pytest.MonkeyPatch, tmp_pat
         limits()
 
 
-def test_without_plotly_the_remedy_is_told(seen: Closeup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_plotly_the_remedy_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pages, "find_spec", lambda _: None)
-    with pytest.raises(HsimError, match="plotly is not installed; a report holds its script: pip install plotly"):
-        page(seen, system_of(steady()), "hsim report")
+    monkeypatch.setattr(studies, "replicate", lambda _: pytest.fail("it ran"))
+    done = CliRunner().invoke(app, ["report", "agents-split", "--out", str(tmp_path / "report.html")])
+    assert isinstance(done.exception, HsimError)
+    assert str(done.exception) == "plotly is not installed; a report holds its script: pip install plotly"
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_writes_a_page_that_says_how_to_make_it_again(tmp_path: Path) -> None:

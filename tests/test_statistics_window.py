@@ -141,7 +141,7 @@ def test_shares_may_err_by_so_much_of_the_whole_log_however_short_the_window(
     end_s = float(tables["tasks"]["ended_s"].max())
     whole_j = facility_joules(log, tables, prepared.accounts, Window(0.0, end_s, end_s))
     monkeypatch.setattr(measured, "shares_gap_j", lambda *_: part * whole_j)
-    lens = Lens(prepared.accounts, scenario.stages, scenario.slo, Cohort(30, 2))
+    lens = Lens(prepared.accounts, scenario.slo, Cohort(30, 2))
     with nullcontext() if passes else pytest.raises(AssertionError, match="visits' shares and devices' meters differ"):
         path = measure(log, lens)
         assert path.ledger.joules() < 0.1 * whole_j, "the window is not short: the test reaches nothing"

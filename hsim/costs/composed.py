@@ -27,6 +27,9 @@ __all__ = [
 ]
 
 
+UNQUANTISED = ("router", "head", "gate", "absorbed")  # roles whose products engines keep in the working precision
+
+
 @dataclass(frozen=True)
 class Placement:
     """A model on so many accelerators of one kind, under one engine.
@@ -234,7 +237,7 @@ class ComposedCosts:
         def on_device(product: Product) -> _OnDevice:
             n = math.ceil(product.outputs / self._ways) if product.split == "outputs" else product.outputs
             k = math.ceil(product.inputs / self._ways) if product.split == "inputs" else product.inputs
-            quantised = product.role not in ("router", "head")
+            quantised = product.role not in UNQUANTISED
             law = by_precision[dense] if quantised else plain
             return _OnDevice(n, k, product.layers, law, read.flop_weight(dense if quantised else working))
 

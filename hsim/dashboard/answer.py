@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import streamlit as st
 
 from hsim.dashboard import pictures, planner
 from hsim.dashboard.jobs import Job
 from hsim.dashboard.parts import plot, share, tile_row
-from hsim.dashboard.session import job_of, progress, put, watch
+from hsim.dashboard.session import previewed, progress, put, watch
 from hsim.dashboard.state import State
 from hsim.dashboard.words import Advice, advice, sentence, tiles, verdict_of
-from hsim.dashboard.work import Preview, Simulate
+from hsim.dashboard.work import Simulate
 from hsim.description.system import System
 from hsim.metrics.result import Result, Study
 
-PREVIEW_WAIT_S = 0.6
 BOXES = {"PASS": st.success, "FAIL": st.error, "UNDECIDED": st.warning, "UNSTABLE": st.error, "NONE": st.info}
 
 
 def page(state: State, system: System) -> None:
     """The page."""
-    watch("answer", Simulate(state.question, state.replications), lambda job: _draw(job, state, system))
+    request = Simulate(state.question, state.replications)
+    previews = previewed(request, [state.question])
+    watch("answer", request, lambda job: _draw(job, state, system, previews))
     with st.expander("Find fleet, or use what I have", expanded=bool(state.plan)):
         planner.section(state, system)
 
 
-def _draw(job: Job, state: State, system: System) -> None:
+def _draw(job: Job, state: State, system: System, previews: Sequence[Job]) -> None:
     study: Study | None = job.update.result if job.update else None
     if study is None:
-        _preview(state)
+        for preview in previews:
+            _preview(preview.watched(), state)
         progress("answer", job)
         return
     assert job.update is not None
@@ -49,9 +53,8 @@ def _draw(job: Job, state: State, system: System) -> None:
         share(state, state.question, study if job.ended else None, job.update.closeup)
 
 
-def _preview(state: State) -> None:
+def _preview(job: Job, state: State) -> None:
     """What one short path says, while the study is on its way."""
-    job = job_of("preview", Preview(state.question), "preview").wait(PREVIEW_WAIT_S)
     if job.state == "failed":
         st.error(job.error)
     if job.update is None:

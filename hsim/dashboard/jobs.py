@@ -83,6 +83,10 @@ class Runner:
         self._kept: OrderedDict[Request, Job] = OrderedDict()
         self._context = _context()
 
+    def knows(self, request: Request) -> bool:
+        """Whether the answer is there already."""
+        return request in self._kept
+
     def start(self, request: Request) -> Job:
         """Begin a request, or give the finished job of the same one. Raises HsimError where too many wait."""
         with self._lock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from hsim.dashboard.work import Preview, Request
 from hsim.errors import HsimError
 
 PREVIEW_S = 10.0
+PREVIEW_WAIT_S = 0.6
 PLAN_S = 1200.0
 POLL_S = 0.5
 
@@ -105,6 +106,14 @@ def job_of(slot: str, request: Request, runner: str = "study") -> Job:
             job.stop()
         job = jobs[slot] = runners()[runner].start(request)
     return job.watched()
+
+
+def previewed(request: Request, questions: Sequence[Question]) -> list[Job]:
+    """Previews of questions, before the request itself is begun; none where its answer is there already."""
+    if runners()["study"].knows(request):
+        return []
+    jobs = [job_of(f"preview-{i}", Preview(question), "preview") for i, question in enumerate(questions)]
+    return [job.wait(PREVIEW_WAIT_S) for job in jobs]
 
 
 def halt(job: Job) -> None:

@@ -12,12 +12,12 @@ import streamlit as st
 from hsim.dashboard.jobs import Job
 from hsim.dashboard.limits import admitted
 from hsim.dashboard.parts import plot, share, table, tile_row
-from hsim.dashboard.session import changed, job_of, key, progress, put, watch
+from hsim.dashboard.session import changed, key, previewed, progress, put, watch
 from hsim.dashboard.sidebar import plain, steps_about
 from hsim.dashboard.state import State
 from hsim.dashboard.variants import gpu_only, is_split, length_ratio, scaled_lengths, split
 from hsim.dashboard.words import differences_table, says_difference, tiles
-from hsim.dashboard.work import Compare, Preview
+from hsim.dashboard.work import Compare
 from hsim.description.hardware import LinkProfile
 from hsim.description.system import System
 from hsim.errors import HsimError
@@ -31,7 +31,6 @@ PRECISIONS = ("bf16", "fp16", "fp8")
 BATCHES = (8, 16, 32, 64, 128, 256, 512, 1024)
 CAPS = (0.5, 0.6, 0.7, 0.8, 0.9)
 NETWORKS = (0.01, 0.1, 0.25, 0.5, 2.0, 4.0)
-PREVIEW_WAIT_S = 0.6
 
 
 def page(state: State, system: System) -> None:
@@ -50,13 +49,14 @@ def page(state: State, system: System) -> None:
         return
     st.caption("Changed: " + "; ".join(f"`{setting}`" for setting in state.variation))
     request = Compare((state.question, state.varied), state.replications)
-    watch("what-if", request, lambda job: _draw(job, state))
+    previews = previewed(request, (state.question, state.varied))
+    watch("what-if", request, lambda job: _draw(job, state, previews))
 
 
-def _draw(job: Job, state: State) -> None:
+def _draw(job: Job, state: State, previews: Sequence[Job]) -> None:
     comparison: Comparison | None = job.update.result if job.update else None
     if comparison is None:
-        _preview(state)
+        _preview(previews, state)
         progress("what-if", job)
         return
     here, there = comparison.studies
@@ -77,13 +77,12 @@ def _draw(job: Job, state: State) -> None:
         share(state, state.varied, there if job.ended else None)
 
 
-def _preview(state: State) -> None:
+def _preview(jobs: Sequence[Job], state: State) -> None:
     """One short path of each, at once."""
-    jobs = [job_of(f"preview-{i}", Preview(q), "preview") for i, q in enumerate((state.question, state.varied))]
     st.info("**Preview:** one short path each; differences with intervals follow.")
-    for title, job in zip(("Now", "With the change"), jobs, strict=True):
+    for title, job in zip(("Now", "With the change"), jobs, strict=False):
         st.caption(title)
-        update = job.wait(PREVIEW_WAIT_S).update
+        update = job.watched().update
         if job.state == "failed":
             st.error(job.error)
         tile_row(tiles(update.result, state) if update else [], preview=True)

@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from hsim.description.quantities import Figure
 from hsim.description.yamlfile import Strict
 
-Role = Literal["attention", "mlp", "router", "state", "head"]
+Role = Literal["attention", "mlp", "router", "state", "head", "absorbed", "gate"]
 Split = Literal["outputs", "inputs", "none"]
 
 
@@ -59,6 +59,7 @@ class State(Strict):
     """Layers that keep a state of fixed size per sequence: state-space layers, linear attention.
 
     `input_outputs` and `output_inputs` are the widths of their two projections; `elements` are those of one layer's state.
+    `gate_outputs` come from an input projection of its own, as those of a gated delta rule do.
     """
 
     layers: PositiveInt
@@ -66,6 +67,7 @@ class State(Strict):
     output_inputs: PositiveInt
     elements: PositiveInt
     element_bytes: PositiveInt = 4
+    gate_outputs: NonNegativeInt = 0
 
 
 class Solved(Strict):
@@ -210,9 +212,11 @@ class ModelArchitecture(Strict):
         else:
             parts.append(Product(query, hidden, layers, "attention", "outputs"))
         parts.append(Product(down, hidden, layers, "attention", "none"))
-        # The up-projection of the latent vector: absorbed into query and output in decode, of the same weights.
-        up = heads * (latent.nope_dim + latent.value_dim)
-        parts.append(Product(up, latent.kv_rank, layers, "attention", "outputs"))
+        # The up-projection of the latent vector: absorbed into query and output in decode, as two products of each head.
+        parts += [
+            Product(heads * width, latent.kv_rank, layers, "absorbed", "outputs")
+            for width in (latent.nope_dim, latent.value_dim)
+        ]
         return tuple(parts)
 
     def _mlp_products(self) -> tuple[Product, ...]:
@@ -233,7 +237,10 @@ class ModelArchitecture(Strict):
         if self.state is None:
             return ()
         into = Product(self.state.input_outputs, self.hidden_size, self.state.layers, "state", "outputs")
-        return into, Product(self.hidden_size, self.state.output_inputs, self.state.layers, "state", "inputs")
+        out = Product(self.hidden_size, self.state.output_inputs, self.state.layers, "state", "inputs")
+        if not self.state.gate_outputs:
+            return into, out
+        return into, Product(self.state.gate_outputs, self.hidden_size, self.state.layers, "gate", "outputs"), out
 
     @property
     def expert_parameters(self) -> int:

@@ -60,7 +60,8 @@ class Figures:
         if name in self.assume:
             use = FigureUse(name, self.assume[name], "assumed", "the scenario's `assume`", None, None)
         elif figure.value is None:
-            where = self.documents[profile.name].where(tuple(path.split(".")))
+            document = self.documents.get(profile.name)  # a profile made in code has none
+            where = document.where(tuple(path.split("."))) if document else name
             remedy = f"give your own: --set assume.{name}=<value>"
             raise DescriptionError(where, f"is unknown ({figure.source})", remedy)
         else:

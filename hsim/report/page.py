@@ -59,7 +59,7 @@ def page(closeup: Closeup, system: System, command: str) -> str:
         body="\n".join(filter(None, sections)),
         result=_json(study.as_dict()),
         figures=_json(both),
-        plotly=_plotly_js(),
+        plotly=_packed(plotly_script()),
     )
 
 
@@ -68,12 +68,16 @@ def _json(data: Any) -> str:
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
 
 
-def _plotly_js() -> str:
-    """plotly.js from the installed package, packed: four megabytes become less than two. Raises HsimError without it."""
+def plotly_script() -> Path:
+    """plotly.js in the installed package of plotly. Raises HsimError without it."""
     found = find_spec("plotly")
     if found is None or found.origin is None:
         raise HsimError("plotly is not installed; a report holds its script: pip install plotly")
-    script = Path(found.origin).parent / "package_data" / "plotly.min.js"
+    return Path(found.origin).parent / "package_data" / "plotly.min.js"
+
+
+def _packed(script: Path) -> str:
+    """A script as base64 of gzip: four megabytes become less than two. Without a time stamp: the same bytes each time."""
     return base64.b64encode(gzip.compress(script.read_bytes(), mtime=0)).decode()
 
 

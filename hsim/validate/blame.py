@@ -62,7 +62,7 @@ def blame(predicted: Log, prepared: Prepared, runs: Sequence[LiveRun], pace: Fac
     names = list(dict.fromkeys([*was, *(name for one in lives for name in one)]))
     parts = [Part(name, was.get(name, 0.0), float(np.mean([one.get(name, 0.0) for one in lives]))) for name in names]
     predicted_s, measured_s = sum(part.predicted_s for part in parts), sum(part.measured_s for part in parts)
-    seen = seen_terms(prepared, served)
+    seen = seen_terms(prepared, predicted, served)
     charges = [Charge(one, one.term, pace.get(one.term), _e2e_s(prepared, {one.term: one.factor})) for one in seen]
     charges.append(Charge(None, ALL, None, _e2e_s(prepared, {one.term: one.factor for one in seen})))
     return Blame(predicted_s, measured_s, tuple(parts), tuple(charges), _verdict(predicted_s, measured_s, charges))

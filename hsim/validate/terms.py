@@ -19,7 +19,8 @@ from hsim.costs.measured import MeasuredCosts
 from hsim.costs.shapes import Segment, StepCosts, StepShape
 from hsim.drivers.live import LiveRun
 from hsim.drivers.prepared import Prepared
-from hsim.log import Stage
+from hsim.log import Log, Stage
+from hsim.workload.tasks import Task
 
 DECODE, CHUNK, BETWEEN, HAND_OVER = "decode steps", "steps with prompt chunks", "between steps", "hand-over of a job"
 
@@ -92,9 +93,13 @@ class Seen:
         return self.measured_s if self.term in (BETWEEN, HAND_OVER) else self.measured_s / self.predicted_s
 
 
-def seen_terms(prepared: Prepared, runs: Sequence[LiveRun]) -> list[Seen]:
-    """Every term of which live runs show something, those of steps first."""
-    return [*_steps_seen(prepared, runs), *_jobs_seen(prepared, runs)]
+def seen_terms(prepared: Prepared, predicted: Log, runs: Sequence[LiveRun]) -> list[Seen]:
+    """Every term of which live runs show something, those of steps first.
+
+    Steps are predicted for the very batches of the live runs; jobs as they were in the predicted run, where busy cores
+    slowed them too.
+    """
+    return [*_steps_seen(prepared, runs), *_jobs_seen(prepared, predicted, runs)]
 
 
 def _steps_seen(prepared: Prepared, runs: Sequence[LiveRun]) -> list[Seen]:
@@ -124,21 +129,27 @@ def _steps_of(run: LiveRun) -> tuple[NDArray[np.float64], ...]:
     return tuple(column[:count] for column in columns)
 
 
-def _jobs_seen(prepared: Prepared, runs: Sequence[LiveRun]) -> list[Seen]:
-    costs = {
-        (task.id, *key): cost for task in prepared.drawn.tasks for key, cost in _costs_of(prepared, task.id).items()
+def _services(log: Log) -> dict[tuple[float, float, float], float]:
+    """Seconds of service by task, round and stage."""
+    visits = log.visits.arrays()
+    keys = zip(visits["task"], visits["round"], visits["stage"], strict=True)
+    return dict(zip(keys, visits["served_s"] - visits["started_s"], strict=True))
+
+
+def _jobs_seen(prepared: Prepared, predicted: Log, runs: Sequence[LiveRun]) -> list[Seen]:
+    operations = {
+        (task.id, *at): name for task in prepared.drawn.tasks for at, name in _operations_of(prepared, task).items()
     }
+    expected = _services(predicted)
     rows: dict[str, list[tuple[float, float, float]]] = {}
     overheads: list[float] = []
     for run in runs:
-        visits = run.log.visits.arrays()
-        keys = zip(visits["task"], visits["round"], visits["stage"], strict=True)
-        services = dict(zip(keys, visits["served_s"] - visits["started_s"], strict=True))
-        timed = run.record.jobs.arrays()
+        services, timed = _services(run.log), run.record.jobs.arrays()
         for task, number, stage, seconds, cpu_s in zip(*timed.values(), strict=True):
-            operation, predicted_s = costs[int(task), int(number), Stage(int(stage))]
-            rows.setdefault(operation, []).append((predicted_s, seconds, cpu_s))
-            if (key := (task, number, stage)) in services:
+            key = (task, number, stage)
+            if key in expected and key in services:
+                operation = operations[int(task), int(number), Stage(int(stage))]
+                rows.setdefault(operation, []).append((expected[key], seconds, cpu_s))
                 overheads.append(services[key] - seconds)
     found = []
     for operation, mine in sorted(rows.items()):
@@ -147,17 +158,14 @@ def _jobs_seen(prepared: Prepared, runs: Sequence[LiveRun]) -> list[Seen]:
     return [*found, Seen(HAND_OVER, len(overheads), 0.0, float(np.mean(overheads)), None)] if overheads else found
 
 
-def _costs_of(prepared: Prepared, number: int) -> dict[tuple[int, Stage], tuple[str, float]]:
-    """Operation and predicted seconds of each job of a task, by round and stage."""
-    task, tools = prepared.drawn.tasks[number], prepared.system.tools
-    found: dict[tuple[int, Stage], tuple[str, float]] = {}
-    if task.understand_tokens:
-        cost = prepared.understand[task.class_name]
-        found[0, Stage.UNDERSTAND] = (cost.operation, cost.seconds(task.understand_tokens))
+def _operations_of(prepared: Prepared, task: Task) -> dict[tuple[int, Stage], str]:
+    """The operation of each job of a task, by round and stage."""
+    found: dict[tuple[int, Stage], str] = {}
+    if task.understand_tokens and task.class_name in prepared.understand:
+        found[0, Stage.UNDERSTAND] = prepared.understand[task.class_name].operation
     for i, this in enumerate(task.rounds):
         if this.call:
-            cost = prepared.tools[this.call.tool]
-            found[i, Stage.TOOL] = (cost.operation, cost.seconds(tools[this.call.tool].units))
+            found[i, Stage.TOOL] = prepared.tools[this.call.tool].operation
     return found
 
 

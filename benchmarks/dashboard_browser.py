@@ -1,0 +1,251 @@
+"""Drives the dashboard in a headless Chromium through its main path, checks what it shows, and times it.
+
+pip install playwright, and a Chromium (Debian: apt-get install chromium). Then
+
+    python benchmarks/dashboard_browser.py [--chromium /usr/bin/chromium] [--screenshots folder]
+
+It starts a server of its own on a free port. Every check that fails ends it with an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from hsim.dashboard.launch import arguments
+from hsim.dashboard.state import Question, State, encode
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+SIZE = {"width": 1280, "height": 900}
+PATIENCE_MS = 240_000
+PAGES = ("Answer", "What if", "Trade-offs", "Anatomy", "Risk", "Evidence")
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """A dashboard on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(arguments(port, "127.0.0.1"), stdout=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(300):
+            try:
+                urlopen(f"{url}/_stcore/health").close()
+                break
+            except URLError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def opened(browser: Browser, address: str, dark: bool = False) -> Page:
+    """A new visitor at an address."""
+    page = browser.new_context(viewport=SIZE, color_scheme="dark" if dark else "light").new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    page.goto(address)
+    return page
+
+
+def tiles(page: Page) -> list[str]:
+    """What the four figures say."""
+    return page.get_by_test_id("stMetric").all_inner_texts()
+
+
+def wait_done(page: Page) -> None:
+    """Wait until figures with intervals stand there and nothing is simulated any more."""
+    expect(page.get_by_text("±").first).to_be_visible()
+    expect(page.get_by_test_id("stProgress")).to_have_count(0)
+    page.wait_for_timeout(700)
+
+
+def check(what: str, holds: bool) -> None:
+    """Say what was checked; end if it does not hold."""
+    print(f"{'ok  ' if holds else 'FAIL'}  {what}", flush=True)
+    if not holds:
+        sys.exit(1)
+
+
+def download(page: Page, label: str) -> bytes:
+    """What a download button gives."""
+    with page.expect_download() as started:
+        page.get_by_test_id("stDownloadButton").get_by_role("button", name=label, exact=True).click()
+    return Path(started.value.path()).read_bytes()
+
+
+def first_paint(browser: Browser, url: str) -> None:
+    """Times to the first figures, and from a changed slider to its preview."""
+    started = time.perf_counter()
+    page = opened(browser, url)
+    page.get_by_test_id("stMetric").first.wait_for()
+    print(f"      first paint of the four figures' frames: {time.perf_counter() - started:.2f} s")
+    expect(page.get_by_text("≈").or_(page.get_by_text("so far")).first).to_be_visible()
+    print(f"      first figures in them: {time.perf_counter() - started:.2f} s")
+    slider = page.get_by_test_id("stSidebar").get_by_role("slider").first
+    before = tiles(page)
+    slider.focus()
+    started = time.perf_counter()
+    slider.press("ArrowRight")
+    page.wait_for_function(
+        "before => { const now = [...document.querySelectorAll('[data-testid=stMetric]')].map(e => e.innerText);"
+        " return now.length == 4 && /[≈±]|objective/.test(now[0]) && now[1] != before }",
+        arg=before[1],
+    )
+    print(f"      preview after a slider moved: {time.perf_counter() - started:.2f} s")
+    started = time.perf_counter()
+    expect(page.get_by_text("so far, after").first).to_be_visible()
+    print(f"      first simulated path after that: {time.perf_counter() - started:.2f} s")
+    page.context.close()
+
+
+def main_path(browser: Browser, url: str) -> None:
+    """Open, change the fleet, see numbers change, find a fleet, reopen the link, download."""
+    page = opened(browser, f"{url}/?s={encode(State(replications=3))}")
+    wait_done(page)
+    before = tiles(page)
+    check("four figures with intervals", len(before) == 4 and all("±" in tile for tile in before))
+    check("a verdict in one sentence", page.get_by_test_id("stAlert").first.inner_text().startswith("PASS"))
+    count = page.get_by_test_id("stSidebar").get_by_test_id("stNumberInput").nth(1).get_by_role("spinbutton")
+    count.fill("2")
+    count.press("Enter")
+    page.wait_for_timeout(3000)
+    wait_done(page)
+    after = tiles(page)
+    check(f"a second GPU server changes the numbers: {before[1]!r} to {after[1]!r}", before[1] != after[1])
+
+    page.get_by_text("Share, reproduce, download").click()
+    data = download(page, "JSON")
+    again = opened(browser, page.url)
+    wait_done(again)
+    check("the address shows the same figures to another visitor", tiles(again) == after)
+    again.get_by_text("Share, reproduce, download").click()
+    check("and gives the same JSON, byte for byte", download(again, "JSON") == data)
+    again.context.close()
+    check("the JSON is the study", json.loads(data)["replications"] == 3)
+    check("CSV", download(page, "CSV").startswith(b"figure,value,low,high"))
+    check("Parquet", download(page, "Parquet")[:4] == b"PAR1")
+    check("HTML", b"<!doctype html>" in download(page, "HTML")[:200].lower())
+    yaml = download(page, "YAML")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "scenario.yaml"
+        file.write_bytes(yaml)
+        line = [sys.executable, "-m", "hsim.cli", "simulate", str(file), "--replications", "3", "--json"]
+        printed = json.loads(subprocess.run(line, capture_output=True, check=True).stdout)
+    same = [
+        key
+        for key, value in json.loads(data).items()
+        if key not in ("scenario", "scenario_sha256") and printed[key] == value
+    ]
+    check(
+        f"the YAML on the command line gives the same figures ({len(same)} parts)",
+        {"energy", "latency", "slo"} <= set(same),
+    )
+    page.context.close()
+
+
+def what_if(browser: Browser, url: str) -> None:
+    """GPU-only against split in one click."""
+    page = opened(browser, f"{url}/?s={encode(State(replications=3, page='What if'))}")
+    page.get_by_role("button", name="GPU servers alone").click()
+    expect(page.get_by_text("The change makes").first).to_be_visible()
+    wait_done(page)
+    said = page.get_by_text("The change makes").first.inner_text()
+    check(f"what if: {said}", "energy a task" in said and "lower" in said)
+    page.context.close()
+
+
+def find_fleet(browser: Browser, url: str) -> None:
+    """The planner, with its progress and its stop button."""
+    question = Question("agents-split", "", ("workload.tasks=500",))
+    page = opened(browser, f"{url}/?s={encode(State(question, replications=2))}")
+    page.get_by_text("Find fleet, or use what I have").click()
+    page.get_by_role("button", name="Find the fleet").click()
+    expect(page.get_by_text("replications so far")).to_be_visible()
+    check("the planner says where it is", True)
+    taken = page.get_by_role("button", name="Take this fleet")
+    expect(taken).to_be_visible()
+    said = page.get_by_text("USD an hour.").first.inner_text()
+    check(f"found: {said[:140]}", "hgx-h100-8" in said)
+    taken.click()
+    expect(taken).to_have_count(0)
+    tiers = page.get_by_test_id("stSidebar").get_by_test_id("stNumberInput").count()
+    check("the fleet is taken over into the question", tiers >= 1)
+    page.context.close()
+
+
+def hostile(browser: Browser, url: str) -> None:
+    """Uploads that mean harm get a message, and the page goes on."""
+    page = opened(browser, f"{url}/?s={encode(State(replications=2))}")
+    page.get_by_role("button", name="Upload a scenario").click()
+    field = page.locator("input[type=file]")
+    for what, data, said in (
+        ("YAML bomb", b"a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "alias"),
+        ("a path outside", b"model: ../../etc/passwd\n", "names a file"),
+        ("wrong types", b"model: [1, 2]\n", "scenario.yaml"),
+    ):
+        field.set_input_files({"name": "x.yaml", "mimeType": "application/yaml", "buffer": data})
+        expect(page.get_by_text(said).first).to_be_visible()
+        check(f"upload, {what}: {page.get_by_text(said).first.inner_text()[:120]!r}", True)
+    with tempfile.NamedTemporaryFile(suffix=".yaml") as large:
+        large.truncate(100_000_000)
+        field.set_input_files(large.name)
+        expect(page.get_by_text("File must be").or_(page.get_by_text("exceed")).first).to_be_visible()
+        check("upload, 100 MB: refused in the browser", True)
+    bad = opened(browser, f"{url}/?s=eJwDAAAAAAE")
+    expect(bad.get_by_text("is not one that this dashboard made")).to_be_visible()
+    check("a broken link gets a message", True)
+    bad.context.close()
+    page.context.close()
+
+
+def screenshots(browser: Browser, url: str, folder: Path) -> None:
+    """Every page, in a light and a dark room."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in PAGES:
+        variation = ("fleet.gpu-tier.count=2",) if name == "What if" else ()
+        state = State(Question("agents-split", "", ("workload.tasks=1000",)), variation, 5, page=name)
+        for dark in (False, True):
+            page = opened(browser, f"{url}/?s={encode(state)}", dark)
+            page.get_by_test_id("stSidebar").wait_for()
+            page.wait_for_timeout(3000)
+            expect(page.get_by_test_id("stProgress")).to_have_count(0)
+            page.wait_for_timeout(2000)
+            page.screenshot(path=folder / f"{name.lower().replace(' ', '-')}-{'dark' if dark else 'light'}.png")
+            page.context.close()
+
+
+def main() -> None:
+    """All of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--chromium", default="/usr/bin/chromium")
+    parser.add_argument("--screenshots", type=Path)
+    parser.add_argument("--only", nargs="*", default=["first_paint", "main_path", "what_if", "find_fleet", "hostile"])
+    asked = parser.parse_args()
+    expect.set_options(timeout=PATIENCE_MS)
+    with server() as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=asked.chromium, args=FLAGS)
+        for name in asked.only:
+            print(name, flush=True)
+            globals()[name](browser, url)
+        if asked.screenshots:
+            screenshots(browser, url, asked.screenshots)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

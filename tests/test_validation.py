@@ -1,0 +1,139 @@
+"""Validation judges honestly: where a run is the simulation with one cost changed, that cost and no other is to blame."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from systems import agents, prepared_of
+
+from hsim.drivers.live import LiveRun, Record
+from hsim.drivers.prepared import Prepared
+from hsim.drivers.simulated import run
+from hsim.log import Log, Outcome, Stage, Table
+from hsim.validate.blame import ALL, Blame, blame
+from hsim.validate.loads import _closed, _kinds
+from hsim.validate.page import page
+from hsim.validate.quantities import Accounted, parts_of_e2e, quantities
+from hsim.validate.run import Compared, Validation
+from hsim.validate.terms import CHUNK, DECODE, Factors, operation_term, repaired, seen_terms
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    return prepared_of(agents(split=False, cores=2, prefix_caching=False))
+
+
+def as_if_live(prepared: Prepared, factors: Factors) -> LiveRun:
+    """A live run in which some terms really took so many times what was predicted: simulated, and told as live runs are."""
+    log = run(repaired(prepared, factors), stepwise=True)
+    rows, record, told = log.steps.arrays(), Record(), Table(*log.steps.columns)
+    for i in range(len(log.steps)):
+        row = {name: float(cells[i]) for name, cells in rows.items()}
+        row["seconds"] /= factors.get(CHUNK if row["chunk_tokens"] else DECODE, 1.0)
+        told.append(tuple(row.values()))
+        seconds = row["end_s"] - row["start_s"]
+        record.steps.append((seconds, seconds, np.nan))
+    visits = log.visits.arrays()
+    for i in np.flatnonzero(visits["stage"] <= Stage.TOOL):
+        seconds = visits["served_s"][i] - visits["started_s"][i]
+        record.jobs.append((visits["task"][i], visits["round"][i], visits["stage"][i], seconds, seconds))
+    return LiveRun(replace(log, steps=told), (), (), record)
+
+
+def blamed(prepared: Prepared, factors: Factors) -> Blame:
+    return blame(run(prepared), prepared, [as_if_live(prepared, factors)], factors)
+
+
+@pytest.mark.parametrize("term", [DECODE, CHUNK])
+def test_the_term_that_was_wrong_is_to_blame_and_putting_it_right_explains_all(prepared: Prepared, term: str) -> None:
+    found = blamed(prepared, {term: 1.5})
+    charges = {charge.term: charge for charge in found.charges}
+    seen = charges[term].seen
+    assert seen is not None and seen.factor == pytest.approx(1.5, rel=1e-6)
+    assert found.verdict.startswith(f"{term} carry 100% of the end-to-end error")
+    assert charges[term].e2e_if_right_s == pytest.approx(found.e2e_measured_s, rel=1e-6)
+    assert charges[ALL].e2e_if_right_s == pytest.approx(found.e2e_measured_s, rel=0.01)
+    other = CHUNK if term == DECODE else DECODE
+    assert charges[other].e2e_if_right_s == pytest.approx(found.e2e_predicted_s, rel=1e-6)
+
+
+def test_an_operation_that_takes_longer_is_found_among_its_like(prepared: Prepared) -> None:
+    term = operation_term(next(iter(prepared.tools.values())).operation)
+    seen = {one.term: one for one in seen_terms(prepared, run(prepared), [as_if_live(prepared, {term: 40.0})])}
+    assert seen[term].factor == pytest.approx(40.0, rel=0.05)  # other cores were busy at other times
+    assert all(
+        one.factor == pytest.approx(1.0, rel=0.3)
+        for name, one in seen.items()
+        if name not in (term, "hand-over of a job")
+    )
+
+
+def test_nothing_is_to_blame_where_nothing_was_wrong(prepared: Prepared) -> None:
+    found = blamed(prepared, {})
+    assert found.verdict.startswith("nothing is to blame")
+    assert found.e2e_measured_s == pytest.approx(found.e2e_predicted_s, rel=1e-9)
+
+
+def test_the_parts_of_a_task_s_life_add_up_to_its_end_to_end_time(prepared: Prepared) -> None:
+    log = run(prepared)
+    assert sum(parts_of_e2e(log).values()) == pytest.approx(quantities(log)["e2e mean"][0], rel=1e-9)
+
+
+def test_quantities_are_of_served_tasks_and_a_run_that_served_nobody_has_none(prepared: Prepared) -> None:
+    log = Log()
+    log.tasks.append((0, 0.0, 1.0, Outcome.FAILED))
+    assert quantities(log) == {}
+    assert blame(run(prepared), prepared, [], {}) == Blame()
+
+
+def compared(**given: Any) -> Compared:
+    of = {"quantity": "e2e mean", "unit": "s", "predicted": 1.0, "low": None, "high": None, "measured": 1.0}
+    return Compared(**(of | {"spread_fraction": None, "at_pace": None} | given))
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [
+        ({"measured": 1.05}, "beyond"),
+        ({"measured": 1.05, "low": 0.9, "high": 1.1}, "within"),
+        ({"measured": 1.2, "low": 0.9, "high": 1.1, "spread_fraction": 0.05}, "noise"),
+        ({"measured": 1.2, "low": 0.9, "high": 1.1, "spread_fraction": 0.04}, "beyond"),
+        ({"measured": 30.0, "spread_fraction": 0.6}, "noise"),  # it says that nothing can be said, not that all is well
+    ],
+)
+def test_an_error_is_judged_by_what_was_stated_and_by_the_noise_of_repeats(given: dict[str, Any], verdict: str) -> None:
+    assert compared(**given).verdict == verdict
+
+
+def test_errors_are_relative_to_what_was_measured() -> None:
+    found = compared(measured=2.0, at_pace=1.9)
+    assert found.error_fraction == pytest.approx(-0.5)
+    assert found.pace_error_fraction == pytest.approx(-0.05)
+
+
+def test_the_page_overlays_what_was_predicted_and_measured(prepared: Prepared) -> None:
+    live = as_if_live(prepared, {DECODE: 1.2})
+    tasks = Accounted(len(prepared.drawn.tasks), len(live.log.tasks), 0, 0, 0)
+    validation = Validation(
+        "x.yaml", "0" * 64, "cpu", 1, (compared(),), Blame(verdict="a <b>"), (), (tasks,), {}, (), (), "",
+        (run(prepared), live.log),
+    )  # fmt: skip
+    text = page([("30 %", validation)])
+    assert text.count("<svg") == 6
+    assert "TTFT" in text and "Tasks in the system over time" in text
+    assert text.count('class="measured"') == 5 and "key-predicted" in text
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert set(validation.as_dict()) >= {"compared", "blame", "tasks", "failures", "stopped"}
+    assert "logs" not in validation.as_dict()
+
+
+def test_loads_are_of_agentic_and_of_single_shot_tasks_and_of_a_crowd() -> None:
+    kinds = _kinds("agents-gpu-only", [])
+    assert list(kinds) == ["agentic", "single-shot"]
+    assert kinds["single-shot"] == ["workload.classes.support-agent.rounds=1"]
+    assert list(_kinds("agents-gpu-only", kinds["single-shot"])) == ["single-shot"]
+    closed = _closed("agents-gpu-only", ["workload.tasks=40"])
+    assert len({task.user for task in closed.drawn.tasks}) == 20  # no more than half of the tasks
