@@ -127,7 +127,7 @@ MUTANTS = (
     Mutant("replica: decoding sequences need no blocks", "engine/replica.py", "needed = cycles * self._decodes", "needed = 0 * cycles * self._decodes", REPLICA),
     Mutant("replica: preempts as if nobody decoded", "engine/replica.py", "if needed > kv.free_blocks:", "if needed - due > kv.free_blocks:", REPLICA),
     Mutant("replica: a block is due a step late", "engine/replica.py", "self._due[(self._step - prompt.prefill_tokens) % self.kv.block_tokens] += 1", "self._due[(self._step - prompt.prefill_tokens + 1) % self.kv.block_tokens] += 1", REPLICA),
-    Mutant("replica: who was preempted is outstanding no more", "engine/replica.py", "self._outstanding_tokens += prompt.prefill_tokens self.waiting.appendleft", "self.waiting.appendleft", choice("least-outstanding-tokens")),
+    Mutant("replica: who was preempted is outstanding no more", "engine/replica.py", "self._outstanding_tokens += prompt.prefill_tokens prompt.rank", "prompt.rank", choice("least-outstanding-tokens")),
     Mutant("replica: joules of context off by one token", "engine/shares.py", "offset = prompt.prefill_tokens + 1 - prompt.first_step", "offset = prompt.prefill_tokens - prompt.first_step", REPLICA),
     Mutant("replica: sum of steps off", "engine/shares.py", "triangle = steps * (steps - 1) / 2", "triangle = steps * (steps + 1) / 2", REPLICA),
     Mutant("shares: all joules by token, none by context", "engine/shares.py", "context_j = segment.context_joules", "context_j = 0.0", REPLICA),
