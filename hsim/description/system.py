@@ -156,6 +156,7 @@ class System:
     models: Mapping[str, ModelArchitecture] = field(default_factory=dict)
     wires: WireProfile = field(default_factory=_no_wires)
     allow_code: bool = False
+    host_links: Mapping[str, LinkProfile] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -265,8 +266,13 @@ def resolve(scenario: Scenario, document: Document) -> System:
         if isinstance(pool, EnginePool) and pool.model
     }
     tools = {**load_tools(document.file).tools, **scenario.tools}
+    host_links = {
+        name: find(pool.host_link, LinkProfile, ("pools", name, "host_link"))
+        for name, pool in scenario.pools.items()
+        if isinstance(pool, EnginePool) and pool.host_link
+    }
     system = System(scenario, document, model, tiers, engines, networks, paths, tools, figures, models=models)
-    system = replace(system, wires=_wires(system, find))
+    system = replace(system, wires=_wires(system, find), host_links=host_links)
     system = replace(system, step_tables=_step_tables(system, find))
     _check_tools(system)
     _check_models(system)

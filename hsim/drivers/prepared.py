@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +20,7 @@ from hsim.description.model import ModelArchitecture
 from hsim.description.scenario import Workload
 from hsim.description.system import FilledPool, System, Tier
 from hsim.description.yamlfile import did_you_mean
+from hsim.drivers.gaps import expected_gaps, gap_spec
 from hsim.engine.link import LinkSpec
 from hsim.engine.power import Sleep
 from hsim.engine.replica import ReplicaSpec
@@ -69,6 +70,7 @@ class Prepared:
     wire: Wire
     balance: BalanceSpec | None
     request_latency_s: dict[str, float]
+    expected_gap_s: dict[str, float]
     accounts: Accounts
 
 
@@ -76,6 +78,7 @@ def prepare(system: System) -> Prepared:
     """Work out all costs and draw all tasks. Raises DescriptionError for what cannot run."""
     figures, scenario = system.figures, system.scenario
     replicas = {name: _replica(system, name, pool) for name, pool in system.engine_pools().items()}
+    replicas = {name: replace(spec, gaps=gap_spec(system, name, spec)) for name, spec in replicas.items()}
     _check_engine_cores(system, replicas)
     drawn = draw_tasks(scenario.workload, system.tools, scenario.seed, Path(system.document.file).parent)
     _check_visits_fit(system, replicas, drawn)
@@ -88,6 +91,8 @@ def prepare(system: System) -> Prepared:
         )
         for name, link in system.networks.items()
     }
+    tools = _tool_costs(system)
+    gaps = any(spec.gaps for spec in replicas.values())
     prepared = Prepared(
         system=system,
         drawn=drawn,
@@ -99,11 +104,12 @@ def prepare(system: System) -> Prepared:
         networks=networks,
         sleep=_sleep(system),
         understand=_understanding(system),
-        tools=_tool_costs(system),
+        tools=tools,
         kv_bytes_per_token=_kv_bytes_per_token(system),
         wire=wire_of(system),
         balance=_balance(system),
         request_latency_s={name: _request_latency_s(system, name) for name in replicas},
+        expected_gap_s=expected_gaps(system, tools) if gaps else {},
         accounts=accounts_of(system),
     )
     figures.check_all_assumptions_used(system.document)
