@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from hsim.description.catalogue import scenario_file
+from hsim.description.choices import choices_of, first_of, with_chosen
 from hsim.description.hardware import KvPrecision, Precision, Tool
 from hsim.description.quantities import Constant, Distribution
 from hsim.description.yamlfile import Document, Strict, did_you_mean, read_document, validated, with_settings
@@ -408,7 +409,7 @@ class Payload(Strict):
 class Planning(Strict):
     """What `hsim plan` is to find; other commands leave it aside.
 
-    Wherever fleet, pools and stages hold one value, a list stands for choices; a fleet is bought once for all loads.
+    Wherever fleet and pools hold one value, a list stands for choices; a fleet is bought once for all loads.
     `have` limits servers by the name of their profile. `max_w` limits what the fleet can draw at most, at the
     facility. Objectives must hold under the scenario's own load and under each of `loads`, which change it by
     `path: value`; what is minimised is that of the scenario's own load.
@@ -482,11 +483,12 @@ class Scenario(Strict):
 
 
 def load(name_or_path: str | Path, settings: Sequence[str] = ()) -> tuple[Scenario, Document]:
-    """A scenario from its file or shipped name, with `path=value` settings applied.
+    """A scenario from its file or shipped name, with `path=value` settings applied; of lists of choices, the first.
 
     Raises DescriptionError for anything that is not right in the file itself.
     """
     document = read_scenario(name_or_path, settings)
+    document = with_chosen(document, first_of(choices_of(document)))
     return checked(document), document
 
 

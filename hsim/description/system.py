@@ -138,7 +138,10 @@ def _no_wires() -> WireProfile:
 
 @dataclass(frozen=True)
 class System:
-    """A scenario and all that it refers to. `paths` names, for two pools, the networks between them in order."""
+    """A scenario and all that it refers to. `paths` names, for two pools, the networks between them in order.
+
+    `allow_code`: its user trusts the policies of their own that it names.
+    """
 
     scenario: Scenario
     document: Document
@@ -152,6 +155,7 @@ class System:
     step_tables: Mapping[str, StepTable] = field(default_factory=dict)
     models: Mapping[str, ModelArchitecture] = field(default_factory=dict)
     wires: WireProfile = field(default_factory=_no_wires)
+    allow_code: bool = False
     host_links: Mapping[str, LinkProfile] = field(default_factory=dict)
 
     @property

@@ -29,6 +29,7 @@ from hsim.log import Stage
 from hsim.metrics.accounts import Accounts, accounts_of
 from hsim.policies.balance import ADMISSIONS, CHOOSERS, PRIORITIES, Admission, Chooser, Priority
 from hsim.policies.batching import Batcher, decode_first, whole_prompts
+from hsim.policies.own import is_own, own_policy
 from hsim.policies.routing import ROUTERS, Router
 from hsim.workload.tasks import Drawn, check_tasks_fit, check_understanding_fits, draw_tasks, expected_rounds_left
 
@@ -301,21 +302,18 @@ def _cores(system: System, name: str, replicas: dict[str, ReplicaSpec]) -> int:
 
 
 def _router(system: System, name: str) -> Router:
-    router = system.scenario.pools[name].router
-    if router not in ROUTERS:
-        at = system.document.where(("pools", name, "router"))
-        raise DescriptionError(at, f"there is no router {router!r}", did_you_mean(router, list(ROUTERS)))
-    return ROUTERS[router]
+    at = system.document.where(("pools", name, "router"))
+    return _named(system, ROUTERS, system.scenario.pools[name].router, "router", at)
 
 
 def _balance(system: System) -> BalanceSpec | None:
     """Balance between pools and in queues, None where there is none. Raises DescriptionError for names that are not there."""
     scenario, where = system.scenario, system.document.where
     balance, stages = scenario.balance, scenario.stages
-    chooser = _named(CHOOSERS, balance.choose, "chooser", where(("balance", "choose")))
-    admission = _named(ADMISSIONS, balance.admission, "admission", where(("balance", "admission")))
+    chooser = _named(system, CHOOSERS, balance.choose, "chooser", where(("balance", "choose")))
+    admission = _named(system, ADMISSIONS, balance.admission, "admission", where(("balance", "admission")))
     priorities = {
-        name: _named(PRIORITIES, pool.priority, "priority", where(("pools", name, "priority")))
+        name: _named(system, PRIORITIES, pool.priority, "priority", where(("pools", name, "priority")))
         for name, pool in scenario.pools.items()
         if pool.priority is not None
     }
@@ -338,7 +336,10 @@ def _balance(system: System) -> BalanceSpec | None:
     return BalanceSpec(chooser, priorities, admission, objective_s, operations, rounds_left)
 
 
-def _named(known: dict[str, P], name: str, what: str, where: str) -> P:
+def _named(system: System, known: dict[str, P], name: str, what: str, where: str) -> P:
+    """The policy of that name: one of hsim's, or a function in a file of the user's."""
+    if is_own(name):
+        return own_policy(name, Path(system.document.file).parent, system.allow_code, where)  # type: ignore[return-value]
     if name not in known:
         raise DescriptionError(where, f"there is no {what} {name!r}", did_you_mean(name, list(known)))
     return known[name]
