@@ -180,6 +180,18 @@ def test_laws_hold_with_every_policy_and_little_memory() -> None:
     assert {"hold", "offload", "drop", "preempted", "given up", "evicted"} <= set(+reached), reached
 
 
+def test_a_prompt_in_chunks_is_not_kept_from_ending_by_contexts_that_are_held() -> None:
+    """Two contexts leave room for its first chunk alone: they give way, rather than that it begins again for ever."""
+    data = one_task(50.0)
+    data["workload"] |= {"tasks": 3, "arrivals": {"kind": "uniform", "rate_per_s": 0.2}}
+    data["workload"]["classes"]["agent"] |= {"rounds": 2, "input_tokens": 600}
+    data["pools"]["decode"]["max_num_batched_tokens"] = 8
+    done = run(prepared_of(treated(with_kv(data, 1.0), "hold")))
+    assert chosen(done) == {"hold": 3}
+    assert not len(done.tables["preemptions"]["task"])
+    assert (done.tables["tasks"]["outcome"] == 0).all()
+
+
 VIEW = GapView(
     context_tokens=1000, expected_gap_s=1.0, recompute_s=0.1, recompute_j=50.0, transfer_s=0.02, transfer_j=0.1,
     fits_host=True, capacity_tokens=100_000, used_fraction=0.5, others_tokens=0, idle_w=200.0,
