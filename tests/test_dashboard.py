@@ -202,6 +202,13 @@ def test_a_link_that_is_a_bomb_is_refused() -> None:
         decode(encode(bomb))
 
 
+def test_a_link_asks_for_no_more_than_a_visitor_may() -> None:
+    with pytest.raises(DescriptionError, match="replications"):
+        decode(encode(State(replications=10**9)))
+    with pytest.raises(DescriptionError, match="nested too deep"):
+        admitted(Question("agents-split", "", ("slo=" + "[" * 10_000,)))
+
+
 def test_a_link_names_scenarios_and_not_files() -> None:
     for base in ("../tests/x", "/etc/passwd", "scenarios/agents-split.yaml"):
         with pytest.raises(DescriptionError, match="there is no scenario"):

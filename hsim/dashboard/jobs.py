@@ -30,7 +30,7 @@ class Bounds:
     waiting: int = 20
     seconds: float = 300.0
     memory_bytes: int = 4 * GIB
-    unwatched_s: float = 30.0  # whoever has closed the page needs no answer
+    unwatched_s: float = 60.0  # whoever has closed the page needs no answer
     kept: int = 40  # finished results, so that the same question is not simulated twice
 
 

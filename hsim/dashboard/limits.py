@@ -22,7 +22,6 @@ MAX_ROUNDS = 200_000  # visits to the model that one path draws, on average
 MAX_SERVERS = 1_000
 MAX_FLEETS = 2_000
 MAX_NAMED = 50  # tiers, pools or classes
-MAX_REPLICATIONS = 40
 FILES = ("file", "tokenizer")
 _PATHLIKE = re.compile(r"[/\\]|^~|\.\.|\.json$")
 
@@ -50,8 +49,8 @@ def admitted(question: Question) -> System:
     """
     if len(question.text.encode()) > SCENARIO_BYTES:
         raise DescriptionError(OWN, "is too large", f"a scenario has at most {SCENARIO_BYTES:,} bytes")
-    if question.text:
-        _check_nesting(question.text)
+    for text in (question.text, *question.settings):
+        _check_nesting(text)
     document = question.document()
     _check_names_no_file(document, _files_of(question))
     scenario = checked(document)
@@ -62,6 +61,8 @@ def admitted(question: Question) -> System:
 def admitted_problem(question: Question, plan: Sequence[str]) -> Problem:
     """The planning problem of a question, whose space is small enough to be searched here. Raises DescriptionError."""
     admitted(question)
+    for setting in plan:
+        _check_nesting(setting)
     document = with_settings(question.document(), plan)
     _check_names_no_file(document, _files_of(question))
     space = prod(len(v) for entry in document.data["fleet"].values() for v in entry.values() if isinstance(v, list))

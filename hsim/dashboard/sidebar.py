@@ -9,9 +9,9 @@ from typing import Any
 
 import streamlit as st
 
-from hsim.dashboard.limits import MAX_REPLICATIONS, SCENARIO_BYTES, uploaded
+from hsim.dashboard.limits import SCENARIO_BYTES, uploaded
 from hsim.dashboard.session import changed, key, put, with_changes
-from hsim.dashboard.state import Question, State, shipped_scenarios, value_at
+from hsim.dashboard.state import MAX_REPLICATIONS, Question, State, shipped_scenarios, value_at
 from hsim.description.catalogue import shipped
 from hsim.description.scenario import Scenario
 from hsim.description.yamlfile import read_document

@@ -23,6 +23,7 @@ from hsim.metrics.summarise import hsim_version
 OWN = "scenario.yaml"  # what an uploaded scenario is called
 DEFAULT = "agents-split"
 REPLICATIONS = 10
+MAX_REPLICATIONS = 40
 LINK_BYTES = 256 * 1024  # of a link once it is unpacked; a scenario of this size is refused anyway
 LINK = "link"
 
@@ -202,5 +203,7 @@ def _check(state: State) -> None:
         or state.replications < 1
     ):
         raise DescriptionError(LINK, "is not one that this dashboard made", "copy all of it")
+    if not 1 <= state.replications <= MAX_REPLICATIONS:
+        raise DescriptionError(LINK, f"asks for {state.replications:,} replications", f"at most {MAX_REPLICATIONS}")
     if state.energy not in ("J", "Wh") or state.per not in ("task", "1k tokens"):
         raise DescriptionError(LINK, f"has the units {state.energy!r} per {state.per!r}", "J or Wh, task or 1k tokens")

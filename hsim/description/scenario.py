@@ -254,7 +254,8 @@ class EnginePool(Strict):
     accelerator holds whole experts instead of a slice of each. `kv_precision` is that of keys and values where it is not
     the activations'. Under `power_cap_w` each accelerator runs at the highest clock whose power fits. A
     replica that has done nothing for `unload_after_s` gives its accelerators' memory back, and loads its model again when
-    work comes for it.
+    work comes for it. `tool_gaps` says what becomes of a context's KV cache while its task waits for a tool; to offload
+    it each replica may use `host_kv_bytes` of its server's memory, over `host_link`.
     """
 
     runs_on: str
@@ -275,6 +276,9 @@ class EnginePool(Strict):
     prefix_caching: bool | None = None
     max_waiting: PositiveInt | None = None
     unload_after_s: PositiveFloat | None = None
+    tool_gaps: str = "cache"
+    host_link: str | None = None
+    host_kv_bytes: PositiveFloat | None = None
     router: str = "least-outstanding-tokens"
     priority: str | None = None
 
