@@ -286,11 +286,11 @@ def _pool_loads(log: Log, tables: dict[str, Any], window: Window) -> dict[str, P
             mine_s = steps_s[mine]
             decode_s, kv_s = (steps["decodes"][mine] * mine_s).sum(), (kv_tokens[mine] * mine_s).sum()
             busy_s = _by_device(mine_s, steps["device"][mine], pool)
-            loads[name] = PoolLoad(float(mine_s.sum()), busy_s.max(), float(decode_s), float(kv_s))
+            loads[name] = PoolLoad(float(mine_s.sum()), float(busy_s.max()), float(decode_s), float(kv_s))
         else:
             mine = visits["pool"] == number
             busy_s = _by_device(visits_s[mine], visits["device"][mine], pool)
-            loads[name] = PoolLoad(float(visits_s[mine].sum()), busy_s.max())
+            loads[name] = PoolLoad(float(visits_s[mine].sum()), float(busy_s.max()))
     return loads
 
 
