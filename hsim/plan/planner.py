@@ -176,6 +176,7 @@ class _Planner:
             done.append(found := Found(fleet.number, trials, replications=1))
             found.verdict = "PASS" if all(t.mean <= t.limit for t in trials) else "FAIL"
             found.by = "" if found.verdict == "PASS" else "slo"
+            found.reason = "holds on these very tasks"
             if found.verdict == "PASS":
                 return found
         return None
@@ -213,7 +214,7 @@ class _Planner:
             for o, trial in zip(self.problem.objectives, found.trials, strict=True)
             if trial.fails.count
         )
-        reason = found.reason
+        reason = found.reason or "the search was interrupted"
         if found.by == "slo":
             worst = max(missed, key=lambda each: each.fraction / each.allowed_fraction)
             under = "" if worst.load == OWN else f" under {worst.load}"
