@@ -82,6 +82,14 @@ Out = Annotated[
 ]
 
 
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code", help="Execute stages (hsim/stages.py) and policies of your own: only code that you trust."
+    ),
+]
+
+
 @app.command()
 def simulate(
     scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped scenario.")],
@@ -98,6 +106,7 @@ def simulate(
     stepwise: Annotated[
         bool, typer.Option(help="Take every engine step as an event of its own: the slow reference.")
     ] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Predict latency, throughput, joules per task (TST), tokens per watt (TPW), cost and CO2 of a scenario."""
     from json import dumps
@@ -105,7 +114,7 @@ def simulate(
     from hsim import runs
     from hsim.report import result_tables, study_tables
 
-    system = runs.system_of(scenario, settings)
+    system = runs.system_of(scenario, settings, allow_code)
     json = json or format is Format.JSON
     if format is Format.VLLM_BENCH:
         bench = dumps(runs.vllm_bench_of(system, stepwise), allow_nan=False) + "\n"
@@ -146,6 +155,7 @@ def compare(
         str | None,
         typer.Option(metavar="LOW:HIGH", help="With --architectures: tasks/s, doubled from low to high, or a list."),
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Send the same tasks through several scenarios, and show the differences with their intervals."""
     if architectures is not None or rates is not None:
@@ -163,7 +173,7 @@ def compare(
     if fair:
         comparison = compare_fairly(scenarios, settings, options)
     else:
-        comparison = compare_systems([runs.system_of(name, settings) for name in scenarios], options)
+        comparison = compare_systems([runs.system_of(name, settings, allow_code) for name in scenarios], options)
     print(runs.as_json(comparison), end="") if json else _print(comparison_tables(comparison))
 
 
@@ -247,9 +257,6 @@ def report(
         raise typer.Exit(130)
 
 
-AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="Execute stages of your own (hsim/stages.py): only code that you trust.")
-]
 Have = Annotated[
     str | None,
     typer.Option(metavar="SERVER=COUNT,...", help="Servers that are there, by profile: none of these beyond so many."),

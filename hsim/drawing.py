@@ -9,7 +9,7 @@ from html import escape
 
 from hsim.units import readable
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 260, 62, 14, 34, 30
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 260, 62, 28, 34, 30
 TICKS = 4
 LEAST = 1e-9  # below it a logarithmic axis does not go
 STYLE = """

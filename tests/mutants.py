@@ -32,6 +32,7 @@ class Mutant:
     test: str
 
 
+GAP = "test_tool_gaps.py"
 SLEEP = "test_power_states.py"
 REPLICA = "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries"
 CORES = "test_exact.py::test_cores_are_exactly_a_first_come_first_served_queue[hyper-exponential-2]"
@@ -87,8 +88,8 @@ MUTANTS = (
     Mutant("network: the joules of one link", "engine/link.py", "sum(self.specs[link].joules_per_byte for link in moving.path)", "self.specs[moving.path[0]].joules_per_byte", NETWORK),
     # the life of a task
     Mutant("life: a message weighs nothing beside its tokens", "engine/life.py", "return pipeline.bytes_per_message + pipeline", "return pipeline", ALONE),
-    Mutant("life: nobody waits outside", "engine/life.py", "and visit.outside_wait_s and", "and not visit and", ALONE),
-    Mutant("life: deadlines count from each visit", "engine/life.py", "if deadline_s < math.inf: env.call_at(deadline_s,", "if deadline_s < math.inf:\n                env.call_at(env.now + task.timeout_s,", GIVEN_UP),
+    Mutant("life: nobody waits outside", "engine/life.py", "and visit.outside_wait_s and not visit.outcome: yield env.at(env.now + visit.outside_wait_s, task.id)", "and visit.outside_wait_s < 0:\n                yield env.at(env.now, task.id)", ALONE),
+    Mutant("life: deadlines count from each visit", "engine/life.py", "if deadline_s < math.inf: env.call_at(deadline_s, TASK_GOES_ON + task.id", "if deadline_s < math.inf:\n                env.call_at(env.now + task.timeout_s, TASK_GOES_ON + task.id", GIVEN_UP),
     Mutant("life: nobody is given up", "engine/life.py", "if not visit.done.triggered:", "if False:", GIVEN_UP),
     Mutant("life: who is given up goes on", "engine/life.py", "if outcome or env.now >= deadline_s:", "if env.now >= 2 * deadline_s:", GIVEN_UP),
     Mutant("life: users do not think", "engine/life.py", "env.at(env.now + task.think_s, task.id)", "env.at(env.now, task.id)", USERS),
@@ -124,9 +125,9 @@ MUTANTS = (
     Mutant("replica: what was generated is not recomputed", "engine/replica.py", "prompt.prefill_tokens = prompt.prompt_left = prompt.input_tokens + prompt.generated_tokens", "prompt.prefill_tokens = prompt.prompt_left = prompt.input_tokens", REPLICA),
     Mutant("replica: preempted prompts keep their blocks", "engine/replica.py", "self.kv.release(prompt, self._tokens_held(prompt))\n        computed", "computed", REPLICA),
     Mutant("replica: decoding sequences need no blocks", "engine/replica.py", "needed = cycles * self._decodes", "needed = 0 * cycles * self._decodes", REPLICA),
-    Mutant("replica: preempts as if nobody decoded", "engine/replica.py", "if needed <= kv.free_blocks:", "if needed - due <= kv.free_blocks:", REPLICA),
+    Mutant("replica: preempts as if nobody decoded", "engine/replica.py", "if needed > kv.free_blocks:", "if needed - due > kv.free_blocks:", REPLICA),
     Mutant("replica: a block is due a step late", "engine/replica.py", "self._due[(self._step - prompt.prefill_tokens) % self.kv.block_tokens] += 1", "self._due[(self._step - prompt.prefill_tokens + 1) % self.kv.block_tokens] += 1", REPLICA),
-    Mutant("replica: who was preempted is outstanding no more", "engine/replica.py", "self._outstanding_tokens += prompt.prefill_tokens self.waiting.appendleft", "self.waiting.appendleft", choice("least-outstanding-tokens")),
+    Mutant("replica: who was preempted is outstanding no more", "engine/replica.py", "self._outstanding_tokens += prompt.prefill_tokens prompt.rank", "prompt.rank", choice("least-outstanding-tokens")),
     Mutant("replica: joules of context off by one token", "engine/shares.py", "offset = prompt.prefill_tokens + 1 - prompt.first_step", "offset = prompt.prefill_tokens - prompt.first_step", REPLICA),
     Mutant("replica: sum of steps off", "engine/shares.py", "triangle = steps * (steps - 1) / 2", "triangle = steps * (steps + 1) / 2", REPLICA),
     Mutant("shares: all joules by token, none by context", "engine/shares.py", "context_j = segment.context_joules", "context_j = 0.0", REPLICA),
@@ -154,6 +155,12 @@ MUTANTS = (
     Mutant("power: an engine that unloads loads for nothing", "engine/power.py", "self._up_at_s = self.env.now + self.sleep.wake_s", "self._up_at_s = self.env.now", SLEEP),
     Mutant("ledger: servers that are off keep their fans running", "metrics/ledger.py", "base_j -= tier.rest.base_w", "base_j -= 0 * tier.rest.base_w", SLEEP),
     Mutant("ledger: cores idle in servers that are off", "metrics/ledger.py", "(window.seconds - rests[i].down_s)", "window.seconds", SLEEP),
+    # contexts in tool gaps
+    Mutant("gaps: what is held is free still", "engine/kv.py", "self.free_blocks -= blocks self._kept[key] = blocks", "self._kept[key] = blocks", GAP),
+    Mutant("gaps: what went to host memory stays here too", "engine/gaps.py", "del self._moving[key] self._drop(key)", "del self._moving[key]", GAP),
+    Mutant("gaps: a context comes back at once", "engine/gaps.py", "return self._back.transfer(prompt.task, tokens * self.spec.kv_bytes_per_token)", "return None", GAP),
+    Mutant("gaps: who held it is gone, and it stays", "engine/life.py", "replica.abandon((\"task\", task.id))", "pass", GAP),
+    Mutant("gaps: the last that runs gives way to those that wait", "engine/replica.py", "if len(self.running) > 1 or not kv.let_go_oldest():", "if True:", GAP),
     # policies
     Mutant("batching: one sequence too many", "policies/batching.py", "view.max_num_seqs - view.decodes - len", "view.max_num_seqs + 1 - view.decodes - len", REPLICA),
     Mutant("batching: decodes take no budget", "policies/batching.py", "budget = view.max_num_batched_tokens - view.decodes", "budget = view.max_num_batched_tokens", REPLICA),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,14 @@ from hypothesis import strategies as st
 from systems import Impatient, Run, agents, prepared_of, run
 
 from hsim.drivers import simulated
+from hsim.drivers.prepared import prepare
 from hsim.drivers.simulated import build
 from hsim.engine.environment import EngineEnvironment
 from hsim.engine.life import arrive_in_time
 from hsim.errors import DescriptionError
 from hsim.log import Log, Stage
 from hsim.policies.views import VisitView
+from hsim.runs import system_of as system_of_file
 from hsim.workload.tasks import expected_rounds_left
 
 NOBODY = VisitView(-1, 0, 0, 0)
@@ -39,20 +43,30 @@ def either(cores: int = 2, steal: bool = True, rate_per_s: float = 300, tools: b
     return data
 
 
-@settings(max_examples=12, deadline=None)
-@given(
-    cores=st.integers(1, 3),
-    rate=st.sampled_from([50, 300, 3000]),
-    choose=st.sampled_from(["first-free", "least-loaded"]),
-    tools=st.booleans(),
-    seed=st.integers(0, 999),
-)
-def test_stealing_never_idles_a_capable_pool_with_work_waiting(
-    cores: int, rate: float, choose: str, tools: bool, seed: int
-) -> None:
+def test_stealing_never_idles_a_capable_pool_with_work_waiting() -> None:
     """When an instant is over, no pool could begin a visit (those on their way to it counted) that waits for another."""
-    data = either(cores, rate_per_s=rate, tools=tools)
-    data["balance"]["choose"], data["seed"] = choose, seed
+    moved = []
+
+    @settings(max_examples=12, deadline=None)
+    @given(
+        cores=st.integers(1, 3),
+        rate=st.sampled_from([50, 300, 3000]),
+        choose=st.sampled_from(["first-free", "least-loaded"]),
+        tools=st.booleans(),
+        seed=st.integers(0, 999),
+    )
+    def on_any(cores: int, rate: float, choose: str, tools: bool, seed: int) -> None:
+        data = either(cores, rate_per_s=rate, tools=tools)
+        data["balance"]["choose"], data["seed"] = choose, seed
+        moved.append(watched(data))
+
+    on_any()
+    moved.append(watched(either(rate_per_s=3000, tools=True)))
+    assert sum(moved) > 0  # the law had something to say
+
+
+def watched(data: dict[str, Any]) -> int:
+    """Assert the law of stealing at every instant of a run; returns how many visits were taken."""
     prepared = prepared_of(data)
     env, log = EngineEnvironment(), Log()
     pipeline = build(env, log, prepared, Impatient(env))
@@ -70,8 +84,7 @@ def test_stealing_never_idles_a_capable_pool_with_work_waiting(
                 waiting = any(visit.stage is among.stage for d in full for visit in d.waiting)
                 assert not (waiting and among.place(pool).room > 0), (instant, pool.name)
     assert len(log.tasks) == 60
-    if rate == 3000:
-        assert sum(among.moved for among in groups) > 0  # the law had something to say
+    return sum(among.moved for among in groups)
 
 
 def test_stealing_shortens_waits_and_serves_everybody_once() -> None:
@@ -225,3 +238,27 @@ def test_a_priority_that_is_not_there_is_refused_by_name() -> None:
     data["pools"]["agents"]["priority"] = "started"
     with pytest.raises(DescriptionError, match=r"pools\.agents\.priority: there is no priority 'started'"):
         prepared_of(data)
+
+
+OWN = """
+def last(visit, pool):
+    return len(pool.devices) - 1
+
+def longest_first(visit):
+    return -visit.input_tokens
+"""
+
+
+def test_policies_of_ones_own_are_executed_where_code_is_allowed(tmp_path: Path) -> None:
+    """A router that takes the last replica, a priority for long prompts; without --allow-code both are refused."""
+    (tmp_path / "mine.py").write_text(OWN)
+    data = agents(split=False, replicas=2, router="mine.py:last", priority="mine.py:longest_first")
+    (tmp_path / "own.yaml").write_text(json.dumps(data))
+    with pytest.raises(DescriptionError, match=r"'mine.py:last' is code of your own; add --allow-code if you trust it"):
+        prepare(system_of_file(tmp_path / "own.yaml"))
+    finished = run(prepare(system_of_file(tmp_path / "own.yaml", allow_code=True)))
+    generated = finished.visits_of(stage=Stage.GENERATE)
+    assert set(generated["device"]) == {finished.log.pools["decode"].devices[-1]}
+    for name, says in (("mine.py:first", "has no function 'first'"), ("yours.py:last", "there is no file 'yours.py'")):
+        with pytest.raises(DescriptionError, match=says):
+            prepare(system_of_file(tmp_path / "own.yaml", [f"pools.decode.router={name}"], allow_code=True))

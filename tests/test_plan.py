@@ -242,6 +242,7 @@ def test_objectives_must_hold_under_every_load(tmp_path: Path) -> None:
     assert {missed.load for missed in both.chosen.missed} == {OWN, "peak"}
 
 
+@pytest.mark.slow
 def test_joules_are_minimised_by_paired_differences(tmp_path: Path) -> None:
     """More servers draw more idle: the leanest fleet that holds is the smallest, and the others are shown to take more."""
     found = planned(tmp_path, servers([2, 3, 4], rate_per_s=4, minimise="tst"))

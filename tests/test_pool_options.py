@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from systems import generate_only, prepared_of, run
 
+from hsim.drivers.live import _check_decoders
 from hsim.errors import DescriptionError
 
 MOE = {"model": "qwen3-30b-a3b"}
@@ -84,6 +85,15 @@ def test_the_way_to_the_queue_delays_the_first_token_and_holds_nothing(stepwise:
     np.testing.assert_allclose(other.visits["queued_s"] - other.visits["ready_s"], 0.25, rtol=1e-9)
     np.testing.assert_allclose(other.visits["first_token_s"] - base.visits["first_token_s"], 0.25, rtol=1e-9)
     np.testing.assert_allclose(other.visits["dynamic_j"], base.visits["dynamic_j"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("option", [{"kv_precision": "fp8"}, {"power_cap_w": 500}])
+def test_a_live_run_refuses_what_its_decoder_does_not_set(option: dict[str, Any]) -> None:
+    prepared = prepared_of(generate_only(prefix_caching=False, **option))
+    with pytest.raises(
+        DescriptionError, match=f"pools.decode.{next(iter(option))}: hsim's own decoder does not set it"
+    ):
+        _check_decoders(prepared)
 
 
 def test_an_engine_profile_without_that_figure_delays_nothing() -> None:

@@ -123,6 +123,7 @@ def test_the_page_overlays_what_was_predicted_and_measured(prepared: Prepared) -
     )  # fmt: skip
     text = page([("30 %", validation)])
     assert text.count("<svg") == 6
+    assert "a &lt;b&gt;." in text
     assert "TTFT" in text and "Tasks in the system over time" in text
     assert text.count('class="measured"') == 5 and "key-predicted" in text
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")

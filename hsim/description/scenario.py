@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from hsim.description.catalogue import scenario_file
+from hsim.description.choices import choices_of, first_of, with_chosen
 from hsim.description.hardware import KvPrecision, Precision, Tool
 from hsim.description.quantities import Constant, Distribution
 from hsim.description.yamlfile import Document, Strict, did_you_mean, read_document, validated, with_settings
@@ -253,7 +254,8 @@ class EnginePool(Strict):
     accelerator holds whole experts instead of a slice of each. `kv_precision` is that of keys and values where it is not
     the activations'. Under `power_cap_w` each accelerator runs at the highest clock whose power fits. A
     replica that has done nothing for `unload_after_s` gives its accelerators' memory back, and loads its model again when
-    work comes for it.
+    work comes for it. `tool_gaps` says what becomes of a context's KV cache while its task waits for a tool; to offload
+    it each replica may use `host_kv_bytes` of its server's memory, over `host_link`.
     """
 
     runs_on: str
@@ -274,6 +276,9 @@ class EnginePool(Strict):
     prefix_caching: bool | None = None
     max_waiting: PositiveInt | None = None
     unload_after_s: PositiveFloat | None = None
+    tool_gaps: str = "cache"
+    host_link: str | None = None
+    host_kv_bytes: PositiveFloat | None = None
     router: str = "least-outstanding-tokens"
     priority: str | None = None
 
@@ -404,7 +409,7 @@ class Payload(Strict):
 class Planning(Strict):
     """What `hsim plan` is to find; other commands leave it aside.
 
-    Wherever fleet, pools and stages hold one value, a list stands for choices; a fleet is bought once for all loads.
+    Wherever fleet and pools hold one value, a list stands for choices; a fleet is bought once for all loads.
     `have` limits servers by the name of their profile. `max_w` limits what the fleet can draw at most, at the
     facility. Objectives must hold under the scenario's own load and under each of `loads`, which change it by
     `path: value`; what is minimised is that of the scenario's own load.
@@ -478,11 +483,12 @@ class Scenario(Strict):
 
 
 def load(name_or_path: str | Path, settings: Sequence[str] = ()) -> tuple[Scenario, Document]:
-    """A scenario from its file or shipped name, with `path=value` settings applied.
+    """A scenario from its file or shipped name, with `path=value` settings applied; of lists of choices, the first.
 
     Raises DescriptionError for anything that is not right in the file itself.
     """
     document = read_scenario(name_or_path, settings)
+    document = with_chosen(document, first_of(choices_of(document)))
     return checked(document), document
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hsim.description.scenario import Scenario
 
-CHOOSABLE = ("FleetTier", "CorePool", "EnginePool", "Stages")  # where a list stands for choices
+CHOOSABLE = ("FleetTier", "CorePool", "EnginePool")  # where a list stands for choices
 
 
 def scenario_schema() -> str:

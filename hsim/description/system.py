@@ -138,7 +138,10 @@ def _no_wires() -> WireProfile:
 
 @dataclass(frozen=True)
 class System:
-    """A scenario and all that it refers to. `paths` names, for two pools, the networks between them in order."""
+    """A scenario and all that it refers to. `paths` names, for two pools, the networks between them in order.
+
+    `allow_code`: its user trusts the policies of their own that it names.
+    """
 
     scenario: Scenario
     document: Document
@@ -152,6 +155,8 @@ class System:
     step_tables: Mapping[str, StepTable] = field(default_factory=dict)
     models: Mapping[str, ModelArchitecture] = field(default_factory=dict)
     wires: WireProfile = field(default_factory=_no_wires)
+    allow_code: bool = False
+    host_links: Mapping[str, LinkProfile] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -261,8 +266,13 @@ def resolve(scenario: Scenario, document: Document) -> System:
         if isinstance(pool, EnginePool) and pool.model
     }
     tools = {**load_tools(document.file).tools, **scenario.tools}
+    host_links = {
+        name: find(pool.host_link, LinkProfile, ("pools", name, "host_link"))
+        for name, pool in scenario.pools.items()
+        if isinstance(pool, EnginePool) and pool.host_link
+    }
     system = System(scenario, document, model, tiers, engines, networks, paths, tools, figures, models=models)
-    system = replace(system, wires=_wires(system, find))
+    system = replace(system, wires=_wires(system, find), host_links=host_links)
     system = replace(system, step_tables=_step_tables(system, find))
     _check_tools(system)
     _check_models(system)

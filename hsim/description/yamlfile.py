@@ -39,11 +39,12 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed YAML file: its data, and where each key stands."""
+    """A parsed YAML file: its data, and where each key stands. `first_of_many` says what was taken from lists of choices."""
 
     file: str
     data: Any
     places: dict[KeyPath, str] = field(default_factory=dict)
+    first_of_many: dict[str, str] = field(default_factory=dict)
 
     def where(self, path: KeyPath) -> str:
         """`file:line: path.to.key` of the deepest known key of `path`."""

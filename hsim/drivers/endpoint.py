@@ -124,7 +124,7 @@ class Sent:
         for what, lengths in (("prompts", self.inputs), ("answers", self.outputs)):
             off = statistics.mean(got / asked - 1 for asked, got in lengths) if lengths else 0.0
             if abs(off) > NOTED:
-                notes.append(f"{what} were {off:+.1%} as long as drawn, on average")
+                notes.append(f"{what} were {off:+.1%} off the lengths drawn, on average")
         return tuple(notes)
 
 
@@ -153,7 +153,7 @@ class _Served:
         """Send a request; the visit is done when its answer has come, whatever it is."""
         line = self._free.pop() if self._free else self.remote.endpoint.line()
         self._lines[prompt] = line
-        prompt.device, prompt.started_s = self.index, self.env.now
+        prompt.device, prompt.started_s = self.index, prompt.queued_s
         text = self.remote.prompts.of_length(prompt.input_tokens, next(self.remote.seeds))
         done = self.env.ask(line, (text, prompt.output_tokens))
         assert done.callbacks is not None

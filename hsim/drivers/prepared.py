@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +20,7 @@ from hsim.description.model import ModelArchitecture
 from hsim.description.scenario import Workload
 from hsim.description.system import FilledPool, System, Tier
 from hsim.description.yamlfile import did_you_mean
+from hsim.drivers.gaps import expected_gaps, gap_spec
 from hsim.engine.link import LinkSpec
 from hsim.engine.power import Sleep
 from hsim.engine.replica import ReplicaSpec
@@ -28,6 +29,7 @@ from hsim.log import Stage
 from hsim.metrics.accounts import Accounts, accounts_of
 from hsim.policies.balance import ADMISSIONS, CHOOSERS, PRIORITIES, Admission, Chooser, Priority
 from hsim.policies.batching import Batcher, decode_first, whole_prompts
+from hsim.policies.own import is_own, own_policy
 from hsim.policies.routing import ROUTERS, Router
 from hsim.workload.tasks import Drawn, check_tasks_fit, check_understanding_fits, draw_tasks, expected_rounds_left
 
@@ -68,6 +70,7 @@ class Prepared:
     wire: Wire
     balance: BalanceSpec | None
     request_latency_s: dict[str, float]
+    expected_gap_s: dict[str, float]
     accounts: Accounts
 
 
@@ -75,6 +78,7 @@ def prepare(system: System) -> Prepared:
     """Work out all costs and draw all tasks. Raises DescriptionError for what cannot run."""
     figures, scenario = system.figures, system.scenario
     replicas = {name: _replica(system, name, pool) for name, pool in system.engine_pools().items()}
+    replicas = {name: replace(spec, gaps=gap_spec(system, name, spec)) for name, spec in replicas.items()}
     _check_engine_cores(system, replicas)
     drawn = draw_tasks(scenario.workload, system.tools, scenario.seed, Path(system.document.file).parent)
     _check_visits_fit(system, replicas, drawn)
@@ -87,6 +91,8 @@ def prepare(system: System) -> Prepared:
         )
         for name, link in system.networks.items()
     }
+    tools = _tool_costs(system)
+    gaps = any(spec.gaps for spec in replicas.values())
     prepared = Prepared(
         system=system,
         drawn=drawn,
@@ -98,11 +104,12 @@ def prepare(system: System) -> Prepared:
         networks=networks,
         sleep=_sleep(system),
         understand=_understanding(system),
-        tools=_tool_costs(system),
+        tools=tools,
         kv_bytes_per_token=_kv_bytes_per_token(system),
         wire=wire_of(system),
         balance=_balance(system),
         request_latency_s={name: _request_latency_s(system, name) for name in replicas},
+        expected_gap_s=expected_gaps(system, tools) if gaps else {},
         accounts=accounts_of(system),
     )
     figures.check_all_assumptions_used(system.document)
@@ -295,21 +302,18 @@ def _cores(system: System, name: str, replicas: dict[str, ReplicaSpec]) -> int:
 
 
 def _router(system: System, name: str) -> Router:
-    router = system.scenario.pools[name].router
-    if router not in ROUTERS:
-        at = system.document.where(("pools", name, "router"))
-        raise DescriptionError(at, f"there is no router {router!r}", did_you_mean(router, list(ROUTERS)))
-    return ROUTERS[router]
+    at = system.document.where(("pools", name, "router"))
+    return _named(system, ROUTERS, system.scenario.pools[name].router, "router", at)
 
 
 def _balance(system: System) -> BalanceSpec | None:
     """Balance between pools and in queues, None where there is none. Raises DescriptionError for names that are not there."""
     scenario, where = system.scenario, system.document.where
     balance, stages = scenario.balance, scenario.stages
-    chooser = _named(CHOOSERS, balance.choose, "chooser", where(("balance", "choose")))
-    admission = _named(ADMISSIONS, balance.admission, "admission", where(("balance", "admission")))
+    chooser = _named(system, CHOOSERS, balance.choose, "chooser", where(("balance", "choose")))
+    admission = _named(system, ADMISSIONS, balance.admission, "admission", where(("balance", "admission")))
     priorities = {
-        name: _named(PRIORITIES, pool.priority, "priority", where(("pools", name, "priority")))
+        name: _named(system, PRIORITIES, pool.priority, "priority", where(("pools", name, "priority")))
         for name, pool in scenario.pools.items()
         if pool.priority is not None
     }
@@ -332,7 +336,10 @@ def _balance(system: System) -> BalanceSpec | None:
     return BalanceSpec(chooser, priorities, admission, objective_s, operations, rounds_left)
 
 
-def _named(known: dict[str, P], name: str, what: str, where: str) -> P:
+def _named(system: System, known: dict[str, P], name: str, what: str, where: str) -> P:
+    """The policy of that name: one of hsim's, or a function in a file of the user's."""
+    if is_own(name):
+        return own_policy(name, Path(system.document.file).parent, system.allow_code, where)  # type: ignore[return-value]
     if name not in known:
         raise DescriptionError(where, f"there is no {what} {name!r}", did_you_mean(name, list(known)))
     return known[name]

@@ -85,6 +85,7 @@ def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Execut
         prefix_caching=any(spec.pool.prefix_caching for spec in prepared.replicas.values()),
         readers={name: _readers(prepared, name) for name in serving[Stage.UNDERSTAND] if name in prepared.replicas},
         request_latency_s={} if executor.real else prepared.request_latency_s,
+        expected_gap_s=prepared.expected_gap_s,
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
+from itertools import count
+from typing import Protocol
 
 from simpy.events import Event
 
@@ -29,13 +31,25 @@ class GapSpec:
     link: LinkSpec | None = None
 
 
+class Owner(Protocol):
+    """Whose KV cache it is."""
+
+    def settle(self) -> None:
+        """Bring the books of the cache up to now."""
+        ...
+
+    def freed(self) -> None:
+        """Blocks have become free."""
+        ...
+
+
 class Gaps:
     """The contexts of one replica whose tasks are with a tool."""
 
-    def __init__(self, env: EngineEnvironment, log: Log, spec: GapSpec, kv: KvCache, freed: Callable[[], None]) -> None:
-        """`freed` is called when blocks have become free."""
-        self.env, self.log, self.spec, self.kv, self._freed = env, log, spec, kv, freed
-        self._moving: set[Hashable] = set()  # to host memory; the blocks are held until it is done
+    def __init__(self, env: EngineEnvironment, log: Log, spec: GapSpec, kv: KvCache, owner: Owner) -> None:
+        self.env, self.log, self.spec, self.kv, self._owner = env, log, spec, kv, owner
+        self._moving: dict[Hashable, int] = {}  # by number of move; the blocks are held until it is done
+        self._moves = count()
         self._in_host: dict[Hashable, int] = {}  # tokens, moving ones included
         self._host_used_bytes = 0.0
         if spec.link:
@@ -67,7 +81,7 @@ class Gaps:
             expected_gap_s=prompt.expected_gap_s,
             recompute_s=again.seconds,
             recompute_j=again.joules,
-            transfer_s=link.latency_s + n_bytes / link.bytes_per_s if link else 0.0,
+            transfer_s=link.latency_s + link.per_message_s + n_bytes / link.bytes_per_s if link else 0.0,
             transfer_j=n_bytes * link.joules_per_byte if link else 0.0,
             fits_host=link is not None and self._host_used_bytes + n_bytes <= self.spec.host_bytes,
             capacity_tokens=kv.capacity_blocks * kv.block_tokens,
@@ -80,25 +94,23 @@ class Gaps:
         n_bytes = tokens * self.spec.kv_bytes_per_token
         self._in_host[key] = tokens
         self._host_used_bytes += n_bytes
-        self._moving.add(key)
+        self._moving[key] = number = next(self._moves)
         moved = self._out.transfer(task, n_bytes)
         assert moved.callbacks is not None
-        moved.callbacks.append(lambda _: self._moved_out(key))
+        moved.callbacks.append(lambda _: self._moved_out(key, number))
 
-    def _moved_out(self, key: Hashable) -> None:
-        if key not in self._moving:
+    def _moved_out(self, key: Hashable, number: int) -> None:
+        if self._moving.get(key) != number:
             return  # its task was back before, and found it where it was
-        self._moving.discard(key)
-        self.kv.drop(key)
-        self._freed()
+        del self._moving[key]
+        self._drop(key)
 
     def bring_back(self, prompt: Prompt) -> Event | None:
         """A task's next round has come for its context: the event of its arrival from host memory, if it is there."""
         key = prompt.context_key
         tokens = self._in_host.pop(key, 0)
         self._host_used_bytes -= tokens * self.spec.kv_bytes_per_token
-        if not tokens or key in self._moving:
-            self._moving.discard(key)
+        if not tokens or self._moving.pop(key, None) is not None:
             return None
         # The blocks are taken when the prompt is admitted; until then what came back counts as in the queue with it.
         prompt.brought_tokens, prompt.prefix = tokens, ()
@@ -108,10 +120,14 @@ class Gaps:
         """A task will not come back for its context."""
         tokens = self._in_host.pop(key, 0)
         self._host_used_bytes -= tokens * self.spec.kv_bytes_per_token
-        self._moving.discard(key)
+        self._moving.pop(key, None)
         if self.kv.is_held(key):
-            self.kv.drop(key)
-            self._freed()
+            self._drop(key)
+
+    def _drop(self, key: Hashable) -> None:
+        self._owner.settle()
+        self.kv.drop(key)
+        self._owner.freed()
 
     @property
     def at_rest(self) -> bool:

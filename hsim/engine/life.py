@@ -68,6 +68,7 @@ class Pipeline:
     `readers` are of the engine pools that understand, by pool and class. A `codec` writes and reads what passes over
     links, where that takes time: in the jobs of cores at either end, and while engines' servers hold it.
     `request_latency_s` passes, by pool, between a client and the queue, and holds nothing meanwhile.
+    `expected_gap_s` is what each tool takes on average, where replicas treat contexts by that.
     """
 
     pools: Mapping[Stage, Pool[Any]]
@@ -83,6 +84,7 @@ class Pipeline:
     balance: Balancing | None = None
     readers: Mapping[str, Mapping[str, Reader]] = field(default_factory=dict)
     request_latency_s: Mapping[str, float] = field(default_factory=dict)
+    expected_gap_s: Mapping[str, float] = field(default_factory=dict)
 
 
 def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> None:
@@ -139,6 +141,8 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
             _let_go(pipeline, visit.source)
         elif latency_s := pipeline.request_latency_s.get(pool.name):
             yield env.at(env.now + latency_s, task.id)
+        if visit.home >= 0 and (coming := _brought_back(pool, visit)):
+            yield coming
         visit.queued_s = env.now
         if visit.asked and balance:
             visit, pool = yield from _served_by_any(env, pipeline, visit, deadline_s)  # noqa: PLW2901  # remade
@@ -157,7 +161,23 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
         if outcome or env.now >= deadline_s:
             outcome = outcome or Outcome.TIMED_OUT
             break
+    _abandon(pipeline, task, outcome)
     log.tasks.append((task.id, arrival_s, env.now, outcome))
+
+
+def _brought_back(pool: Pool[Any], prompt: Job | Prompt) -> Event | None:
+    """The arrival of a prompt's context from host memory, if it went there."""
+    replica = pool.device(prompt.home)
+    assert isinstance(replica, Replica)
+    assert isinstance(prompt, Prompt)
+    return replica.bring_back(prompt)
+
+
+def _abandon(pipeline: Pipeline, task: Task, outcome: Outcome) -> None:
+    """Where a task has ended before its last round, nobody will come for its context."""
+    for replica in pipeline.pools[Stage.GENERATE].devices if outcome and pipeline.expected_gap_s else ():
+        assert isinstance(replica, Replica)
+        replica.abandon(("task", task.id))
 
 
 def _sent(env: EngineEnvironment, visit: Job | Prompt, send: Send) -> Generator[Event, None, None]:
@@ -216,7 +236,7 @@ def _let_go(pipeline: Pipeline, prompt: Prompt) -> None:
 
 def visits_of(env: EngineEnvironment, pipeline: Pipeline, task: Task) -> Iterator[Job | Prompt]:
     """The visits that a task makes, in order, each made when it is its turn."""
-    carried_tokens = task.understand_tokens
+    carried_tokens, last = task.understand_tokens, None
     if task.understand_tokens:
         visit = _shared(pipeline, Stage.UNDERSTAND, partial(_understanding, env, pipeline, task))
         if pipeline.codec and isinstance(visit, Job) and task.rounds:
@@ -226,8 +246,21 @@ def visits_of(env: EngineEnvironment, pipeline: Pipeline, task: Task) -> Iterato
     for number, this in enumerate(task.rounds):
         if this.call:
             yield _shared(pipeline, Stage.TOOL, partial(_tool, env, pipeline, (task.id, number, this), carried_tokens))
-        yield from _prompts(env, pipeline, task, number, this)
+        for prompt in _prompts(env, pipeline, task, number, this):
+            if pipeline.expected_gap_s:
+                _mind_gaps(pipeline, task, prompt, last)
+                last = prompt
+            yield prompt
         carried_tokens = this.output_tokens
+
+
+def _mind_gaps(pipeline: Pipeline, task: Task, prompt: Prompt, last: Prompt | None) -> None:
+    """A round goes where its context waits; and says how long the tool after it takes, if it is to leave one."""
+    if last is not None and last.stays:
+        prompt.home = last.device
+    following = task.rounds[prompt.round + 1] if prompt.round + 1 < len(task.rounds) else None
+    if following and following.shared_tokens:
+        prompt.expected_gap_s = pipeline.expected_gap_s[following.call.tool] if following.call else 0.0
 
 
 def _understanding(env: EngineEnvironment, pipeline: Pipeline, task: Task, pool: Pool[Any]) -> Job | Prompt:

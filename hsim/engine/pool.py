@@ -53,16 +53,21 @@ class Pool(Generic[V]):
         self._routed = 0
 
     def submit(self, visit: V) -> Event:
-        """Serve a visit; the returned event happens when it has been served, or has left otherwise."""
-        chosen = 0
-        if len(self.devices) > 1:
+        """Serve a visit; the returned event happens when it has been served, or has left otherwise.
+
+        A round whose context a device keeps goes there, whatever the router would choose.
+        """
+        device = self.devices[0]
+        if visit.home >= 0:
+            device = self._by_index[visit.home]
+        elif len(self.devices) > 1:
             seen = visit.view()
-            chosen = self._router(seen, PoolView([device.view(seen) for device in self.devices], self._routed))
+            device = self.devices[self._router(seen, PoolView([d.view(seen) for d in self.devices], self._routed))]
         self._routed += 1
         visit.pool = self.number
         if self.priority:
             visit.rank = self.priority(visit.view())
-        self.devices[chosen].submit(visit)
+        device.submit(visit)
         return visit.done
 
     def waited_s(self) -> float:
@@ -72,3 +77,7 @@ class Pool(Generic[V]):
     def device_of(self, visit: V) -> Server[V]:
         """The device that has a visit."""
         return self._by_index[visit.device]
+
+    def device(self, index: int) -> Server[V]:
+        """The device of an index."""
+        return self._by_index[index]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
@@ -17,6 +17,7 @@ from hsim.description.system import FilledPool
 from hsim.engine.cores import Host
 from hsim.engine.environment import DEVICE_STARTS, TASK_GOES_ON, EngineEnvironment
 from hsim.engine.executor import Executor
+from hsim.engine.gaps import Gaps, GapSpec
 from hsim.engine.kv import KvCache
 from hsim.engine.power import Sleep, Sleeper
 from hsim.engine.shares import Run, Shares
@@ -45,6 +46,7 @@ class ReplicaSpec:
     host_cores: int
     window_tokens: int = 0
     load_s: float = 0.0
+    gaps: GapSpec | None = None
 
 
 class Replica:
@@ -80,6 +82,7 @@ class Replica:
         self._run: Run | None = None
         self._version, self._starting = 0, False
         self._sleeper = self._own_sleeper()
+        self._gaps = Gaps(env, log, spec.gaps, self.kv, self) if spec.gaps else None
 
     def _own_sleeper(self) -> Sleeper | None:
         """What says whether its model is loaded, if that can change."""
@@ -163,7 +166,8 @@ class Replica:
 
     def at_rest(self) -> bool:
         """See Sleepy."""
-        return self._run is None and not self.waiting and self.kv.free_blocks == self.kv.capacity_blocks
+        kept = self.kv.free_blocks < self.kv.capacity_blocks or (self._gaps is not None and not self._gaps.at_rest)
+        return self._run is None and not self.waiting and not kept
 
     def power_changed(self, up: bool) -> None:
         """See Sleepy."""
@@ -171,6 +175,24 @@ class Replica:
             self._attend(joined=False)
         else:
             self.kv.forget()
+
+    def bring_back(self, prompt: Prompt) -> Event | None:
+        """The arrival of a prompt's context from host memory, if it went there."""
+        return self._gaps.bring_back(prompt) if self._gaps else None
+
+    def abandon(self, key: Hashable) -> None:
+        """Nobody will come for a context."""
+        if self._gaps:
+            self._gaps.abandon(key)
+
+    def settle(self) -> None:
+        """See gaps.Owner."""
+        self._take_due_blocks()
+
+    def freed(self) -> None:
+        """See gaps.Owner: whoever waits may fit."""
+        self._attend(joined=bool(self.waiting))
+        self._rest()
 
     def _rest(self) -> None:
         if self._sleeper and self.at_rest():
@@ -253,9 +275,12 @@ class Replica:
                 if chunk:
                     tokens = prompt.prefill_tokens - prompt.prompt_left + chunk
                     needed += max(0, kv.blocks(tokens) - prompt.held_blocks)
-            if needed <= kv.free_blocks:
+            if needed > kv.free_blocks:
+                # The last that runs must be able to go on: before it, contexts that wait for their tasks give way.
+                if len(self.running) > 1 or not kv.let_go_oldest():
+                    self._preempt(next(reversed(self.running)))
+            elif plan.admitted or self.running or not self.waiting or not kv.let_go_oldest():
                 return plan
-            self._preempt(next(reversed(self.running)))
 
     def _heads(self) -> Iterator[Prompt]:
         """The queue from its head, each prompt as the KV cache would serve it now."""
@@ -489,6 +514,8 @@ class Replica:
         del self.running[prompt]
         if not prompt.keeps_kv or prompt.outcome:
             self.kv.release(prompt, self._tokens_held(prompt))
+        if self._gaps and not prompt.outcome and not isnan(prompt.expected_gap_s):
+            self._gaps.begin(prompt, self.spec.costs, self._context_tokens, self.spec.idle_w)
         self._finish(prompt)
 
     def _tokens_held(self, prompt: Prompt) -> int:
@@ -514,6 +541,7 @@ class Replica:
         computed = prompt.prefill_tokens - prompt.prompt_left
         self._outstanding_tokens -= prompt.prompt_left
         prompt.prefill_tokens = prompt.prompt_left = prompt.input_tokens + prompt.generated_tokens
+        prompt.brought_tokens = 0
         self._outstanding_tokens += prompt.prefill_tokens
         prompt.rank = -inf  # nobody goes before it
         self.waiting.appendleft(prompt)

@@ -26,6 +26,7 @@ class Visit:
         "dynamic_j",
         "ended_s",
         "first_token_s",
+        "home",
         "host_dynamic_j",
         "host_idle_j",
         "idle_j",
@@ -53,7 +54,7 @@ class Visit:
     def __init__(self, task: int, number: int, stage: Stage, input_tokens: int, done: Event) -> None:
         self.task, self.round, self.stage, self.input_tokens, self.done = task, number, stage, input_tokens, done
         self.output_tokens = self.max_output_tokens = 0
-        self.pool = self.device = -1
+        self.pool = self.device = self.home = -1  # home: the device that keeps its context
         self.asked: Any = None  # of several pools that could serve it, the one that does
         self.remake: Callable[[Any], Visit] | None = None  # makes it anew for another of those
         self.started, self.rounds_left, self.rank = False, 0.0, 0.0

@@ -69,6 +69,16 @@ def warnings_of(
     return (*warnings, *drawn.notes)
 
 
+def choices_taken(system: System) -> tuple[str, ...]:
+    """What was taken of a scenario whose lists stand for choices."""
+    taken = ", ".join(f"{path} {value}" for path, value in system.document.first_of_many.items())
+    return (
+        (f"of the choices that the scenario lists the first were taken ({taken}); hsim plan finds the best",)
+        if taken
+        else ()
+    )
+
+
 def study_warnings(
     stability: Stability | None, warm_up: WarmUp | None, cohort_tasks: int, truncated: int
 ) -> tuple[str, ...]:

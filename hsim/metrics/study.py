@@ -16,7 +16,7 @@ from hsim.metrics import statistics
 from hsim.metrics.accounts import Accounts
 from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES, Attribution, Boundary
 from hsim.metrics.measured import Cohort, Measured
-from hsim.metrics.notes import accuracy_of, assumptions_of, bottleneck_of, evidence_of, study_warnings
+from hsim.metrics.notes import accuracy_of, assumptions_of, bottleneck_of, choices_taken, evidence_of, study_warnings
 from hsim.metrics.result import (
     Calibration,
     EnergyStudy,
@@ -294,7 +294,7 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
 def _warnings(material: Material, stability: Stability | None, warm_up: WarmUp | None) -> tuple[str, ...]:
     truncated = sum(replication.truncated for replication in material.replications)
     first = material.replications[0].warnings
-    own = study_warnings(stability, warm_up, material.paths[0].cohort.tasks, truncated)
+    own = choices_taken(material.system) + study_warnings(stability, warm_up, material.paths[0].cohort.tasks, truncated)
     return (*own, *first, *material.system.figures.cautions)
 
 

@@ -17,7 +17,15 @@ from hsim.log import Log, Stage
 from hsim.metrics.accounts import Accounts
 from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES, Window
 from hsim.metrics.measured import Lens, Measured, Objective, measure
-from hsim.metrics.notes import accuracy_of, assumptions_of, beyond_measured, bottleneck_of, evidence_of, warnings_of
+from hsim.metrics.notes import (
+    accuracy_of,
+    assumptions_of,
+    beyond_measured,
+    bottleneck_of,
+    choices_taken,
+    evidence_of,
+    warnings_of,
+)
 from hsim.metrics.result import (
     POOLS_JOINED,
     Energy,
@@ -72,7 +80,12 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
         stages=stages,
         pools=pools,
         bottleneck=bottleneck_of(stages, pools),
-        warnings=(*warnings_of(drawn, stages, pools, window), *beyond_measured(log, system), *system.figures.cautions),
+        warnings=(
+            *choices_taken(system),
+            *warnings_of(drawn, stages, pools, window),
+            *beyond_measured(log, system),
+            *system.figures.cautions,
+        ),
         accuracy=accuracy_of(system),
         unavailable=unavailable,
         evidence=evidence_of(system),

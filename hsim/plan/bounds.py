@@ -52,7 +52,7 @@ class Needs:
         return float(self.alone_s["e2e"].mean()) if "e2e" in self.alone_s else 0.0
 
 
-def needs_of(system: System) -> Needs:
+def needs_of(system: System, alone: bool = True) -> Needs:
     """Find what a design needs. Raises DescriptionError where it cannot run: memory, figures that nobody knows."""
     workload = system.scenario.workload
     scenario = system.scenario.model_copy(update={"workload": workload.model_copy(update={"tasks": DRAWN})})
@@ -67,7 +67,7 @@ def needs_of(system: System) -> Needs:
     loses = any(kind.timeout_s for kind in workload.classes.values()) or any(
         pool.max_waiting for pool in system.engine_pools().values()
     )
-    alone_s, failed = _alone(system, prepared)
+    alone_s, failed = _alone(system, prepared) if alone else ({}, 0)
     rate = getattr(workload.arrivals, "rate_per_s")  # noqa: B009  # every open arrival process has one
     return Needs(prepared, rate, {} if loses else busy_s, alone_s, failed)  # what is lost makes room
 
@@ -75,14 +75,15 @@ def needs_of(system: System) -> Needs:
 def _alone(system: System, prepared: Prepared) -> tuple[dict[str, statistics.Floats], int]:
     """Latencies of tasks each of which has the fleet to itself: company never makes one faster.
 
-    But where prompts have prefixes in common, cores wait to fill batches, or servers and engines go down until work
-    comes for them, it may: then nothing is said.
+    But where prompts have prefixes in common, cores wait to fill batches, several pools serve a stage, or servers and
+    engines go down until work comes for them, it may: then nothing is said.
     """
     shares = any(visit.prefix for task in prepared.drawn.tasks for visit in task.rounds)
     batches = any(pool.max_batch > 1 for pool in system.core_pools().values())
     sleeps = any(tier.sleep_after_s for tier in system.scenario.fleet.values())
     unloads = any(pool.unload_after_s for pool in system.engine_pools().values())
-    if shares or batches or sleeps or unloads:
+    several = any(len(system.scenario.stages.pools(stage)) > 1 for stage in ("understand", "tool"))
+    if shares or batches or several or sleeps or unloads:
         return {}, 0
     workload = system.scenario.workload.model_copy(
         update={
@@ -168,8 +169,11 @@ class Conditions:
                     )
 
 
-def conditions_of(problem: Problem, risk: float) -> Conditions:
-    """What every fleet of a problem must satisfy; `risk` is that of one refutation from drawn tasks."""
+def conditions_of(problem: Problem, risk: float, alone: bool = True) -> Conditions:
+    """What every fleet of a problem must satisfy; `risk` is that of one refutation from drawn tasks.
+
+    Without `alone`, nothing is simulated and tasks that have a fleet to themselves are not looked at.
+    """
     needs: dict[tuple[int, str], Needs] = {}
     impossible: dict[int, str] = {}
     for number, design in enumerate(problem.designs):
@@ -178,11 +182,11 @@ def conditions_of(problem: Problem, risk: float) -> Conditions:
                 raise DescriptionError(problem.document.file, design.impossible)
             if not any(place.design == number for place in problem.places):
                 continue
-            needs[number, OWN] = needs_of(problem.system(problem.largest(number)))
+            needs[number, OWN] = needs_of(problem.system(problem.largest(number)), alone)
             for load in problem.loads:  # a loss changes the fleet, and not what tasks need
                 known = load in problem.losses or load == OWN
                 system = problem.system(problem.largest(number), load)
-                needs[number, load] = needs[number, OWN] if known else needs_of(system)
+                needs[number, load] = needs[number, OWN] if known else needs_of(system, alone)
         except DescriptionError as error:
             impossible[number] = design.impossible or str(error)
     return Conditions(problem, needs, impossible, risk)

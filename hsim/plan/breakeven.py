@@ -9,11 +9,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from hsim.description.choices import Choice
 from hsim.errors import DescriptionError
 from hsim.plan.bounds import conditions_of, cost_bound
 from hsim.plan.planner import PlanOptions, planned
 from hsim.plan.preview import holding, previews
-from hsim.plan.problem import Choice, Problem, read_problem
+from hsim.plan.problem import Problem, read_problem
 from hsim.plan.result import Plan, Progress
 
 PREVIEW_RISK = 1e-6
@@ -140,7 +141,7 @@ def _previewed(problem: Problem) -> Best:
     if problem.planning.minimise != "cost":
         at = problem.document.where(("plan", "minimise"))
         raise DescriptionError(at, "a preview knows no joules", "minimise cost, or add --certify")
-    conditions = conditions_of(problem, PREVIEW_RISK)
+    conditions = conditions_of(problem, PREVIEW_RISK, alone=False)
     found = holding(previews(problem, conditions))
     lp = cost_bound(conditions).lp_usd_per_h
     return (

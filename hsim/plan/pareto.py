@@ -100,7 +100,7 @@ def pareto(problem: Problem, most: int = 8, options: Options | None = None, prog
 
 
 def _promising(problem: Problem, most: int) -> tuple[list[int], int]:
-    seen = [one for one in previews(problem, conditions_of(problem, PREVIEW_RISK)) if one.holds]
+    seen = [one for one in previews(problem, conditions_of(problem, PREVIEW_RISK, alone=False)) if one.holds]
     orders = (
         sorted(seen, key=lambda p: p.fleet.usd_per_h or 0.0),
         sorted(seen, key=lambda p: p.fleet.rated_w or math.inf),

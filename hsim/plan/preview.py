@@ -29,7 +29,7 @@ HALVINGS = 40
 
 def preview(problem: Problem, fleets: Iterable[int] | None = None) -> tuple[Preview, ...]:
     """Every fleet of a problem that no necessary condition rules out, in order of price, by a queueing approximation."""
-    conditions = conditions_of(problem, 1e-6)
+    conditions = conditions_of(problem, 1e-6, alone=False)
     return previews(problem, conditions, fleets)
 
 

@@ -10,19 +10,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hsim.description.catalogue import load_profile, scenario_file
+from hsim.description.catalogue import load_profile
+from hsim.description.choices import Choice, Choices, choices_of, first_of, with_chosen
 from hsim.description.hardware import ServerProfile
-from hsim.description.scenario import Planning, Scenario, Slo, checked
+from hsim.description.scenario import Planning, Scenario, Slo, checked, read_scenario
 from hsim.description.system import System, Tier, resolve
-from hsim.description.yamlfile import Document, read_document, validated, with_settings
+from hsim.description.yamlfile import Document, validated, with_settings
 from hsim.errors import DescriptionError
 from hsim.metrics.accounts import accounts_of
 from hsim.plan.result import Fleet
 from hsim.units import HOUR_S
 
-SECTIONS = ("fleet", "pools", "stages")  # where a list stands for choices
 OWN = "own"  # the name of the scenario's own load
-Choice = str | float
 
 
 @dataclass(frozen=True)
@@ -125,14 +124,14 @@ def read_problem(scenario: str | Path, settings: Sequence[str] = ()) -> Problem:
 
     Raises DescriptionError for what is not right in it.
     """
-    return problem_of(with_settings(read_document(scenario_file(str(scenario))), settings))
+    return problem_of(read_scenario(scenario, settings))
 
 
 def problem_of(document: Document) -> Problem:
     """The problem that a scenario describes which was read already. Raises DescriptionError."""
     if not isinstance(document.data, dict):
         raise DescriptionError(document.file, "is empty or not a mapping", "write the keys of a Scenario")
-    lists = dict(_choices(document))
+    lists = choices_of(document)
     planning = _planning(document, lists)
     _check_have(planning, document)
     designs, fleets, places = _space(document, lists, planning)
@@ -172,47 +171,9 @@ def _without(system: System, loss: Loss) -> System:
     return replace(system, scenario=scenario.model_copy(update={"pools": pools}))
 
 
-# ---- choices
-
-
-def _choices(document: Document) -> Iterator[tuple[tuple[str, ...], list[Choice]]]:
-    """Every list of choices with its path, in the order of the scenario. A single value is none."""
-    for section in SECTIONS:
-        entries = document.data.get(section)
-        for name, entry in (entries if isinstance(entries, dict) else {}).items():
-            inside = entry.items() if isinstance(entry, dict) else [("", entry)]
-            for key, value in inside:
-                path = tuple(filter(None, (section, str(name), str(key))))
-                if isinstance(value, list):
-                    _check_choices(value, document.where(path))
-                    yield path, value
-
-
-def _check_choices(values: list[Any], where: str) -> None:
-    if not values:
-        raise DescriptionError(where, "is an empty list", "list choices to try")
-    for value in values:
-        if isinstance(value, list | dict) or value is None:
-            raise DescriptionError(where, f"{value!r} is no choice", "list plain values")
-    if len({json.dumps(value) for value in values}) < len(values):
-        raise DescriptionError(where, f"{values!r} names a choice twice", "remove one")
-
-
-def _planning(document: Document, lists: Mapping[tuple[str, ...], list[Choice]]) -> Planning:
+def _planning(document: Document, lists: Choices) -> Planning:
     """What is to be found; the scenario is checked with the first of each list."""
-    chosen = {path: values[0] for path, values in lists.items()}
-    return validated(_with(document, chosen), Scenario).plan or Planning()
-
-
-def _with(document: Document, chosen: Mapping[tuple[str, ...], Any]) -> Document:
-    """The document with plain values in place of its lists."""
-    data = json.loads(json.dumps(document.data))
-    for path, value in chosen.items():
-        at = data
-        for key in path[:-1]:
-            at = at[key]
-        at[path[-1]] = value
-    return Document(document.file, data, document.places)
+    return validated(with_chosen(document, first_of(lists)), Scenario).plan or Planning()
 
 
 def _check_have(planning: Planning, document: Document) -> None:
@@ -224,7 +185,7 @@ def _check_have(planning: Planning, document: Document) -> None:
 
 
 def _space(
-    document: Document, lists: Mapping[tuple[str, ...], list[Choice]], planning: Planning
+    document: Document, lists: Choices, planning: Planning
 ) -> tuple[tuple[Design, ...], tuple[Fleet, ...], tuple[Place, ...]]:
     counted = {path[1]: values for path, values in lists.items() if _is_count(path)}
     others = {path: values for path, values in lists.items() if not _is_count(path)}
@@ -235,7 +196,7 @@ def _space(
     for combination in product(*others.values()):
         chosen = dict(zip(others, combination, strict=True))
         most = {("fleet", tier, "count"): max(values) for tier, values in counted.items()}
-        bought = _bought(_with(document, chosen | most), chosen)
+        bought = _bought(with_chosen(document, chosen | most), chosen)
         if (key := json.dumps(bought.data, sort_keys=True)) in seen:
             continue  # what was chosen concerns nothing that is bought
         seen.add(key)
@@ -263,7 +224,8 @@ def _bought(document: Document, chosen: Mapping[tuple[str, ...], Choice]) -> Doc
     A pool that was free to choose its tier needs no link to another on the same one, as in a scenario that says so.
     """
     data = {key: value for key, value in document.data.items() if key != "plan"}
-    used = {name for name in data["stages"].values() if name}
+    named = [[value] if isinstance(value, str) else value for value in data["stages"].values() if value]
+    used = {name for names in named for name in names}
     pools = {name: pool for name, pool in data["pools"].items() if name in used}
     tier_of = {name: pool["runs_on"].rpartition(".")[0] for name, pool in pools.items()}
     free = {path[1] for path in chosen if path[0] == "pools" and path[-1] == "runs_on"}

@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hsim.comparison import compare
-from hsim.description.catalogue import scenario_file
+from hsim.description.scenario import read_scenario
 from hsim.description.system import System
-from hsim.description.yamlfile import Document, read_document, with_settings
+from hsim.description.yamlfile import Document
 from hsim.errors import DescriptionError
 from hsim.metrics.result import Difference
 from hsim.metrics.study import slo_verdicts
@@ -89,7 +89,7 @@ def sensitivity(
     Raises DescriptionError for a scenario with lists, or without anything to move.
     """
     options = options or Options()
-    document = with_settings(read_document(scenario_file(str(scenario))), settings)
+    document = read_scenario(scenario, settings)
     inputs = dict(inputs_of(document))
     if not inputs:
         raise DescriptionError(document.file, "has no input that could be moved", "declare a rate or lengths")

@@ -590,11 +590,15 @@ def _differences_table(names: tuple[str, str], differences: Iterable[Difference]
         value = (d.other - d.first) / scale
         difference = f"{value:.3g}" if half is None else plain_error(value, half / scale)
         worlds = readable_range(d.by_worlds.low / scale, d.by_worlds.high / scale, "") if d.by_worlds else "–"
-        pairing = f"{d.variance_ratio:,.{d.variance_ratio < 10:d}f} x" if d.variance_ratio is not None else "–"
+        pairing = _paired(d.variance_ratio) if d.variance_ratio is not None else "–"
         title = f"{title}, {shown}" if shown else title
         verdict = Text("–", style="dim") if d.verdict == "no difference shown" else Text(d.verdict, style="bold")
         table.add_row(title, f"{d.first / scale:.4g}", f"{d.other / scale:.4g}", difference, verdict, worlds, pairing)
     return table
+
+
+def _paired(ratio: float) -> str:
+    return f"{ratio / 1000:,.0f}k x" if ratio >= 10_000 else f"{ratio:,.{ratio < 10:d}f} x"
 
 
 def figure_name(figure: str) -> tuple[str, str]:

@@ -29,12 +29,12 @@ from hsim.metrics.vllm_bench import vllm_bench
 DRAWN_BEYOND = ((1.5, 400), (1.5, 2000), (4.0, 2000))
 
 
-def system_of(scenario: str | Path, settings: Sequence[str] = ()) -> System:
+def system_of(scenario: str | Path, settings: Sequence[str] = (), allow_code: bool = False) -> System:
     """A scenario (a path, or the name of a shipped one) with `path=value` settings applied, and all that it names.
 
-    Raises DescriptionError for what is not right in it.
+    Policies of the user's own are executed where code is allowed. Raises DescriptionError for what is not right in it.
     """
-    return resolve(*load(scenario, settings))
+    return replace(resolve(*load(scenario, settings)), allow_code=allow_code)
 
 
 def path_of(system: System, stepwise: bool = False) -> Result:

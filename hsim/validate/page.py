@@ -24,7 +24,7 @@ def page(validations: Sequence[tuple[str, Validation]]) -> str:
 
 def _section(name: str, validation: Validation) -> str:
     head = f"<h2>{escape(name or validation.scenario)}</h2><p>Calibration sha256 {validation.calibration_sha256[:16]}"
-    head += f"; {validation.blame.verdict}.</p>" if validation.blame.verdict else ".</p>"
+    head += f"; {escape(validation.blame.verdict)}.</p>" if validation.blame.verdict else ".</p>"
     if validation.stopped:
         head += f"<p><b>Stopped: {escape(validation.stopped)}</b></p>"
     rows = [
@@ -61,7 +61,15 @@ def _figures(validation: Validation) -> list[str]:
         found.append(figure(f"{title}: part of them that took at most so long", curves, "s", logarithmic=True))
     found.append(figure("Tasks in the system over time", [_in_system(name, log) for name, log in named], "s"))
     steps = [_steps(f"measured {i}", log) for i, log in enumerate(measured, 1)]
-    found.append(figure("Steps: measured (up) against predicted seconds for the same batch", steps, "s", diagonal=True))
+    found.append(
+        figure(
+            "Steps: measured (up) against predicted seconds for the same batch",
+            steps,
+            "s",
+            logarithmic=True,
+            diagonal=True,
+        )
+    )
     return found
 
 

@@ -26,6 +26,7 @@ from hsim.validate.quantities import Accounted, Quantities, accounted, as_client
 from hsim.validate.terms import repaired
 
 SPREADS = 2.0  # an error within twice the spread of repeats cannot be told from the machine's noise
+SMALL = 0.0002  # of the mean end-to-end time: waits below it are not judged
 BOUNDS = (0.05, 0.95)  # of the worlds that a prediction's stated uncertainty leaves
 
 
@@ -199,7 +200,16 @@ def against_live(prediction: Prediction, stand: Stand, options: Options) -> Vali
 
 
 def _common(predicted: Quantities, measured: Sequence[Quantities]) -> list[str]:
-    return [name for name in predicted if measured and all(name in one for one in measured)]
+    """What was both predicted and measured, and is no part of a task's life too short for anybody to care."""
+
+    def matters(name: str) -> bool:
+        values = [one[name] for one in (predicted, *measured)]
+        return values[0][1] != "s" or any(seconds >= SMALL * whole_s for seconds, _ in values)
+
+    if not measured:
+        return []
+    whole_s = max(one["e2e mean"][0] for one in measured)
+    return [name for name in predicted if all(name in one for one in measured) and matters(name)]
 
 
 def _compared(
