@@ -178,7 +178,7 @@ def find_fleet(browser: Browser, url: str) -> None:
     expect(page.get_by_text("replications so far")).to_be_visible()
     check("the planner says where it is", True)
     taken = page.get_by_role("button", name="Take this fleet")
-    expect(taken).to_be_visible()
+    expect(taken).to_be_visible(timeout=4 * PATIENCE_MS)
     said = page.get_by_text("USD an hour.").first.inner_text()
     check(f"found: {said[:140]}", "hgx-h100-8" in said)
     taken.click()

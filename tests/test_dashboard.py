@@ -354,6 +354,8 @@ def test_jobs_of_several_visitors_wait_and_too_many_are_refused() -> None:
 
 def test_it_listens_on_this_machine_alone_and_both_ways_to_start_it_agree() -> None:
     config = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())
+    themes = config.pop("theme")
+    config |= {f"theme.{ground}": values for ground, values in themes.items()}
     flat = {f"{section}.{name}": value for section, values in config.items() for name, value in values.items()}
     assert flat == OPTIONS
     assert "--server.address=127.0.0.1" in arguments(8501, "127.0.0.1")

@@ -20,7 +20,8 @@ OPTIONS: dict[str, str | int | bool] = {
     "browser.gatherUsageStats": False,
     "client.toolbarMode": "viewer",
     "client.showErrorDetails": "none",
-    "theme.primaryColor": "#0072B2",
+    "theme.light.primaryColor": "#0072B2",  # by ground: one colour for both would hold the page to the light one
+    "theme.dark.primaryColor": "#56B4E9",
 }
 
 

@@ -80,14 +80,15 @@ def neighbours(question: Question, system: System) -> list[Question]:
         found.append((distance, question.changed(changes)))
     if is_split(system):
         alone = question.changed(gpu_only(system))
-        found += [(0, alone), *((1, fleet) for fleet in _one_more(alone))]
+        found += [(0, alone), *((1, fleet) for fleet in _of_other_sizes(alone))]
     found.sort(key=lambda pair: pair[0])
     return [fleet for _, fleet in found[:MOST_FLEETS]]
 
 
-def _one_more(question: Question) -> list[Question]:
+def _of_other_sizes(question: Question) -> list[Question]:
     system = question.system()
-    return [question.changed({f"fleet.{name}.count": tier.count + 1}) for name, tier in system.tiers.items()]
+    counts = [(name, count) for name, tier in system.tiers.items() for count in _around(tier.count)]
+    return [question.changed({f"fleet.{name}.count": count}) for name, count in counts[:3]]
 
 
 def _fleets(state: State, system: System) -> None:
