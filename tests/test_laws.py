@@ -187,7 +187,7 @@ def test_kv_blocks_of_prompts_with_common_prefixes_are_free_shared_or_own() -> N
     """Prompts come, are computed, and leave in any order, many with the same beginning: block by block."""
     reached = Counter[str]()
 
-    @settings(max_examples=200)
+    @settings(max_examples=400)
     @given(st.data())
     def law(data: st.DataObject) -> None:
         size = data.draw(st.sampled_from([1, 4]))
