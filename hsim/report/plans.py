@@ -265,7 +265,8 @@ def sensitivity_tables(found: Sensitivity) -> RenderableType:
         f"{Path(found.scenario).stem}: each input {per_cent} smaller and larger, on the same tasks", style="bold"
     )
     figures = ("tst_j", "e2e.mean_s", "e2e.p95_s")
-    titles = [f"{figure_name(f)[0]}, {sign}{per_cent}" for f in figures for sign in ("-", "+")]
+    short = ("TST", "e2e mean", "e2e p95")
+    titles = [f"{name} {sign}{per_cent}" for name in short for sign in ("-", "+")]
     table = _table("Input", *titles)
     for swing in found.swings:
         table.add_row(swing.name, *(_relative(side.get(f)) for f in figures for side in (swing.low, swing.high)))
