@@ -385,7 +385,7 @@ def test_a_scenario_of_choices_opens_with_its_first_and_proposes_its_own() -> No
     assert question.choices()["fleet.cpu-tier.count"] == [1, 2, 3]
     app = opened(State(question, replications=2))
     next(button for button in app.button if button.label == "Find the fleet").click().run()
-    assert "pools.decode.tensor_parallel=[2, 4]" in state_of(app).plan
+    assert "pools.decode.tensor_parallel=[1, 2]" in state_of(app).plan
     next(button for button in app.button if button.label == "Stop" and "plan" in button.key).click().run()
 
 
