@@ -65,8 +65,9 @@ class Table:
         return self._cells[first_row * width + self.columns.index(name) :: width].tolist()
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
-        """Each column by name, as views: a table that somebody still holds columns of takes no more rows. Shape (rows,)."""
+        """Each column by name, as read-only views: while somebody holds one, the table takes no more rows. Shape (rows,)."""
         cells = np.frombuffer(self._cells, dtype=np.float64) if self._cells else np.empty(0)
+        cells.flags.writeable = False
         grid = cells.reshape(-1, len(self.columns))
         return {name: grid[:, i] for i, name in enumerate(self.columns)}
 
