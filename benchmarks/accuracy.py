@@ -73,6 +73,8 @@ def refitted_parts(asked: Asked, fit: fit_models.Fit, refusals: measured.Refusal
         rows = measured.serving_rows(data, refusals)
         if asked.gpu:
             rows = rows[rows.gpu == asked.gpu]
+        if not len(rows):
+            raise measured.Unreadable(f"{data}: no serving run of {asked.gpu} is there to score")
         if asked.leave_one_out or asked.architecture:
             return score_serving.long_table(score_serving.left_out(fit, rows, refusals, asked.architecture))
         world = score_serving.refitted_world(fit, list(rows.engine_profile.unique()))

@@ -191,7 +191,7 @@ def left_out(fit: fit_models.Fit, rows: pd.DataFrame, refusals: measured.Refusal
     """Each architecture predicted with host times, factor, power and first-token latency fitted on the others' runs."""
     learn, parts = fit_models.host_rows(fit.rows), []
     models = measured.catalogue()
-    known = rows[[models.get(name) is not None for name in rows.model]]
+    known = rows[rows.model.isin([name for name in rows.model.unique() if models.get(name) is not None])]
     refuse = rows.drop(known.index)
     for name, mine in refuse.groupby("model"):
         refusals.refuse("serving", mine, measured.no_model(str(name)))
