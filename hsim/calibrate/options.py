@@ -16,7 +16,7 @@ class CalibrationOptions:
     `device` is cpu, cuda:N or all. `name` names the calibration and the profiles that come of it; the machine's own
     name when left out. `models` are the architectures whose decoder steps are tabled, by device kind; the smallest
     shipped one when left out. `decoder_cores` are the cores that the decoder has where it runs on the CPU. A point
-    whose spread is above `noisy_spread_fraction` of its median is marked as noisy, and so is one during which this
+    whose spread is above `noisy_spread_fraction` of its mean is marked as noisy, and so is one during which this
     process had less than `quiet_fraction` of the CPU time that it asked for. `stages` is a file of a person's own,
     which is only executed with `allow_code`.
     """

@@ -449,7 +449,7 @@ def engine(points: Sequence[Point], target: Target, chip: Profile, cores: int, f
 def step_table(points: Sequence[Point], target: Target, names: tuple[str, str], findings: Findings) -> StepTable | None:
     """The measured steps of an engine on a chip (their names); None where too few were measured."""
     engine_name, chip_name = names
-    source = findings.source(target.device, "medians of repeated steps")
+    source = findings.source(target.device, "means of repeated steps, in bursts on a CPU")
     name = TableName(f"steps-{target.served.model.name}-{chip_name}", engine_name, chip_name, source)
     table, law = fit_steps(of(points, "step"), target.served, name)
     findings.laws.append(law)

@@ -1,4 +1,4 @@
-"""Timing a call honestly: warm-up, samples long enough for the clock, median and spread."""
+"""Timing a call honestly: warm-up, samples long enough for the clock, rests as servers have them, mean and spread."""
 
 from __future__ import annotations
 
