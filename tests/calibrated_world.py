@@ -61,7 +61,7 @@ def unit_seconds(unit: Unit) -> float:
         return launch_s + read_s + 4 * width * tokens * (tokens + 1) / 2 / PEAK / fraction + tokens * width * element_s
     if kind in ("memory-copy", "transfer"):
         return (2 if kind == "memory-copy" else 1) * float(at["bytes"]) / BANDWIDTH + 1e-6
-    if kind == "operation":
+    if kind in ("operation", "contention"):
         base_s, unit_s, squared_s = OPERATION.get(str(at["name"]), ANY_OPERATION)
         n = float(at["units"])
         alone_s = base_s + n * unit_s + n * n * squared_s

@@ -21,6 +21,7 @@ MOST_CPU_WEIGHTS = 1 << 27  # and larger matrices too much of its memory
 KERNEL_S = {"cpu": 0.25, "cuda": 0.1}
 STEP_S = {"cpu": 1.2, "cuda": 0.2}  # on a CPU with its rests
 OPERATION_S = 1.8  # with its rests
+CONTENTION_S = 0.6  # without: cores that rested would not work at the same time
 SELDOM = ("json-validate", "html-to-text", "bm25-search", "classify-intent", "summarise-lexrank")  # not in local.yaml
 WAITING_OPERATIONS = ("http-call",)  # they wait for another process
 SETUP_S = {"hnsw-search": 10.0, "encode-minilm": 5.0, "sql-aggregate": 2.0, "full-text-search": 2.0, "tokenise": 3.0}
@@ -302,16 +303,16 @@ def _movement(target: Target) -> Iterator[Unit]:
 
 
 def _operations(target: Target) -> Iterator[Unit]:
-    """Each operation alone at its sizes, then at its middle one on more and more cores at the same time."""
+    """Each operation at its sizes, resting in between; its middle one without rests, on one core and more at a time."""
     for name, sizes in target.operations:
         for units, worth in _ladder(sizes):
             at, first = _operation(name, units, sizes, 1), units == sizes[0]
             setup_s = SETUP_S.get(name, 0.0) if first else 0.0
             less = 0 if name in target.own else worth + 1 + (name in SELDOM)
             yield Unit("operation", target.device, at, less, OPERATION_S, setup_s=setup_s)
-        for workers in _powers(2, target.cores, 2) if target.cores > 1 else ():
+        for workers in (1, *_powers(2, target.cores, 2)) if target.cores > 1 else ():
             at = _operation(name, sizes[len(sizes) // 2], sizes, workers)
-            yield Unit("operation", target.device, at, 2, OPERATION_S, setup_s=SETUP_S.get(name, 0.0))
+            yield Unit("contention", target.device, at, 2, CONTENTION_S, setup_s=SETUP_S.get(name, 0.0))
 
 
 def _operation(name: str, units: int, sizes: Sequence[int], workers: int) -> Parameters:

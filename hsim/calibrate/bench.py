@@ -126,7 +126,7 @@ class Bench:
     def _call(self, kind: str, at: Parameters) -> Call:
         if kind == "power":
             return self._call(str(at["of"]), at)
-        if kind == "operation":
+        if kind in ("operation", "contention"):
             return self._operation(at)
         if kind == "step":
             return self._step(at, self.decoder)

@@ -106,7 +106,7 @@ class Workers:
     def _measured(self, unit: Unit) -> Reading:
         if unit.kind == "idle" and unit.parameters["state"] == "bare":
             return self._bare_idle(unit)
-        if unit.kind == "operation":
+        if unit.kind in ("operation", "contention"):
             return self._together(unit, int(unit.parameters["workers"]))
         if unit.kind == "cpu-power":
             return self._package_power(unit, int(unit.parameters["busy"]))

@@ -528,9 +528,9 @@ def _operation_form(
 
 def contention(points: Sequence[Point]) -> dict[str, dict[str, float]]:
     """How many times longer an operation takes when so many cores do it at the same time, by operation and cores."""
-    alone = {(p.parameters["name"], p.parameters["units"]): p.seconds for p in of(points, "operation", workers="1")}
+    alone = {(p.parameters["name"], p.parameters["units"]): p.seconds for p in of(points, "contention", workers="1")}
     slower: dict[str, dict[str, float]] = {}
-    for point in of(points, "operation"):
+    for point in of(points, "contention"):
         key = (point.parameters["name"], point.parameters["units"])
         if point.number("workers") > 1 and key in alone:
             slower.setdefault(str(key[0]), {})[str(point.parameters["workers"])] = round(point.seconds / alone[key], 4)
