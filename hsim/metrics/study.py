@@ -30,7 +30,7 @@ from hsim.metrics.result import (
     WarmUp,
 )
 from hsim.metrics.statistics import Estimate
-from hsim.metrics.summarise import anatomy_of, hsim_version, pools_of, scenario_hash, unavailable_of
+from hsim.metrics.summarise import anatomy_of, hsim_version, pools_of, problems_of, scenario_hash, unavailable_of
 from hsim.units import HOUR_S, KWH_J
 
 Floats = NDArray[np.float64]
@@ -256,6 +256,7 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
     estimates = estimates_of(paths, material.accounts, "energy" not in unavailable)
     stages, pools = anatomy_of(paths, scenario), pools_of(paths)
     intervals = {name: interval(estimate) for name, estimate in estimates.items()}
+    energy = None if "energy" in unavailable else _energy(paths, intervals)
     return Study(
         scenario=system.name,
         scenario_sha256=scenario_hash(scenario),
@@ -276,7 +277,7 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
         goodput_tasks_per_s=intervals["goodput_tasks_per_s"],
         latency={} if unstable else _latencies(paths, intervals),
         slo=() if unstable else slo_verdicts(material),
-        energy=None if "energy" in unavailable else _energy(paths, intervals),
+        energy=energy,
         money=None if "money" in unavailable else _money(material.accounts, intervals),
         gco2_per_task=intervals.get("gco2_per_task"),
         calibration=None if unstable else calibration_of(material),
@@ -288,6 +289,7 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
         unavailable=unavailable,
         evidence=evidence_of(system),
         assumptions=assumptions_of(system),
+        problems=problems_of(system, energy.tpw_tokens_per_j["full"]["facility"]) if energy else (),
     )
 
 

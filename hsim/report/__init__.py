@@ -15,13 +15,14 @@ from hsim.metrics.result import (
     Difference,
     Interval,
     Placement,
+    Range,
     RatePoint,
     Result,
     Spread,
     Study,
     TriedFleet,
 )
-from hsim.units import plain_error, readable, readable_error, readable_range, readable_seconds, scale_of
+from hsim.units import MJ_J, plain_error, readable, readable_error, readable_range, readable_seconds, scale_of
 
 if TYPE_CHECKING:
     from hsim.calibrate.options import CalibrationReport, LoadPoint
@@ -314,6 +315,10 @@ def _headline(result: Result) -> Group:
         lines.append(
             f"TPW         {tpw:.3g} output tokens/J   the same; mean power {readable(result.energy.mean_w, 'W')}"
         )
+    lines += [
+        f"Problems    {one.per_j.value:.3g} solved per joule, if tokens go to {one.benchmark} ({one.ppt:.3g} solved a token)"
+        for one in result.problems
+    ]
     if result.money:
         money = result.money
         lines.append(
@@ -511,7 +516,16 @@ def _figures_table(study: Study) -> Table:
         if name in figures and (study.slo or name != "goodput_tasks_per_s"):
             by_worlds = readable_range(ranges[name].low, ranges[name].high, unit) if name in ranges else "–"
             table.add_row(title, _cell(figures[name], unit), by_worlds)
+            if name == "tpw_tokens_per_j":
+                _add_problems(table, study, ranges.get(name))
     return table
+
+
+def _add_problems(table: Table, study: Study, tpw: Range | None) -> None:
+    """Problems per joule beneath TPW: what the roughness of both does."""
+    for one in study.problems:
+        rough = readable_range(MJ_J * one.ppt_low * tpw.low, MJ_J * one.ppt_high * tpw.high, "") if tpw else "–"
+        table.add_row(f"Problems per MJ, {one.benchmark}", _cell(one.per_j.times(MJ_J), ""), rough)
 
 
 def _verdict_table(study: Study) -> Table:
