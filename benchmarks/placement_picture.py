@@ -46,11 +46,22 @@ def figure_of(placement: dict[str, Any]) -> Figure:
                 "error_y": {"type": "data", "array": half, "thickness": 1},
                 "xaxis": f"x{panel}", "yaxis": f"y{panel}",
             })  # fmt: skip
-    layout: dict[str, Any] = {"template": template(dark=False), "width": SIZE[0], "height": SIZE[1], "legend": {"orientation": "h", "y": 1.12}}
+    layout: dict[str, Any] = {
+        "template": template(dark=False),
+        "width": SIZE[0],
+        "height": SIZE[1],
+        "legend": {"orientation": "h", "y": 1.12},
+    }
     layout["paper_bgcolor"] = "white"
     for panel, (_, title, _) in enumerate(FIGURES, 1):
         left = 0.55 * (panel - 1)
-        layout[f"xaxis{panel}"] = {"domain": [left, left + 0.45], "anchor": f"y{panel}", "type": "log", "title": {"text": "tasks a second"}, "dtick": 0.30103}
+        layout[f"xaxis{panel}"] = {
+            "domain": [left, left + 0.45],
+            "anchor": f"y{panel}",
+            "type": "log",
+            "title": {"text": "tasks a second"},
+            "dtick": 0.30103,
+        }
         layout[f"yaxis{panel}"] = {"anchor": f"x{panel}", "title": {"text": title}, "rangemode": "tozero"}
     return {"data": data, "layout": layout}
 
@@ -63,7 +74,14 @@ def draw(figure: Figure, out: Path) -> None:
             f'<body style="margin:0"><div id="f"></div><script src="{plotly_script().as_uri()}"></script>'
             f'<script>Plotly.newPlot("f", {json.dumps(figure["data"])}, {json.dumps(figure["layout"])}, {{displayModeBar: false}})</script>'
         )
-        told = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=5000"]
+        told = [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--virtual-time-budget=5000",
+        ]
         told += [f"--window-size={SIZE[0]},{SIZE[1]}", f"--screenshot={out.resolve()}", page.as_uri()]
         subprocess.run(told, check=True, capture_output=True, timeout=120)
 

@@ -64,7 +64,14 @@ def table(found: list[Case]) -> str:
     lines = ["| case | | published | hsim | difference | why |", "|---|---|---|---|---|---|"]
     for one in found:
         for row in one.rows:
-            cells = (one.name, row.what, shown(row.published, row.unit), shown(row.hsim, row.unit), row.difference, row.why)
+            cells = (
+                one.name,
+                row.what,
+                shown(row.published, row.unit),
+                shown(row.hsim, row.unit),
+                row.difference,
+                row.why,
+            )
             lines.append("| " + " | ".join(cells) + " |")
     lines += [f"| {name} | {what} | – | – | – | not expressed: {why} |" for name, (what, why) in NOT_EXPRESSED.items()]
     return "\n".join(lines)
@@ -74,7 +81,10 @@ def header(case: Case) -> str:
     """What a scenario's own comment says: question, source, configuration, assumptions."""
     text = Path(c1_threshold.scenario(case.scenario)).read_text(encoding="utf-8")
     comments = [line[2:] for line in text.splitlines() if line.startswith("# ") and "yaml-language-server" not in line]
-    return f"### {case.name}: {case.title}\n\n`scenarios/published/{case.scenario}.yaml`; {case.source}.\n\n" + " ".join(comments)
+    return (
+        f"### {case.name}: {case.title}\n\n`scenarios/published/{case.scenario}.yaml`; {case.source}.\n\n"
+        + " ".join(comments)
+    )
 
 
 def main() -> None:

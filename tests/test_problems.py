@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from hsim import load, simulate, simulate_path
+from hsim import simulate, simulate_path
 from hsim.report import result_tables, study_tables
 
 QWEN = ["model=qwen3-8b", "workload.tasks=20"]

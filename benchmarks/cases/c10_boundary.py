@@ -47,7 +47,9 @@ def case() -> Case:
     ours = shares(found[MIDDLE])
     for part, theirs in {"accelerators": 58.0, "host": 25.0, "idle": 10.0, "overhead": 8.0}.items():
         rows.append(Row(f"share of {part}, {MIDDLE} prompts/s", theirs, ours[part], "%", WHY_PARTS[part]))
-    return Case("C10", "The measurement boundary", "c10-boundary", "arXiv 2508.15734 (shares by press summaries)", tuple(rows))
+    return Case(
+        "C10", "The measurement boundary", "c10-boundary", "arXiv 2508.15734 (shares by press summaries)", tuple(rows)
+    )
 
 
 WHY = dict.fromkeys(RATES, "")

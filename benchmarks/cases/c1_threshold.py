@@ -10,7 +10,7 @@ from hsim import load, simulate_path
 
 M1_PRO = [
     "architecture=m1-pro",
-    "assume={m1-pro: {memory_bytes_per_s: 200e9, peak_flops_per_s.bf16: 5.2e12, power: {idle_w: 1, loaded_idle_w: 1, "
+    "assume={m1-pro: {memory_bytes_per_s: 200e9, peak_flops_per_s.bf16: 5.2e12, power: {loaded_idle_w: 1, "
     "floor_w: 31, cap_w: 34, joules_per_byte: 0, joules_per_flop: 0, joules_per_output_token: 0}}, "
     "apple-m1-pro-cpu: {idle_w: 0, max_w: 0}, mac-m1-pro: {base_w: 0, psu_efficiency: 1}, vllm-0.5: {request_latency_s: 0}}",
 ]

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+
 from cases import Case, Row, scenario
 from hsim import load, simulate_path
 from hsim.metrics.measured import samples_of
@@ -18,7 +19,14 @@ LINK = ["assume={rdma-200g: {bytes_per_s: 200e9}}"]
 # Of a request alone on an A100 machine: times that 50, 90 and 99 % may take.
 OBJECTIVES = {"ttft": (2.0, 3.0, 6.0), "tpot": (1.25, 1.5, 5.0), "e2e": (1.25, 1.5, 5.0)}
 QUANTILES = (0.5, 0.9, 0.99)
-MACHINES = {"baseline-a100": (0, 14), "baseline-h100": (8, 0), "aa": (0, 14), "hh": (8, 0), "ha": (5, 5), "hh-capped": (8, 0)}
+MACHINES = {
+    "baseline-a100": (0, 14),
+    "baseline-h100": (8, 0),
+    "aa": (0, 14),
+    "hh": (8, 0),
+    "ha": (5, 5),
+    "hh-capped": (8, 0),
+}
 CLOSEST = 0.04  # of the highest rate: where the search for it ends
 # Milliseconds on 8 GPUs: prompts of 512 and 2,048 tokens; a token of 1 and of 64 sequences.
 STEPS = {"hgx-a100-8": (94.0, 274.0, 44.9, 71.6), "hgx-h100-8": (53.0, 137.0, 29.8, 50.2)}

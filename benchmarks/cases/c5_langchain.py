@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from cases import Case, Row, scenario
 from cpu_centric import THEIRS
+
+from cases import Case, Row, scenario
 from hsim import load, simulate_path
 from hsim.metrics.result import Result
 
@@ -18,10 +19,19 @@ def cpu_share(result: Result) -> float:
 
 def case() -> Case:
     """The gain of the last doublings, and the share at both ends."""
-    at = {b: simulate_path(load(scenario("c5-langchain"), [f"workload.arrivals.users={b}", f"workload.tasks={b}"])) for b in THEIRS}
+    at = {
+        b: simulate_path(load(scenario("c5-langchain"), [f"workload.arrivals.users={b}", f"workload.tasks={b}"]))
+        for b in THEIRS
+    }
     rates, theirs = {b: b / r.window_s for b, r in at.items()}, {b: b / t[0] for b, t in THEIRS.items()}
     rows = [
-        Row(f"throughput of {high} agents over {low}", theirs[high] / theirs[low], rates[high] / rates[low], "", WHY_KNEE)
+        Row(
+            f"throughput of {high} agents over {low}",
+            theirs[high] / theirs[low],
+            rates[high] / rates[low],
+            "",
+            WHY_KNEE,
+        )
         for low, high in ((32, 64), (64, 128))
     ]
     for batch in (1, 128):
