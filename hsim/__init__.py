@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hsim.description.system import System
     from pandas import DataFrame
 
+    from hsim.description.system import System
     from hsim.metrics.result import Comparison, Result, Study
     from hsim.runs import Options
 

@@ -475,7 +475,9 @@ def sweep(
         found = run(asked, Options(replications, processes, 0, out, cluster=cluster), points)
     print(as_json(found), end="") if json else _print(sweep_tables(found))
     if not found.complete:
-        kept = f"; what was finished is kept in {out}, and the same command goes on with it" if out else "; --out keeps it"
+        kept = (
+            f"; what was finished is kept in {out}, and the same command goes on with it" if out else "; --out keeps it"
+        )
         print(f"hsim: interrupted after {len(found.rows)} of {found.points} points{kept}", file=sys.stderr)
         raise typer.Exit(130)
 

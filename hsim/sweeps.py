@@ -26,7 +26,7 @@ from hsim.errors import DescriptionError, HsimError, ResultError, WorkersError
 from hsim.metrics.exported import Frame
 from hsim.metrics.result import Interval, Study
 from hsim.metrics.study import study_of
-from hsim.metrics.summarise import hsim_version
+from hsim.metrics.summarise import hsim_version, scenario_hash
 from hsim.runs.exports import parquet, pyarrow_module
 from hsim.runs.paths import system_of
 from hsim.runs.store import check_writable, write_atomically
@@ -96,7 +96,9 @@ def axis_of(text: str) -> Axis:
     at = f"--vary {text}"
     path, equals, values = text.partition("=")
     if not path or not equals or not values:
-        raise DescriptionError(at, "has no values", "write --vary path.to.key=value,value or path.to.key=low:high:count")
+        raise DescriptionError(
+            at, "has no values", "write --vary path.to.key=value,value or path.to.key=low:high:count"
+        )
     if found := _RANGE.match(values):
         return Axis(path, _range(at, *found.groups()))
     listed = parse_document(f"[{values}]", at).data  # so that values may be lists and mappings too
@@ -194,8 +196,11 @@ class Sweep:
         writer = csv.writer(text, lineterminator="\n")
         frame = self.frame()
         writer.writerow(frame)
-        for cells in zip(*(_plain(column) for column in frame.values()), strict=True):
-            writer.writerow("" if cell is None or cell != cell else cell for cell in cells)
+        cells = [column if isinstance(column, list) else column.tolist() for column in frame.values()]
+        for line in zip(*cells, strict=True):
+            writer.writerow(
+                "" if cell is None or (isinstance(cell, float) and math.isnan(cell)) else cell for cell in line
+            )
         return text.getvalue()
 
     def as_dict(self) -> dict[str, Any]:
@@ -210,10 +215,6 @@ def _column(cells: list[Any]) -> Any:
     if known and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in known):
         return np.array([math.nan if cell is None else cell for cell in cells], dtype=np.float64)
     return [cell if cell is None or isinstance(cell, str) else json.dumps(cell) for cell in cells]
-
-
-def _plain(column: Any) -> list[Any]:
-    return column if isinstance(column, list) else column.tolist()  # type: ignore[no-any-return]
 
 
 def row_of(study: Study) -> Row:
@@ -308,10 +309,10 @@ def _checked(asked: Asked, points: Sequence[Point]) -> list[System]:
         except DescriptionError as error:
             wrong.append((point, error))
     if wrong:
-        point, error = wrong[0]
+        point, first = wrong[0]
         more = f" (and {len(wrong) - 1} more of {len(points)} points cannot run)" if len(wrong) > 1 else ""
         said = ", ".join(f"{path}={json.dumps(value)}" for path, value in point.items())
-        raise DescriptionError(f"point {said}{more}: {error.where}", error.problem, error.remedy)
+        raise DescriptionError(f"point {said}{more}: {first.where}", first.problem, first.remedy)
     return systems
 
 
@@ -345,9 +346,7 @@ class _Counted:
             yield done
 
 
-def _studied(
-    systems: Sequence[System], options: Options, those: Workers
-) -> Generator[tuple[int, Row], None, None]:
+def _studied(systems: Sequence[System], options: Options, those: Workers) -> Generator[tuple[int, Row], None, None]:
     """Rows as they are finished: several studies at once, so that nobody waits for the last replication of another."""
     if those.at_a_time == 1:
         yield from ((number, _row(system, options, those)) for number, system in enumerate(systems))
@@ -370,7 +369,7 @@ def _row(system: System, options: Options, those: Workers) -> Row:
     except (ResultError, WorkersError):  # no fault of the point
         raise
     except HsimError as error:  # such as a window in which no task was completed
-        return {"verdict": "ERROR", "reason": str(error)}
+        return {"verdict": "ERROR", "reason": str(error), "scenario_sha256": scenario_hash(system.scenario)}
 
 
 def _write(found: Sweep, document: Document, out: Path) -> None:

@@ -59,7 +59,9 @@ def swept(file: Path, *vary: str, options: Options = ALONE, **asked: Any) -> Swe
     ],
 )
 def test_values_are_listed_or_a_range(text: str, values: list[Any]) -> None:
-    assert list(axis_of(text).grid()) == pytest.approx(values) if ":log" in text else list(axis_of(text).grid()) == values
+    assert (
+        list(axis_of(text).grid()) == pytest.approx(values) if ":log" in text else list(axis_of(text).grid()) == values
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,9 @@ def test_a_path_is_varied_once() -> None:
         axes_of(["a=1", "a=2"])
     with pytest.raises(DescriptionError, match="nothing is varied"):
         axes_of([])
-    with pytest.raises(DescriptionError, match=r"a: is a range without a number of values; write a=2:20:7, or .*--samples"):
+    with pytest.raises(
+        DescriptionError, match=r"a: is a range without a number of values; write a=2:20:7, or .*--samples"
+    ):
         points_of(axes_of(["a=2:20"]), None, 0)
 
 
@@ -130,7 +134,7 @@ def test_a_row_is_the_study_of_its_point(both: tuple[Path, Sweep]) -> None:
 
 
 def test_a_point_that_cannot_keep_up_says_unstable_and_has_no_latency(both: tuple[Path, Sweep]) -> None:
-    out, found = both
+    found = both[1]
     calm, crowded = found.rows
     assert crowded["verdict"] == "UNSTABLE"
     assert "pool decode" in crowded["reason"] or "work in progress grows" in crowded["reason"]
@@ -164,7 +168,7 @@ def test_files_hold_the_rows_with_units_and_what_made_them(both: tuple[Path, Swe
 
 @pytest.mark.parametrize(
     ("column", "unit"),
-    [("e2e.p95_s", "s"), ("tst_j.low", "J"), (RATE, "rate/s"), ("tpw_tokens_per_j.high", "tokens/J"), ("kind", "1")],
+    [("e2e.p95_s", "s"), ("tst_j.low", "J"), (RATE, "1/s"), ("tpw_tokens_per_j.high", "tokens/J"), ("kind", "1")],
 )
 def test_units_are_in_the_names_of_columns(column: str, unit: str) -> None:
     assert unit_of(column) == unit
@@ -188,7 +192,7 @@ def test_a_point_that_cannot_run_is_told_before_anything_does(tmp_path: Path, co
     assert caught.value.remedy
     with pytest.raises(DescriptionError, match="did you mean 'max_num_seqs'"):
         swept(file, "pools.decode.max_num_seq=4")
-    with pytest.raises(DescriptionError, match="pools.decode"):  # found when the system is prepared
+    with pytest.raises(DescriptionError, match=r"pools\.decode"):  # found when the system is prepared
         swept(file, "model=llama-3.1-405b")
     assert not counted
     assert not list(out.rglob("*.npz"))
@@ -253,7 +257,9 @@ def test_a_broken_store_ends_the_sweep(tmp_path: Path) -> None:
         swept(file, f"{RATE}=5", options=options)
 
 
-def test_a_cluster_that_does_not_answer_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_does_not_answer_is_told_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cluster, "CONNECTING_S", 0.5)
     with pytest.raises(WorkersError, match=r"--cluster tcp://127.0.0.1:9: no scheduler answers .*dask scheduler"):
         swept(written(tmp_path), f"{RATE}=5", options=Options(2, cluster="tcp://127.0.0.1:9"))

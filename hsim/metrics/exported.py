@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,9 +38,9 @@ def unit_of(column: str) -> str:
     An interval's end has the unit of its figure: `e2e.p95_s.low`. What is said per something has both.
     """
     of_ends = column.rpartition(".")[0] if column.endswith(ENDS) else column
-    over, per, under = of_ends.rpartition("_per_")
-    if per:
-        return f"{over.rpartition('_')[2]}/{UNITS.get(f'_{under}', under)}"
+    if found := re.search(r"([a-z0-9]+)_per_(\w+)$", of_ends):
+        over, under = found.groups()
+        return f"{'1' if over == 'rate' else over}/{UNITS.get(f'_{under}', under)}"
     return next((unit for ending, unit in UNITS.items() if of_ends.endswith(ending)), "1")
 
 

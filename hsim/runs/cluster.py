@@ -30,12 +30,14 @@ class _Cluster:
         from distributed import KilledWorker, as_completed
 
         # Not pure: a job is asked for once and its answer kept here, so that the scheduler need not look for an old one.
-        asked = [self._client.submit(replicate_there, job, _versions(), pure=False) for job in jobs if not self._stopped]
+        asked = [
+            self._client.submit(replicate_there, job, _versions(), pure=False) for job in jobs if not self._stopped
+        ]
         self._under_way.update(asked)
         places = {future.key: place for place, future in enumerate(asked)}
         try:
-            for future, replication in as_completed(asked, with_results=True):
-                yield places[future.key], replication
+            for future in as_completed(asked, loop=self._client.loop):
+                yield places[future.key], future.result()
         except KilledWorker as error:
             what = f"--cluster {self._address}: a replication was lost with its worker again and again ({error})"
             raise WorkersError(f"{what}; is memory short there?") from None

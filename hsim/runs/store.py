@@ -137,7 +137,7 @@ class Store:
             with np.load(file, allow_pickle=False) as arrays:
                 data = json.loads(arrays["data"].tobytes())
                 return _decode(Replication, data, dict(arrays))  # type: ignore[no-any-return]
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ResultError(f"{file}: is not a replication that hsim wrote ({error}); delete it") from None
 
     def put(self, name: str, replication: Replication) -> None:

@@ -261,8 +261,8 @@ def _leave_ctrl_c_to_the_parent() -> None:
 def workers(options: Options) -> Iterator[Workers]:
     """Workers in so many processes, in this one, or on a cluster. What they give does not depend on which, or how many."""
     if options.cluster is not None:
-        with cluster(options.cluster) as those:
-            yield those
+        with cluster(options.cluster) as there:
+            yield there
         return
     processes = options.processes or _cores()
     if processes == 1:
