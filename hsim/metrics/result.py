@@ -383,8 +383,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class TriedFleet:
-    """A fleet that a fair comparison tried."""
+    """A fleet that a fair comparison tried: its name, and servers by that of their profile."""
 
+    fleet: str
     servers: dict[str, int]
     usd_per_h: float
     replications: int
@@ -394,7 +395,7 @@ class TriedFleet:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scenarios beside the first of them. `fleets` says, for fair ones, what was tried: the last passed, if any did.
+    """Scenarios beside the first of them. `fleets` says, for fair ones, what was tried: one passed, or none.
 
     `differences[i]` belongs to studies[i + 1]; it is empty where either has no steady state.
     """

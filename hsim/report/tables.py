@@ -372,9 +372,8 @@ def _fleets_table(tried: Iterable[TriedFleet]) -> Table:
     table = _table("Fleet, cheapest first", "USD an hour", "replications", "verdict", "why")
     table.columns[-1].justify = "left"
     for fleet in tried:
-        servers = ", ".join(f"{count} x {tier}" for tier, count in fleet.servers.items())
         verdict = Text(fleet.verdict, style=VERDICT_STYLES.get(fleet.verdict, "bold red"))
-        table.add_row(servers, f"{fleet.usd_per_h:,.2f}", str(fleet.replications), verdict, fleet.reason)
+        table.add_row(fleet.fleet, f"{fleet.usd_per_h:,.2f}", str(fleet.replications), verdict, fleet.reason)
     return table
 
 
@@ -382,8 +381,8 @@ def _fleets_table(tried: Iterable[TriedFleet]) -> Table:
 
 
 def placement_tables(placement: Placement) -> RenderableType:
-    """Each architecture at its cheapest feasible fleet, rate by rate, and which one takes least."""
-    table = _table("Tasks/s", "architecture", "cheapest feasible fleet", "USD/h", "USD for 1,000", "TST")
+    """Each architecture at its own best fleet, rate by rate, and which one takes least."""
+    table = _table("Tasks/s", "architecture", "its certified fleet", "USD/h", "USD for 1,000", "TST")
     table.columns[1].justify = table.columns[2].justify = "left"
     for point in placement.points:
         for i, name in enumerate(placement.architectures):
@@ -393,7 +392,7 @@ def placement_tables(placement: Placement) -> RenderableType:
         for title, figure in (("Least money", "usd_per_task"), ("Least energy", "tst_j"))
     ]
     note = (
-        "Each architecture stands at the cheapest of the fleets that its counts list whose objectives PASS; ± are 95 % of "
+        "Each architecture stands at the best of the fleets that its lists allow, as hsim plan certifies it; ± are 95 % of "
         "sampling. Differences are on the same tasks, and called so where their intervals, all together at 95 %, show them."
     )
     return Group(table, Text(), *lines, *_placement_differences(placement), Text(note, style="dim"))
@@ -404,14 +403,13 @@ def _placed(point: RatePoint, name: str) -> tuple[str, ...]:
     if name not in point.found:
         return "none of those tried", "–", "–", "–"
     number = point.found.index(name)
-    passed = [tried[-1] for tried in point.comparison.fleets if tried[-1].verdict == "PASS"][number]
+    passed = [fleet for tried in point.comparison.fleets for fleet in tried if fleet.verdict == "PASS"][number]
     figures = point.comparison.studies[number].figures()
-    servers = ", ".join(f"{count} x {tier}" for tier, count in passed.servers.items())
     money, energy = figures.get("usd_per_task"), figures.get("tst_j")
     usd = "–"
     if money and money.value is not None:
         usd = plain_error(1000 * money.value, 1000 * (money.half_width or 0.0))
-    return servers, f"{passed.usd_per_h:,.2f}", usd, _cell(energy, "J") if energy else "–"
+    return passed.fleet, f"{passed.usd_per_h:,.2f}", usd, _cell(energy, "J") if energy else "–"
 
 
 def _where_best(placement: Placement, figure: str) -> Iterable[str]:
