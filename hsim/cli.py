@@ -150,32 +150,40 @@ def compare(
     out: Out = None,
     architectures: Annotated[
         str | None,
-        typer.Option(metavar="A,B,...", help="Compare architectures of one scenario, each at its own cheapest fleet."),
+        typer.Option(metavar="A,B,...", help="Compare architectures of one scenario: as they stand, or see --rates."),
     ] = None,
     rates: Annotated[
         str | None,
-        typer.Option(metavar="LOW:HIGH", help="With --architectures: tasks/s, doubled from low to high, or a list."),
+        typer.Option(
+            metavar="LOW:HIGH",
+            help="Architectures each at its own cheapest fleet: tasks/s, doubled from low to high, or a list.",
+        ),
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Send the same tasks through several scenarios, and show the differences with their intervals."""
-    if architectures is not None or rates is not None:
+    if rates is not None:
         options = _options(replications, processes, worlds, out)
-        _compare_architectures(scenarios, (architectures or "").split(","), rates or "", settings, options, json)
+        _compare_architectures(scenarios, (architectures or "").split(","), rates, settings, options, json)
         return
     from hsim import runs
     from hsim.comparison import compare as compare_systems
     from hsim.plan.fair import compare_fairly
     from hsim.report.tables import comparison_tables
 
-    if len(scenarios) < 2:
+    variants = [(name, settings) for name in scenarios]
+    if architectures is not None:
+        if fair or len(scenarios) != 1:
+            raise typer.BadParameter("are of one scenario, as they stand or with --rates", param_hint="--architectures")
+        variants = [(scenarios[0], [*settings, f"architecture={name}"]) for name in architectures.split(",")]
+    if len(variants) < 2:
         raise typer.BadParameter("name two scenarios or more", param_hint="SCENARIOS")
     options = runs.Options(replications, processes, worlds, out)
     if fair:
         with _Steps() as steps:
             comparison = compare_fairly(scenarios, settings, options, steps)
     else:
-        comparison = compare_systems([runs.system_of(name, settings, allow_code) for name in scenarios], options)
+        comparison = compare_systems([runs.system_of(name, its, allow_code) for name, its in variants], options)
     print(runs.as_json(comparison), end="") if json else _print(comparison_tables(comparison))
 
 
@@ -193,7 +201,7 @@ def _compare_architectures(
     from hsim.runs import as_json
 
     if len(scenarios) != 1 or architectures == [""] or not rates:
-        raise typer.BadParameter("--architectures and --rates go together, with one scenario", param_hint="SCENARIOS")
+        raise typer.BadParameter("--rates is of --architectures, and those of one scenario", param_hint="SCENARIOS")
     try:
         rates_per_s = rates_of(rates)
     except ValueError as error:

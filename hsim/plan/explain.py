@@ -68,8 +68,9 @@ def idle_w(system: System) -> float:
             if system.tier_of(pool_name).name == name and (chip := system.tier_of(pool_name).chip)
         )
         host_w = system.tiers[name].count * tier.host.idle_w
-        watts += (tier.base_w + tier.spare_accelerators_w + loaded_w + host_w) / tier.psu_efficiency
-    return watts * accounts.site.pue
+        wall_w = (tier.base_w + tier.spare_accelerators_w + loaded_w + host_w) / tier.psu_efficiency
+        watts += wall_w * accounts.sites[tier.site].pue
+    return watts
 
 
 def neighbours(problem: Problem, number: int, options: Options) -> tuple[tuple[str, ...], Comparison | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -20,7 +20,7 @@ from hsim.metrics.result import (
     Study,
     TriedFleet,
 )
-from hsim.report.names import ATTRIBUTION_NAMES, BOUNDARY_NAMES, FIGURE_NAMES, LATENCY_NAMES, figure_name
+from hsim.report.names import ATTRIBUTION_NAMES, BOUNDARY_NAMES, FIGURE_NAMES, LATENCY_NAMES, PAID_FOR, figure_name
 from hsim.units import plain_error, readable, readable_error, readable_range, readable_seconds, scale_of
 
 NAME_SHOWN = 16  # last letters of a scenario's name, at the head of a column
@@ -85,13 +85,21 @@ def _headline(result: Result) -> Group:
         money = result.money
         lines.append(
             f"Cost        {money.usd_per_task:.3g} USD a task, {money.usd_per_1k_output_tokens:.3g} USD per 1,000 output tokens "
-            + ("(rented servers)" if money.basis == "rent" else "(owned servers and electricity)")
+            + f"({PAID_FOR[money.basis]})"
         )
     if result.gco2_per_task is not None:
-        lines.append(f"CO2         {result.gco2_per_task:.3g} g a task (operation)")
+        lines.append(f"CO2         {result.gco2_per_task:.3g} g a task ({_co2_of(result.gco2_of)})")
+    if result.keeps:
+        said = (f"{FIGURE_NAMES[name][0].lower()} {fraction:.1%}" for name, fraction in result.keeps.items())
+        lines.append(f"Edge        {'; '.join(said)}")
     texts = [Text(line, style="bold" if i == 0 else "") for i, line in enumerate(lines)]
     texts += [Text(f"{what:<12}unavailable: {why}", style="yellow") for what, why in result.unavailable.items()]
     return Group(*texts)
+
+
+def _co2_of(parts: Mapping[str, float]) -> str:
+    """What a CO2 figure counts: its parts, with grams where there are several."""
+    return ", ".join(parts) if len(parts) == 1 else ", ".join(f"{part} {grams:.3g} g" for part, grams in parts.items())
 
 
 def _failures(result: Result | Study) -> list[str]:
@@ -277,7 +285,8 @@ def _figures_table(study: Study) -> Table:
     for name, (title, unit) in FIGURE_NAMES.items():
         if name in figures and (study.slo or name != "goodput_tasks_per_s"):
             by_worlds = readable_range(ranges[name].low, ranges[name].high, unit) if name in ranges else "–"
-            table.add_row(title, _cell(figures[name], unit), by_worlds)
+            counted = f" ({', '.join(study.gco2_of)})" if name == "gco2_per_task" else ""
+            table.add_row(title + counted, _cell(figures[name], unit), by_worlds)
     return table
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from types import UnionType
 from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -167,6 +168,8 @@ def _decode(kind: Any, data: Any, arrays: Mapping[str, Any]) -> Any:
         hints = get_type_hints(kind)
         return kind(**{name: _decode(hints[name], inner, arrays) for name, inner in data.items()})  # type: ignore[operator]
     origin, inside = get_origin(kind), get_args(kind)
+    if origin is UnionType:  # of something, or None
+        return None if data is None else _decode(inside[0], data, arrays)
     if origin is np.ndarray:
         return arrays[data]
     if origin is dict:
