@@ -14,6 +14,7 @@ from hsim.metrics.result import (
     Difference,
     Interval,
     Placement,
+    Range,
     RatePoint,
     Result,
     Spread,
@@ -21,7 +22,7 @@ from hsim.metrics.result import (
     TriedFleet,
 )
 from hsim.report.names import ATTRIBUTION_NAMES, BOUNDARY_NAMES, FIGURE_NAMES, LATENCY_NAMES, PAID_FOR, figure_name
-from hsim.units import plain_error, readable, readable_error, readable_range, readable_seconds, scale_of
+from hsim.units import MJ_J, plain_error, readable, readable_error, readable_range, readable_seconds, scale_of
 
 NAME_SHOWN = 16  # last letters of a scenario's name, at the head of a column
 VERDICT_STYLES = {"PASS": "green", "FAIL": "bold red", "UNDECIDED": "yellow"}
@@ -81,6 +82,10 @@ def _headline(result: Result) -> Group:
         lines.append(
             f"TPW         {tpw:.3g} output tokens/J   the same; mean power {readable(result.energy.mean_w, 'W')}"
         )
+    lines += [
+        f"Problems    {one.per_j.value:.3g} solved per joule, if tokens go to {one.benchmark} ({one.ppt:.3g} solved a token)"
+        for one in result.problems
+    ]
     if result.money:
         money = result.money
         lines.append(
@@ -287,7 +292,16 @@ def _figures_table(study: Study) -> Table:
             by_worlds = readable_range(ranges[name].low, ranges[name].high, unit) if name in ranges else "–"
             counted = f" ({', '.join(study.gco2_of)})" if name == "gco2_per_task" else ""
             table.add_row(title + counted, _cell(figures[name], unit), by_worlds)
+            if name == "tpw_tokens_per_j":
+                _add_problems(table, study, ranges.get(name))
     return table
+
+
+def _add_problems(table: Table, study: Study, tpw: Range | None) -> None:
+    """Problems per joule beneath TPW: what the roughness of both does."""
+    for one in study.problems:
+        rough = readable_range(MJ_J * one.ppt_low * tpw.low, MJ_J * one.ppt_high * tpw.high, "") if tpw else "–"
+        table.add_row(f"Problems per MJ, {one.benchmark}", _cell(one.per_j.times(MJ_J), ""), rough)
 
 
 def _verdict_table(study: Study) -> Table:
