@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from hsim import simulate, simulate_path
-from hsim.report import result_tables, study_tables
+from hsim.report.tables import result_tables, study_tables
 
 QWEN = ["model=qwen3-8b", "workload.tasks=20"]
 R1 = ["model=deepseek-r1", "workload.tasks=8", "pools.decode.tensor_parallel=8", "fleet.gpu-tier.server=hgx-h200-8"]

@@ -98,12 +98,8 @@ def savings(parts: dict[tuple[int, int], float], tpot_s: float) -> tuple[float, 
             for _ in range(SLICES)
         ]
         mix = solved(usd, needed).cost
-        alone = (
-            solved((usd[gpu],), [[row[gpu]] for row in needed]).cost
-            for gpu in range(len(usd))
-            if all(able[size][gpu] for size in parts)
-        )
-        found += [100 * (1 - mix / cost) for cost in alone]
+        fit = [gpu for gpu in range(len(usd)) if all(able[size][gpu] for size in parts)]
+        found += [100 * (1 - mix / solved((usd[gpu],), [[row[gpu]] for row in needed]).cost) for gpu in fit]
     return max(0.0, min(found)), max(found)
 
 

@@ -98,7 +98,10 @@ class Energy:
 
 @dataclass(frozen=True)
 class Money:
-    """Dollars of the window: servers rented (electricity included), or owned (capex and electricity)."""
+    """Dollars of the window: servers rented (electricity included), or owned (capex and electricity), by site.
+
+    `basis` is rent, own, or `rent and own`.
+    """
 
     basis: str
     servers_usd: float
@@ -157,6 +160,8 @@ class Problems:
 class Result:
     """One run: a terminating window, one path, no sampling interval. `tasks` were completed.
 
+    `gco2_of` are the parts of its CO2 that are counted: of operation, and embodied in the servers where a site says so. `keeps` are, where there is an edge, fractions of tasks: kept there,
+    wrongly so, asked again in the cloud, and sent on since it was full.
     `unavailable` says why energy, money or CO2 is None; `evidence` counts the figures that the run stood on by tier;
     `accuracy` says how far the cost models behind it have erred on measured runs.
     """
@@ -182,6 +187,8 @@ class Result:
     energy: Energy | None
     money: Money | None
     gco2_per_task: float | None
+    gco2_of: dict[str, float]
+    keeps: dict[str, float]
     stages: tuple[StageAnatomy, ...]
     pools: tuple[PoolUse, ...]
     bottleneck: str
@@ -330,6 +337,8 @@ class Study:
     energy: EnergyStudy | None
     money: MoneyStudy | None
     gco2_per_task: Interval | None
+    gco2_of: dict[str, Interval]
+    keeps: dict[str, Interval]
     calibration: Calibration | None
     stages: tuple[StageAnatomy, ...]
     pools: tuple[PoolUse, ...]
@@ -357,6 +366,11 @@ class Study:
             found["usd_per_1k_output_tokens"] = self.money.usd_per_1k_output_tokens
         if self.gco2_per_task:
             found["gco2_per_task"] = self.gco2_per_task
+        if len(self.gco2_of) > 1:
+            found |= {f"{part}_gco2_per_task": grams for part, grams in self.gco2_of.items()}
+        if self.keeps and self.energy:
+            found["marginal_tst_j"] = self.energy.tst_j["marginal"]["facility"]
+        found |= self.keeps
         for metric, latency in self.latency.items():
             for name in ("mean_s", "p50_s", "p90_s", "p95_s", "p99_s"):
                 found[f"{metric}.{name}"] = getattr(latency, name)
@@ -405,8 +419,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class TriedFleet:
-    """A fleet that a fair comparison tried."""
+    """A fleet that a fair comparison tried: its name, and servers by that of their profile."""
 
+    fleet: str
     servers: dict[str, int]
     usd_per_h: float
     replications: int
@@ -416,7 +431,7 @@ class TriedFleet:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scenarios beside the first of them. `fleets` says, for fair ones, what was tried: the last passed, if any did.
+    """Scenarios beside the first of them. `fleets` says, for fair ones, what was tried: one passed, or none.
 
     `differences[i]` belongs to studies[i + 1]; it is empty where either has no steady state.
     """
