@@ -12,6 +12,7 @@ US_PER_S = 1e6
 HOUR_S = 3600.0
 YEAR_S = 365.25 * 24 * 3600.0
 KWH_J = 3.6e6
+MJ_J = 1e6
 WH_J = 3.6e3
 KG_G = 1000.0
 

@@ -120,6 +120,43 @@ class Assumption:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A figure, and its 95 % interval over replications.
+
+    `value` None: not estimable. `low` and `high` None: a single path, which has no interval.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the interval's width, where there is one."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    def times(self, factor: float) -> Interval:
+        """All of it so many times."""
+        ends = (None if end is None else end * factor for end in (self.value, self.low, self.high))
+        return Interval(*ends)
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Problems of one benchmark solved for each joule, everything included: PPT x TPW, if tokens go to such problems.
+
+    PPT lies between `ppt_low` and `ppt_high` problems a token; its interval in `per_j` is that of TPW alone.
+    """
+
+    benchmark: str
+    ppt_low: float
+    ppt: float
+    ppt_high: float
+    source: str
+    per_j: Interval
+
+
+@dataclass(frozen=True)
 class Result:
     """One run: a terminating window, one path, no sampling interval. `tasks` were completed.
 
@@ -160,6 +197,7 @@ class Result:
     unavailable: dict[str, str]
     evidence: dict[str, int]
     assumptions: tuple[Assumption, ...]
+    problems: tuple[Problems, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON-ready data."""
@@ -167,23 +205,6 @@ class Result:
 
 
 # ---- studies: several replications of one scenario
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure, and its 95 % interval over replications.
-
-    `value` None: not estimable. `low` and `high` None: a single path, which has no interval.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def half_width(self) -> float | None:
-        """Half the interval's width, where there is one."""
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 @dataclass(frozen=True)
@@ -327,6 +348,7 @@ class Study:
     unavailable: dict[str, str]
     evidence: dict[str, int]
     assumptions: tuple[Assumption, ...]
+    problems: tuple[Problems, ...] = ()
 
     def figures(self) -> dict[str, Interval]:
         """Every headline figure by name, such as tst_j or e2e.p99_s: what comparisons and data frames call it."""
@@ -397,8 +419,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class TriedFleet:
-    """A fleet that a fair comparison tried."""
+    """A fleet that a fair comparison tried: its name, and servers by that of their profile."""
 
+    fleet: str
     servers: dict[str, int]
     usd_per_h: float
     replications: int
@@ -408,7 +431,7 @@ class TriedFleet:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scenarios beside the first of them. `fleets` says, for fair ones, what was tried: the last passed, if any did.
+    """Scenarios beside the first of them. `fleets` says, for fair ones, what was tried: one passed, or none.
 
     `differences[i]` belongs to studies[i + 1]; it is empty where either has no steady state.
     """

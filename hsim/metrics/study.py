@@ -30,7 +30,16 @@ from hsim.metrics.result import (
     WarmUp,
 )
 from hsim.metrics.statistics import Estimate
-from hsim.metrics.summarise import KEPT, anatomy_of, hsim_version, parts_of_co2, pools_of, scenario_hash, unavailable_of
+from hsim.metrics.summarise import (
+    KEPT,
+    anatomy_of,
+    hsim_version,
+    parts_of_co2,
+    pools_of,
+    problems_of,
+    scenario_hash,
+    unavailable_of,
+)
 from hsim.units import HOUR_S
 
 Floats = NDArray[np.float64]
@@ -263,6 +272,7 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
     estimates = estimates_of(paths, material.accounts, "energy" not in unavailable)
     stages, pools, parts = anatomy_of(paths, scenario), pools_of(paths), parts_of_co2(material.accounts)
     intervals = {name: interval(estimate) for name, estimate in estimates.items()}
+    energy = None if "energy" in unavailable else _energy(paths, intervals)
     return Study(
         scenario=system.name,
         scenario_sha256=scenario_hash(scenario),
@@ -283,7 +293,7 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
         goodput_tasks_per_s=intervals["goodput_tasks_per_s"],
         latency={} if unstable else _latencies(paths, intervals),
         slo=() if unstable else slo_verdicts(material),
-        energy=None if "energy" in unavailable else _energy(paths, intervals),
+        energy=energy,
         money=None if "money" in unavailable else _money(material.accounts, intervals),
         gco2_per_task=intervals.get("gco2_per_task"),
         gco2_of={part: intervals.get(f"{part}_gco2_per_task", intervals["gco2_per_task"]) for part in parts}
@@ -299,6 +309,7 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
         unavailable=unavailable,
         evidence=evidence_of(system),
         assumptions=assumptions_of(system),
+        problems=problems_of(system, energy.tpw_tokens_per_j["full"]["facility"]) if energy else (),
     )
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 from numpy.typing import NDArray
 
+from hsim.description.model import Solved
 from hsim.description.scenario import Scenario
 from hsim.description.system import System
 from hsim.errors import HsimError
@@ -29,8 +30,10 @@ from hsim.metrics.notes import (
 from hsim.metrics.result import (
     POOLS_JOINED,
     Energy,
+    Interval,
     Money,
     PoolUse,
+    Problems,
     Result,
     SloOutcome,
     Spread,
@@ -93,6 +96,7 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
         unavailable=unavailable,
         evidence=evidence_of(system),
         assumptions=assumptions_of(system),
+        problems=problems_of(system, Interval(energy.tpw_tokens_per_j["full"]["facility"])) if energy else (),
     )
 
 
@@ -157,6 +161,10 @@ def unavailable_of(system: System) -> dict[str, str]:
         why["co2"] = why["energy"]
         if any(site.cost.basis == "own" for site in system.scenario.sites_in_use().values()):
             why.setdefault("money", why["energy"])
+    model = system.model_of(system.scenario.stages.generate)
+    if model.problems_per_token and not _solved(system):
+        precisions = ", ".join(dict.fromkeys(solved.precision for solved in model.problems_per_token))
+        why["problems"] = f"problems per token of {model.name} are known in {precisions} alone"
     return why
 
 
@@ -164,6 +172,24 @@ def parts_of_co2(accounts: Accounts) -> tuple[str, ...]:
     """What is counted in a result's CO2."""
     embodied = any(site.embodied for site in accounts.sites.values())
     return ("operation", "embodied") if embodied else ("operation",)
+
+
+def problems_of(system: System, tpw: Interval) -> tuple[Problems, ...]:
+    """Problems per joule of each benchmark for which the answering model's PPT is known at its pool's precision."""
+    found = []
+    for solved in _solved(system):
+        ppt = solved.problems_per_token
+        if ppt.value is not None and tpw.value is not None:
+            low, high = (ppt.value if end is None else end for end in (ppt.low, ppt.high))
+            found.append(Problems(solved.benchmark, low, ppt.value, high, ppt.source, tpw.times(ppt.value)))
+    return tuple(found)
+
+
+def _solved(system: System) -> list[Solved]:
+    """What is known of the answering model's PPT at the precision that it runs in."""
+    pool = system.scenario.stages.generate
+    known = system.model_of(pool).problems_per_token
+    return [solved for solved in known if solved.precision == system.engine_pools()[pool].precision]
 
 
 def _money(accounts: Accounts, path: Measured) -> Money:
