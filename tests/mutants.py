@@ -149,7 +149,7 @@ MUTANTS = (
     Mutant("kv: a context keeps its last token", "engine/kv.py", "self._keep(key, min(tokens // self.block_tokens, prompt.held_blocks))", "self._keep(key, min((tokens + self.block_tokens) // self.block_tokens, prompt.held_blocks + 1))", ROUNDS),
     # power states
     Mutant("power: a server that boots is at rest", "engine/power.py", "if not math.isnan(self._up_at_s): return False", "pass", SLEEP),
-    Mutant("power: a rest counts from the first", "engine/power.py", "self._rest_since_s = self.env.now if not self._armed", "if not self._armed", SLEEP),
+    Mutant("power: a rest counts from the first", "engine/power.py", "self._rest_since_s = self.env.now self._arm()", "self._arm()", SLEEP),
     Mutant("power: engines load while their server boots", "engine/power.py", "self.under.wake() return", "self.under.wake()", SLEEP),
     Mutant("power: a cache outlives its power", "engine/replica.py", "self.kv.forget()", "pass", SLEEP),
     Mutant("power: an engine that unloads loads for nothing", "engine/power.py", "self._up_at_s = self.env.now + self.sleep.wake_s", "self._up_at_s = self.env.now", SLEEP),

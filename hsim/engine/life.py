@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from simpy.events import Event
 
 from hsim.costs.wire import Wire
+from hsim.description.elastic import Retries
 from hsim.engine.balance import NOBODY, Alternatives
 from hsim.engine.environment import TASK_ARRIVES, TASK_GOES_ON, EngineEnvironment, Living
 from hsim.engine.pool import Pool
@@ -85,6 +86,7 @@ class Pipeline:
     readers: Mapping[str, Mapping[str, Reader]] = field(default_factory=dict)
     request_latency_s: Mapping[str, float] = field(default_factory=dict)
     expected_gap_s: Mapping[str, float] = field(default_factory=dict)
+    retries: Retries = Retries()
 
 
 def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> None:
@@ -103,9 +105,11 @@ def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[
 
 def use(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> Generator[Event, None, None]:
     """A user of a closed loop: think, ask, wait for the answer, think again."""
+    env.lives += 1
     for task in tasks:
         yield env.at(env.now + task.think_s, task.id)
         yield from live(env, log, pipeline, task)
+    env.lives -= 1
 
 
 def arrive_in_time(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: Iterable[Task]) -> None:
@@ -117,7 +121,10 @@ def arrive_in_time(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: 
         following = next(waiting, None)
         if following is not None:
             env.call_at(following.arrival_s, TASK_ARRIVES + following.id, lambda _: arrive(following))
+        else:
+            env.lives -= 1
 
+    env.lives += 1  # who has yet to come
     first = next(waiting)
     env.call_at(first.arrival_s, TASK_ARRIVES + first.id, lambda _: arrive(first))
 
@@ -130,7 +137,10 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
     if balance and not balance.admission(pipeline.pools[_prompted(pipeline)].waited_s(), balance.objective_s):
         log.tasks.append((task.id, arrival_s, arrival_s, Outcome.SHED))
         return
-    for visit in visits_of(env, pipeline, task):
+    env.lives += 1
+    visits = visits_of(env, pipeline, task)
+    visit, lost = next(visits, None), 0
+    while visit is not None:
         pool = visit.asked or pipeline.pools[visit.stage]
         visit.ready_s = env.now
         if balance:
@@ -145,7 +155,7 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
             yield coming
         visit.queued_s = env.now
         if visit.asked and balance:
-            visit, pool = yield from _served_by_any(env, pipeline, visit, deadline_s)  # noqa: PLW2901  # remade
+            visit, pool = yield from _served_by_any(env, pipeline, visit, deadline_s)
             visit.ended_s, place, outcome = env.now, pool.name, visit.outcome
             log.visits.append(visit.row())
         elif env.now < deadline_s:
@@ -155,14 +165,32 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
             yield served
             if isinstance(visit, Job) and visit.outside_wait_s and not visit.outcome:
                 yield env.at(env.now + visit.outside_wait_s, task.id)
-            visit.ended_s, place = env.now, pool.name
+            visit.ended_s = env.now
             log.visits.append(visit.row())
             outcome = visit.outcome
+            if outcome is not Outcome.LOST:
+                place = pool.name
+            elif env.now < deadline_s:
+                lost += 1
+                if lost <= pipeline.retries.max_retries:
+                    outcome = visit.begin_again()
+                    if pipeline.retries.after_s:
+                        yield env.at(env.now + pipeline.retries.after_s, task.id)
+                    continue
         if outcome or env.now >= deadline_s:
-            outcome = outcome or Outcome.TIMED_OUT
+            outcome = _reason(outcome, env.now >= deadline_s)
             break
+        visit, lost = next(visits, None), 0
     _abandon(pipeline, task, outcome)
+    env.lives -= 1
     log.tasks.append((task.id, arrival_s, env.now, outcome))
+
+
+def _reason(outcome: Outcome, late: bool) -> Outcome:
+    """Why a task ends before its last round."""
+    if outcome is Outcome.LOST and not late:
+        return Outcome.FAILED
+    return Outcome.TIMED_OUT if outcome in (Outcome.SERVED, Outcome.LOST) else outcome
 
 
 def _brought_back(pool: Pool[Any], prompt: Job | Prompt) -> Event | None:
@@ -225,7 +253,7 @@ def _served_by_any(
 def _give_up(visit: Job | Prompt, pool: Pool[Any], event: Event) -> None:
     """At a task's deadline: its visit leaves, unless it has been served."""
     if not visit.done.triggered:
-        pool.device_of(visit).give_up(visit)
+        pool.give_up(visit)
 
 
 def _let_go(pipeline: Pipeline, prompt: Prompt) -> None:

@@ -81,6 +81,13 @@ class Visit:
         """Output tokens that reached the user."""
         return 0
 
+    def begin_again(self) -> Outcome:
+        """Forget an attempt that was lost, and be as if nothing had been done. Returns how it stands."""
+        self.outcome, self.home, self.rank = Outcome.SERVED, -1, 0.0
+        self.queued_s = self.started_s = self.served_s = self.ended_s = self.first_token_s = math.nan
+        self.dynamic_j = self.idle_j = self.host_dynamic_j = self.host_idle_j = 0.0
+        return self.outcome
+
 
 class Job(Visit):
     """A visit to a core: `units` of an operation take `seconds`, of which a batch of like jobs pays `base_s` once.
@@ -150,10 +157,21 @@ class Prompt(Visit):
         return VisitView(self.task, self.round, *tokens, self.prefix, self.started, left)
 
     def delivered_tokens(self) -> int:
-        """Output tokens that reached the user; recomputed ones count once, and what understanding wrote does not."""
-        if self.stage is Stage.UNDERSTAND:
+        """Output tokens that reached the user; recomputed ones count once, and what understanding wrote or a lost attempt
+        had does not.
+        """
+        if self.stage is Stage.UNDERSTAND or self.outcome is Outcome.LOST:
             return 0
         return self.generated_tokens if self.source is None else self.generated_tokens - 1
+
+    def begin_again(self) -> Outcome:
+        """See Visit: keys and values are gone."""
+        self.prefill_tokens = self.prompt_left = self.input_tokens
+        self.generated_tokens = self.first_step = self.finish_step = self.entry = 0
+        self.held_blocks = self.own_blocks = self.brought_tokens = 0
+        self.shared_keys.clear()
+        self.marks, self.decoding, self.stays = (), False, False
+        return super().begin_again()
 
 
 V = TypeVar("V", bound=Visit)
