@@ -76,7 +76,7 @@ class ScheduledScaling(Strict):
     @model_validator(mode="after")
     def _every_hour_once(self) -> ScheduledScaling:
         at = 0
-        for start, end, count in self.stretches():
+        for start, end, _ in self.stretches():
             if start > at:
                 raise ValueError(f"hours has no count from {at} to {start}; every hour from 0 to {DAY_H} needs one")
             if start < at:

@@ -28,7 +28,6 @@ from hsim.policies.scaling import SCALERS, ScalingPolicy
 from hsim.units import HOUR_S
 from hsim.workload.streams import quantiles, uniforms
 
-
 Pools = Mapping[str, Pool[Any]]
 
 
@@ -179,8 +178,10 @@ def assemble(env: EngineEnvironment, prepared: Elastic, hosts: Mapping[str, Sequ
             assert host.sleeper
             servers[host.index] = Unit(next(count), host.sleeper)
     replicas: dict[str, list[Unit]] = {}
-    for name, pool in pools.items():
-        for device in pool.devices if isinstance(pool, ElasticPool) else ():
+    elastic = {name: pool for name, pool in pools.items() if isinstance(pool, ElasticPool)}
+    for name, pool in elastic.items():
+        devices: Sequence[Any] = pool.devices
+        for device in devices:
             server, sleeper = servers.get(device.host.index), device.host.sleeper
             units = [server] if server else []
             if isinstance(device, Replica) and device.sleeper:
@@ -194,11 +195,12 @@ def assemble(env: EngineEnvironment, prepared: Elastic, hosts: Mapping[str, Sequ
         _break(env, system, tier, its_units, spec.failures)
         for number, planned in sorted(spec.drains.items()):
             drain(env, its_units[number], planned.at_s, planned.for_s)
-        on_it = [p for n, p in pools.items() if system.tier_of(n).name == tier and isinstance(p, ElasticPool)]
+        on_it = [pool for name, pool in elastic.items() if system.tier_of(name).name == tier]
         _scale(env, next(count), its_units, on_it, prepared.tiers.get(tier))
     for name, pool_spec in system.engine_pools().items():
         _break(env, system, name, replicas.get(name, []), pool_spec.failures)
-        _scale(env, next(count), replicas.get(name, []), [pools[name]], prepared.pools.get(name))
+        own = [elastic[name]] if name in elastic else []
+        _scale(env, next(count), replicas.get(name, []), own, prepared.pools.get(name))
 
 
 def _break(env: EngineEnvironment, system: System, name: str, units: Sequence[Unit], failures: Failures | None) -> None:
@@ -221,10 +223,10 @@ def _scale(
     env: EngineEnvironment,
     number: int,
     units: Sequence[Unit],
-    pools: Sequence[Pool[Any]],
+    pools: Sequence[ElasticPool[Any]],
     spec: ScaleSpec | Timetable | None,
 ) -> None:
     if isinstance(spec, Timetable):
         ScheduledScaler(env, number, units, spec)
     elif spec:
-        ReactiveScaler(env, number, units, [pool for pool in pools if isinstance(pool, ElasticPool)], spec)
+        ReactiveScaler(env, number, units, pools, spec)

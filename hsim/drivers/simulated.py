@@ -22,7 +22,7 @@ from hsim.engine.pool import Pool
 from hsim.engine.power import Sleep, Sleeper
 from hsim.engine.replica import Replica
 from hsim.engine.service import ElasticPool
-from hsim.engine.visits import Job, Prompt
+from hsim.engine.visits import Prompt
 from hsim.log import Device, Log, PoolRecord, Stage
 from hsim.workload.tasks import Task
 

@@ -14,7 +14,7 @@ from hsim.engine.environment import SERVICE_CHANGES, TASK_GOES_ON, EngineEnviron
 from hsim.engine.replica import Replica
 from hsim.engine.service import Unit
 from hsim.engine.shares import Run
-from hsim.engine.visits import Job, Prompt, Visit
+from hsim.engine.visits import Job, Visit
 from hsim.log import Outcome
 
 Draw = Callable[[int], tuple[float, float]]

@@ -86,7 +86,7 @@ class Pipeline:
     readers: Mapping[str, Mapping[str, Reader]] = field(default_factory=dict)
     request_latency_s: Mapping[str, float] = field(default_factory=dict)
     expected_gap_s: Mapping[str, float] = field(default_factory=dict)
-    retries: Retries = Retries()
+    retries: Retries = field(default_factory=Retries)
 
 
 def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> None:
@@ -129,7 +129,9 @@ def arrive_in_time(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: 
     env.call_at(first.arrival_s, TASK_ARRIVES + first.id, lambda _: arrive(first))
 
 
-def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Generator[Event, None, None]:
+def live(  # noqa: PLR0912  # it reads from top to bottom, without a generator within it more than it must have
+    env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task
+) -> Generator[Event, None, None]:
     """A task's life: for each visit, move there, queue and be served, perhaps wait for something outside."""
     place, outcome, arrival_s = "", Outcome.SERVED, env.now
     deadline_s = arrival_s + task.timeout_s
@@ -139,7 +141,7 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
         return
     env.lives += 1
     visits = visits_of(env, pipeline, task)
-    visit, lost = next(visits, None), 0
+    visit = next(visits, None)
     while visit is not None:
         pool = visit.asked or pipeline.pools[visit.stage]
         visit.ready_s = env.now
@@ -156,8 +158,6 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
         visit.queued_s = env.now
         if visit.asked and balance:
             visit, pool = yield from _served_by_any(env, pipeline, visit, deadline_s)
-            visit.ended_s, place, outcome = env.now, pool.name, visit.outcome
-            log.visits.append(visit.row())
         elif env.now < deadline_s:
             served = pool.submit(visit)
             if deadline_s < math.inf:
@@ -165,25 +165,30 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
             yield served
             if isinstance(visit, Job) and visit.outside_wait_s and not visit.outcome:
                 yield env.at(env.now + visit.outside_wait_s, task.id)
-            visit.ended_s = env.now
-            log.visits.append(visit.row())
-            outcome = visit.outcome
-            if outcome is not Outcome.LOST:
-                place = pool.name
-            elif env.now < deadline_s:
-                lost += 1
-                if lost <= pipeline.retries.max_retries:
-                    outcome = visit.begin_again()
-                    if pipeline.retries.after_s:
-                        yield env.at(env.now + pipeline.retries.after_s, task.id)
-                    continue
+        else:
+            outcome = Outcome.TIMED_OUT
+            break
+        visit.ended_s = env.now
+        log.visits.append(visit.row())
+        if visit.outcome is Outcome.LOST and (again := _again(env, pipeline, visit, deadline_s)):
+            yield again
+            continue
+        place, outcome = pool.name, visit.outcome
         if outcome or env.now >= deadline_s:
             outcome = _reason(outcome, env.now >= deadline_s)
             break
-        visit, lost = next(visits, None), 0
+        visit = next(visits, None)
     _abandon(pipeline, task, outcome)
     env.lives -= 1
     log.tasks.append((task.id, arrival_s, env.now, outcome))
+
+
+def _again(env: EngineEnvironment, pipeline: Pipeline, visit: Job | Prompt, deadline_s: float) -> Event | None:
+    """When a visit whose device broke down is sent again, as if nothing had been done; None where it is not."""
+    if visit.lost == pipeline.retries.max_retries or env.now >= deadline_s:
+        return None
+    visit.begin_again()
+    return env.at(env.now + pipeline.retries.after_s, visit.task)
 
 
 def _reason(outcome: Outcome, late: bool) -> Outcome:

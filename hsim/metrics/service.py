@@ -39,7 +39,7 @@ def in_service(log: Log, tables: dict[str, Any], window: Window) -> InService:
     pools = {}
     for number, (name, pool) in enumerate(log.pools.items()):
         rows = rows_of(tables["service"], pool=number)
-        out_s = {state: 0.0 for state in Service}
+        out_s = dict.fromkeys(Service, 0.0)
         for device in pool.devices if len(rows["time_s"]) else ():
             mine = rows_of(rows, device=device)
             ends_s = np.append(mine["time_s"][1:], np.inf)
