@@ -112,7 +112,7 @@ def simulate(
     from json import dumps
 
     from hsim import runs
-    from hsim.report import result_tables, study_tables
+    from hsim.report.tables import result_tables, study_tables
 
     system = runs.system_of(scenario, settings, allow_code)
     json = json or format is Format.JSON
@@ -165,7 +165,7 @@ def compare(
     from hsim import runs
     from hsim.comparison import compare as compare_systems
     from hsim.plan.fair import compare_fairly
-    from hsim.report import comparison_tables
+    from hsim.report.tables import comparison_tables
 
     if len(scenarios) < 2:
         raise typer.BadParameter("name two scenarios or more", param_hint="SCENARIOS")
@@ -187,7 +187,7 @@ def _compare_architectures(
     scenarios: list[str], architectures: list[str], rates: str, settings: list[str], options: Options, json: bool
 ) -> None:
     from hsim.placement import place, rates_of
-    from hsim.report import placement_tables
+    from hsim.report.tables import placement_tables
     from hsim.runs import as_json
 
     if len(scenarios) != 1 or architectures == [""] or not rates:
@@ -475,7 +475,7 @@ def validate(
     ] = None,
 ) -> None:
     """Simulate a scenario, run the same tasks live on this machine, and show how far the prediction was off."""
-    from hsim.report import loads_tables, validation_tables
+    from hsim.report.live import loads_tables, validation_tables
     from hsim.runs import as_json, check_writable, write_atomically
     from hsim.validate import Options, validate_loads
     from hsim.validate import validate as run
@@ -535,7 +535,7 @@ def live(
     tokenizer: ServedTokenizer = None,
 ) -> None:
     """Run a scenario's tasks for real on this machine: its own decoder, encoder and tools, on the wall clock."""
-    from hsim.report import live_tables
+    from hsim.report.live import live_tables
     from hsim.validate import live as run
 
     device, endpoint = _served(device, base_url, model, tokenizer)
@@ -568,7 +568,7 @@ def calibrate(
     allow_code: AllowCode = False,
 ) -> None:
     """Measure this machine's kernels and tools, or an endpoint from outside; fit cost models, write them as profiles."""
-    from hsim.report import calibration_tables
+    from hsim.report.live import calibration_tables
     from hsim.units import parse_seconds
 
     try:
@@ -691,7 +691,7 @@ def trace_show(
     out: Annotated[Path | None, typer.Option(help="Write a picture: a page (.html) or a drawing (.svg).")] = None,
 ) -> None:
     """Rate, burstiness, lengths, rounds and shared prefixes of a trace."""
-    from hsim.report import pairs_table
+    from hsim.report.tables import pairs_table
     from hsim.runs import as_json, write_atomically
     from hsim.workload.traces import read_trace
     from hsim.workload.traces.picture import page, picture

@@ -94,7 +94,7 @@ MUTANTS = (
     Mutant("life: who is given up goes on", "engine/life.py", "if outcome or env.now >= deadline_s:", "if env.now >= 2 * deadline_s:", GIVEN_UP),
     Mutant("life: users do not think", "engine/life.py", "env.at(env.now + task.think_s, task.id)", "env.at(env.now, task.id)", USERS),
     Mutant("life: users do not wait for answers", "engine/life.py", "yield from live(env, log, pipeline, task)", "env.process(live(env, log, pipeline, task))", USERS),
-    Mutant("life: a task sheds nothing", "engine/life.py", "outcome = visit.outcome", "outcome = Outcome.SERVED", "test_life.py::test_a_visit_that_finds_a_full_queue_is_shed[1]"),
+    Mutant("life: a task sheds nothing", "engine/life.py", "place, outcome = pool.name, visit.outcome", "place, outcome = pool.name, Outcome.SERVED", "test_life.py::test_a_visit_that_finds_a_full_queue_is_shed[1]"),
     Mutant("life: keys and values weigh as much as text", "engine/life.py", "pipeline.kv_bytes_per_token * this.input_tokens", "pipeline.bytes_per_token * this.input_tokens", HANDED_OVER),
     Mutant("life: what a prefill replica kept stays there", "engine/life.py", "_let_go(pipeline, visit.source)", "pass", "test_life.py::test_keys_and_values_stay_where_they_were_made_until_they_have_arrived_elsewhere"),
     Mutant("life: half of the shared context is forgotten", "engine/life.py", "this.shared_tokens),) if", "this.shared_tokens // 2),) if", ROUNDS),

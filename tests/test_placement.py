@@ -13,7 +13,7 @@ from hsim.description.scenario import load
 from hsim.description.system import resolve
 from hsim.errors import DescriptionError
 from hsim.placement import fleets_of, place, rates_of
-from hsim.report import placement_tables
+from hsim.report.tables import placement_tables
 from hsim.runs import Options, as_json
 
 

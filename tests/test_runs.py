@@ -23,7 +23,7 @@ from hsim.errors import DescriptionError, HsimError, ResultError
 from hsim.metrics.measured import Cohort
 from hsim.metrics.result import Study
 from hsim.metrics.study import Replication
-from hsim.report import study_tables
+from hsim.report.tables import study_tables
 from hsim.runs import Options, as_json, is_one_path, path_of, studies, study
 from hsim.runs.paths import Job, replicate, seed_of, seeded
 from hsim.runs.store import Store, run_key
