@@ -136,7 +136,12 @@ def simulate(
 
 @app.command()
 def compare(
-    scenarios: Annotated[list[str], typer.Argument(help="Scenario files, or names of shipped scenarios; two or more.")],
+    scenarios: Annotated[
+        list[str],
+        typer.Argument(
+            help="Scenario files, or names of shipped scenarios; two or more. 'NAME path=value' sets that in one."
+        ),
+    ],
     settings: Settings = [],  # noqa: B006
     replications: Replications = 10,
     processes: Processes = None,
@@ -173,7 +178,9 @@ def compare(
     if fair:
         comparison = compare_fairly(scenarios, settings, options)
     else:
-        comparison = compare_systems([runs.system_of(name, settings, allow_code) for name in scenarios], options)
+        each = [name.split() for name in scenarios]
+        systems = [runs.system_of(name, [*own, *settings], allow_code) for name, *own in each]
+        comparison = compare_systems(systems, options)
     print(runs.as_json(comparison), end="") if json else _print(comparison_tables(comparison))
 
 

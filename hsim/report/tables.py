@@ -100,7 +100,9 @@ def _failures(result: Result | Study) -> list[str]:
     said += [f"{result.preemptions:,} preemptions for want of KV cache"] if result.preemptions else []
     if (service := result.service) and service.lost_visits:
         lost = f" and {readable(service.lost_j, 'J')}" if service.lost_j is not None else ""
-        said += [f"{service.lost_visits:,} visits lost with their device ({service.lost_tokens:,} tokens{lost} of work)"]
+        said += [
+            f"{service.lost_visits:,} visits lost with their device ({service.lost_tokens:,} tokens{lost} of work)"
+        ]
         said += [f"{service.failed_tasks:,} tasks lost too often"] if service.failed_tasks else []
     return [f"Failures    {', '.join(said)}"] * bool(said) + _in_service(result)
 
