@@ -25,6 +25,18 @@ FIGURE_NAMES = {
     "usd_per_task": ("Cost a task", "USD"),
     "usd_per_1k_output_tokens": ("Cost of 1,000 tokens", "USD"),
     "gco2_per_task": ("CO2 a task", "g"),
+    "operation_gco2_per_task": ("CO2 of operation a task", "g"),
+    "embodied_gco2_per_task": ("CO2 embodied in servers a task", "g"),
+    "marginal_tst_j": ("TST, marginal (work above idle)", "J"),
+    "kept_fraction": ("Kept at the edge, of tasks", ""),
+    "wrongly_kept_fraction": ("Kept wrongly: hard ones", ""),
+    "asked_again_fraction": ("Asked again in the cloud", ""),
+    "edge_full_fraction": ("Sent on: the edge was full", ""),
+}
+PAID_FOR = {
+    "rent": "rented servers",
+    "own": "owned servers and electricity",
+    "rent and own": "servers rented at some sites, owned at others, with electricity",
 }
 
 

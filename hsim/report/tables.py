@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -14,14 +14,15 @@ from hsim.metrics.result import (
     Difference,
     Interval,
     Placement,
+    Range,
     RatePoint,
     Result,
     Spread,
     Study,
     TriedFleet,
 )
-from hsim.report.names import ATTRIBUTION_NAMES, BOUNDARY_NAMES, FIGURE_NAMES, LATENCY_NAMES, figure_name
-from hsim.units import plain_error, readable, readable_error, readable_range, readable_seconds, scale_of
+from hsim.report.names import ATTRIBUTION_NAMES, BOUNDARY_NAMES, FIGURE_NAMES, LATENCY_NAMES, PAID_FOR, figure_name
+from hsim.units import MJ_J, plain_error, readable, readable_error, readable_range, readable_seconds, scale_of
 
 NAME_SHOWN = 16  # last letters of a scenario's name, at the head of a column
 VERDICT_STYLES = {"PASS": "green", "FAIL": "bold red", "UNDECIDED": "yellow"}
@@ -81,17 +82,29 @@ def _headline(result: Result) -> Group:
         lines.append(
             f"TPW         {tpw:.3g} output tokens/J   the same; mean power {readable(result.energy.mean_w, 'W')}"
         )
+    lines += [
+        f"Problems    {one.per_j.value:.3g} solved per joule, if tokens go to {one.benchmark} ({one.ppt:.3g} solved a token)"
+        for one in result.problems
+    ]
     if result.money:
         money = result.money
         lines.append(
             f"Cost        {money.usd_per_task:.3g} USD a task, {money.usd_per_1k_output_tokens:.3g} USD per 1,000 output tokens "
-            + ("(rented servers)" if money.basis == "rent" else "(owned servers and electricity)")
+            + f"({PAID_FOR[money.basis]})"
         )
     if result.gco2_per_task is not None:
-        lines.append(f"CO2         {result.gco2_per_task:.3g} g a task (operation)")
+        lines.append(f"CO2         {result.gco2_per_task:.3g} g a task ({_co2_of(result.gco2_of)})")
+    if result.keeps:
+        said = (f"{FIGURE_NAMES[name][0].lower()} {fraction:.1%}" for name, fraction in result.keeps.items())
+        lines.append(f"Edge        {'; '.join(said)}")
     texts = [Text(line, style="bold" if i == 0 else "") for i, line in enumerate(lines)]
     texts += [Text(f"{what:<12}unavailable: {why}", style="yellow") for what, why in result.unavailable.items()]
     return Group(*texts)
+
+
+def _co2_of(parts: Mapping[str, float]) -> str:
+    """What a CO2 figure counts: its parts, with grams where there are several."""
+    return ", ".join(parts) if len(parts) == 1 else ", ".join(f"{part} {grams:.3g} g" for part, grams in parts.items())
 
 
 def _failures(result: Result | Study) -> list[str]:
@@ -292,8 +305,18 @@ def _figures_table(study: Study) -> Table:
     for name, (title, unit) in FIGURE_NAMES.items():
         if name in figures and (study.slo or name != "goodput_tasks_per_s"):
             by_worlds = readable_range(ranges[name].low, ranges[name].high, unit) if name in ranges else "–"
-            table.add_row(title, _cell(figures[name], unit), by_worlds)
+            counted = f" ({', '.join(study.gco2_of)})" if name == "gco2_per_task" else ""
+            table.add_row(title + counted, _cell(figures[name], unit), by_worlds)
+            if name == "tpw_tokens_per_j":
+                _add_problems(table, study, ranges.get(name))
     return table
+
+
+def _add_problems(table: Table, study: Study, tpw: Range | None) -> None:
+    """Problems per joule beneath TPW: what the roughness of both does."""
+    for one in study.problems:
+        rough = readable_range(MJ_J * one.ppt_low * tpw.low, MJ_J * one.ppt_high * tpw.high, "") if tpw else "–"
+        table.add_row(f"Problems per MJ, {one.benchmark}", _cell(one.per_j.times(MJ_J), ""), rough)
 
 
 def _verdict_table(study: Study) -> Table:
@@ -387,9 +410,8 @@ def _fleets_table(tried: Iterable[TriedFleet]) -> Table:
     table = _table("Fleet, cheapest first", "USD an hour", "replications", "verdict", "why")
     table.columns[-1].justify = "left"
     for fleet in tried:
-        servers = ", ".join(f"{count} x {tier}" for tier, count in fleet.servers.items())
         verdict = Text(fleet.verdict, style=VERDICT_STYLES.get(fleet.verdict, "bold red"))
-        table.add_row(servers, f"{fleet.usd_per_h:,.2f}", str(fleet.replications), verdict, fleet.reason)
+        table.add_row(fleet.fleet, f"{fleet.usd_per_h:,.2f}", str(fleet.replications), verdict, fleet.reason)
     return table
 
 
@@ -397,8 +419,8 @@ def _fleets_table(tried: Iterable[TriedFleet]) -> Table:
 
 
 def placement_tables(placement: Placement) -> RenderableType:
-    """Each architecture at its cheapest feasible fleet, rate by rate, and which one takes least."""
-    table = _table("Tasks/s", "architecture", "cheapest feasible fleet", "USD/h", "USD for 1,000", "TST")
+    """Each architecture at its own best fleet, rate by rate, and which one takes least."""
+    table = _table("Tasks/s", "architecture", "its certified fleet", "USD/h", "USD for 1,000", "TST")
     table.columns[1].justify = table.columns[2].justify = "left"
     for point in placement.points:
         for i, name in enumerate(placement.architectures):
@@ -408,7 +430,7 @@ def placement_tables(placement: Placement) -> RenderableType:
         for title, figure in (("Least money", "usd_per_task"), ("Least energy", "tst_j"))
     ]
     note = (
-        "Each architecture stands at the cheapest of the fleets that its counts list whose objectives PASS; ± are 95 % of "
+        "Each architecture stands at the best of the fleets that its lists allow, as hsim plan certifies it; ± are 95 % of "
         "sampling. Differences are on the same tasks, and called so where their intervals, all together at 95 %, show them."
     )
     return Group(table, Text(), *lines, *_placement_differences(placement), Text(note, style="dim"))
@@ -419,14 +441,13 @@ def _placed(point: RatePoint, name: str) -> tuple[str, ...]:
     if name not in point.found:
         return "none of those tried", "–", "–", "–"
     number = point.found.index(name)
-    passed = [tried[-1] for tried in point.comparison.fleets if tried[-1].verdict == "PASS"][number]
+    passed = [fleet for tried in point.comparison.fleets for fleet in tried if fleet.verdict == "PASS"][number]
     figures = point.comparison.studies[number].figures()
-    servers = ", ".join(f"{count} x {tier}" for tier, count in passed.servers.items())
     money, energy = figures.get("usd_per_task"), figures.get("tst_j")
     usd = "–"
     if money and money.value is not None:
         usd = plain_error(1000 * money.value, 1000 * (money.half_width or 0.0))
-    return servers, f"{passed.usd_per_h:,.2f}", usd, _cell(energy, "J") if energy else "–"
+    return passed.fleet, f"{passed.usd_per_h:,.2f}", usd, _cell(energy, "J") if energy else "–"
 
 
 def _where_best(placement: Placement, figure: str) -> Iterable[str]:
