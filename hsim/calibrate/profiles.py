@@ -148,20 +148,9 @@ def _experts(
         touched = count * (1 - (1 - each / count) ** m)
         return touched * matrices * ELEMENT_BYTES[precision] / bandwidth, 2.0 * matrices * m * each / peak
 
-    def fitted(some: Sequence[Point]) -> fit.Array:
-        bytes_s, flops_s = np.array([at_peaks(p) for p in some]).T
-        return fit.fit_gemm(bytes_s, flops_s, np.array([p.seconds for p in some]))
-
-    def predicted(law: fit.Array, point: Point) -> float:
-        return fit.gemm_seconds(law, *at_peaks(point))
-
     if not mine:
         return {}
-    name = f"routed experts in {precision} on {device}"
-    law, test = fit.tested(name, mine, 4, fitted, predicted)
-    findings.keep(test, mine, law, predicted)
-    source = findings.source(device, f"{name}: {findings.tested(test)}")
-    figures = _figures(("launch_s", "bandwidth_fraction", "flops_fraction"), law, source)
+    figures = _two_sided(f"routed experts in {precision} on {device}", mine, at_peaks, device, findings)
     if figures is None:
         return {}
     why = "taken into the law's launch and fractions; routes were drawn evenly"
@@ -185,9 +174,8 @@ def _all_reduce(points: Sequence[Point], device: str, findings: Findings) -> Pro
     source = findings.source(device, f"all-reduce: {findings.tested(test)}")
     if law is None or not law[2]:
         return {}
-    return {
-        "all_reduce": _figures(("launch_s", "per_peer_s", "bytes_per_s"), np.array([*law[:2], 1.0 / law[2]]), source)
-    }
+    names, found = ("launch_s", "per_peer_s", "bytes_per_s"), _bounds(fit.used_of(mine, 4), predicted, law, (0.0, 0.0, 0.0))
+    return {"all_reduce": _figures(names, law, source, found, lambda x: np.array([*x[:2], 1.0 / x[2]]))}
 
 
 def whole_layers(points: Sequence[Point], target: Target, made: tuple[Profile, Profile], findings: Findings) -> None:
@@ -234,37 +222,61 @@ def _gemm_law(
     def at_peaks(point: Point) -> tuple[float, float]:
         return _product_bytes(point) / bandwidth, fit.gemm_flops(point) / peak
 
+    mine = of(points, "gemm", dtype=precision)
+    return _two_sided(f"products in {precision} on {device}", mine, at_peaks, device, findings)
+
+
+def _two_sided(
+    name: str, points: Sequence[Point], at_peaks: Callable[[Point], tuple[float, float]], device: str, findings: Findings
+) -> Profile | None:
+    """GemmLaw of points; `at_peaks` are the seconds that a point's bytes and FLOPs take at the peaks.
+
+    It is fitted as launch and reciprocals of the two fractions, which are at least 1.
+    """
+
     def fitted(some: Sequence[Point]) -> fit.Array:
         bytes_s, flops_s = np.array([at_peaks(p) for p in some]).T
-        return fit.fit_gemm(bytes_s, flops_s, np.array([p.seconds for p in some]))
+        return _reciprocal(fit.fit_gemm(bytes_s, flops_s, np.array([p.seconds for p in some])))
 
     def predicted(law: fit.Array, point: Point) -> float:
-        return fit.gemm_seconds(law, *at_peaks(point))
+        return fit.gemm_seconds(_reciprocal(law), *at_peaks(point))
 
-    name = f"products in {precision} on {device}"
-    mine = of(points, "gemm", dtype=precision)
-    law, test = fit.tested(name, mine, 4, fitted, predicted)
-    findings.keep(test, mine, law, predicted)
-    return _figures(
-        ("launch_s", "bandwidth_fraction", "flops_fraction"),
-        law,
-        findings.source(device, f"{name}: {findings.tested(test)}"),
-    )
+    law, test = fit.tested(name, points, 4, fitted, predicted)
+    findings.keep(test, points, law, predicted)
+    source = findings.source(device, f"{name}: {findings.tested(test)}")
+    names = ("launch_s", "bandwidth_fraction", "flops_fraction")
+    return _figures(names, law, source, _bounds(fit.used_of(points, 4), predicted, law, (0.0, 1.0, 1.0)), _reciprocal)
+
+
+def _reciprocal(law: fit.Array) -> fit.Array:
+    """Launch as it is, the rest one over."""
+    return np.array([law[0], *(1.0 / law[1:])])
+
+
+def _bounds(
+    points: Sequence[Point], predict: Predict, law: fit.Array | None, least: Sequence[float]
+) -> tuple[fit.Array, fit.Array] | None:
+    """Bounds of a law, if there is one, by the points that it was fitted to."""
+    return None if law is None else fit.bounds(points, predict, law, np.array(least))
 
 
 def _figures(
-    names: Sequence[str], law: fit.Array | None, source: str, bounds: tuple[fit.Array, fit.Array] | None = None
+    names: Sequence[str],
+    law: fit.Array | None,
+    source: str,
+    bounds: tuple[fit.Array, fit.Array] | None,
+    shown: Callable[[fit.Array], fit.Array] = np.asarray,
 ) -> Profile | None:
-    """A law's coefficients as figures, with their bounds where they are given."""
+    """A law's coefficients as figures (as they are `shown`, where profiles have others), with bounds where there are any."""
     if law is None:
         return None
-    figures = {name: known(value, "fitted", source) for name, value in zip(names, law, strict=True)}
-    for name, low, high in zip(names, *(bounds or ((), ())), strict=bounds is not None):
-        rounded = [float(f"{end:.6g}") for end in (low, high)]
-        figures[name] |= {
-            "low": min(rounded[0], figures[name]["value"]),
-            "high": max(rounded[1], figures[name]["value"]),
-        }
+    figures = {name: known(value, "fitted", source) for name, value in zip(names, shown(law), strict=True)}
+    with np.errstate(divide="ignore"):  # one over nothing: such a coefficient is bounded on one side only, and is left so
+        ends = [shown(end) for end in bounds] if bounds else []
+    for name, *pair in zip(names, *ends, strict=True) if ends else ():
+        value, (low, high) = figures[name]["value"], (float(f"{end:.6g}") for end in sorted(pair))
+        if np.isfinite(high):
+            figures[name] |= {"low": min(low, value), "high": max(high, value)}
     return figures
 
 
@@ -274,11 +286,11 @@ def _decode_law(
     terms = partial(fit.decode_attention_terms, element_bytes=ELEMENT_BYTES[precision])
     fitted, predicted = fit.fit_sum(terms, (0.0, 0.0, 0.0, 1.0 / bandwidth))
     law, test = fit.tested(f"decode attention on {device}", points, 4, fitted, predicted)
-    findings.keep(test, points, None if law is None else law.copy(), predicted)
-    if law is not None:
-        law[3] = 1.0 / (law[3] * bandwidth)
+    findings.keep(test, points, law, predicted)
+    source = findings.source(device, f"decode attention: {findings.tested(test)}")
     names = ("launch_s", "per_element_s", "per_sequence_s", "bandwidth_fraction")
-    return _figures(names, law, findings.source(device, f"decode attention: {findings.tested(test)}"))
+    found = _bounds(fit.used_of(points, 4), predicted, law, (0.0, 0.0, 0.0, 1.0 / bandwidth))
+    return _figures(names, law, source, found, lambda x: np.array([*x[:3], 1.0 / (x[3] * bandwidth)]))
 
 
 def _prefill_law(
@@ -291,11 +303,11 @@ def _prefill_law(
 
     fitted, predicted = fit.fit_sum(fit.prefill_attention_terms, (0.0, 1.0 / peak, 0.0), reading_s)
     law, test = fit.tested(f"prefill attention on {device}", points, 3, fitted, predicted)
-    findings.keep(test, points, None if law is None else law.copy(), predicted)
-    if law is not None:
-        law[1] = 1.0 / (law[1] * peak)
+    findings.keep(test, points, law, predicted)
+    source = findings.source(device, f"prefill attention: {findings.tested(test)}")
     names = ("launch_s", "flops_fraction", "per_element_s")
-    return _figures(names, law, findings.source(device, f"prefill attention: {findings.tested(test)}"))
+    found = _bounds(fit.used_of(points, 3), predicted, law, (0.0, 1.0 / peak, 0.0))
+    return _figures(names, law, source, found, lambda x: np.array([x[0], 1.0 / (x[1] * peak), x[2]]))
 
 
 # ---- watts of an accelerator
@@ -343,7 +355,8 @@ def board_power(points: Sequence[Point], target: Target, facts: Facts, findings:
     fitted, predicted = fit.fit_sum(lambda p: rates[p.name], least)
     law, test = fit.tested(f"watts of {device}", powers, 5, fitted, predicted)
     findings.keep(test, powers, law, predicted)
-    figures = _figures(names, law, source(f"energy counter: {findings.tested(test)}")) if powers else None
+    said = source(f"energy counter: {findings.tested(test)}")
+    figures = _figures(names, law, said, _bounds(fit.used_of(powers, 5), predicted, law, least)) if powers else None
     return power | (figures or {name: findings.unknown(f"{device} {name}", why_not or test.method) for name in names})
 
 
@@ -434,16 +447,16 @@ def engine(points: Sequence[Point], target: Target, chip: Profile, cores: int, f
     law, test = fit.tested(f"composed decode steps on {device}", decodes, 4, fitted, predicted)
     findings.keep(test, decodes, law, predicted)
     source = findings.source(device, f"decode steps less composed kernels: {findings.tested(test)}")
-    host = [known(x, "fitted", source) for x in law] if law is not None else [
-        findings.unknown(f"{name} {n}", test.method) for n in _HOST[:2]
-    ]  # fmt: skip
+    host = _figures(_HOST[:2], law, source, _bounds(fit.used_of(decodes, 4), predicted, law, (0.0, 0.0))) or {
+        n: findings.unknown(f"{name} {n}", test.method) for n in _HOST[:2]
+    }
     on_cpu = target.kind == "cpu"
     reserved = known(GB, "assumed", "torch itself and what its kernels put aside while they run")
     replica = known(
         cores, "assumed", "the cores that the decoder runs on" if on_cpu else "one process launches all kernels"
     )
     accelerator = known(0.0, "assumed", "none beside those of the replica")
-    return _engine(served, name, dict(zip(_HOST, (*host, reserved, replica, accelerator), strict=True)))
+    return _engine(served, name, host | dict(zip(_HOST[2:], (reserved, replica, accelerator), strict=True)))
 
 
 def step_table(points: Sequence[Point], target: Target, names: tuple[str, str], findings: Findings) -> StepTable | None:
@@ -495,7 +508,7 @@ def _operation(points: Sequence[Point], name: str, unit: str, findings: Findings
     sizes = [int(p.number("units")) for p in mine]
     source = findings.source("cpu", f"{min(sizes)} to {max(sizes)} units on one core: {findings.tested(test)}")
     names = ("base_s", "per_unit_s", *filter(None, form[:1]))
-    figures = _figures(names, law, source, fit.bounds(fit.used_of(mine, len(law)), fitted, law))
+    figures = _figures(names, law, source, _bounds(fit.used_of(mine, len(law)), predicted, law, [0.0] * len(law)))
     assert figures is not None
     return {"unit": unit, **figures, **({"knee_units": form[1]} if form[1] else {})}
 
