@@ -12,6 +12,8 @@ from hsim.description.model import ModelArchitecture
 
 ROUNDS = 4  # each point is measured again while the budget lasts: a later round is worth two levels less
 POWER_ROUNDS = 2
+BETWEEN, HAND_OVER = "between", "hand-over"  # what the live loop takes: between two steps, and for a job
+JOB = "count"  # what a core does there
 UNLIKE = 0.8  # contexts of a batch that is measured lie within this part of their mean
 CHECKS, FIRST_CHECKS = 24, 6  # steps at random points, kept out of the table to test it
 WINDOW_S = 6.0  # an energy counter that ticks every 0.1 s errs by 3 % over so long
@@ -20,6 +22,7 @@ MOST_CPU_FLOPS = 2e10  # larger products and attention take too long on a core
 MOST_CPU_WEIGHTS = 1 << 27  # and larger matrices too much of its memory
 KERNEL_S = {"cpu": 0.25, "cuda": 0.1}
 STEP_S = {"cpu": 1.2, "cuda": 0.2}  # on a CPU with its rests
+LOOP_S = 2.5
 OPERATION_S = 1.8  # with its rests
 CONTENTION_S = 0.6  # without: cores that rested would not work at the same time
 SELDOM = ("json-validate", "html-to-text", "bm25-search", "classify-intent", "summarise-lexrank")  # not in local.yaml
@@ -80,7 +83,7 @@ class Target:
 def agenda(target: Target) -> list[Unit]:
     """Every unit worth measuring, best first; of equal worth a like part of every kind, wherever the budget ends."""
     beside = (_movement, _operations, _power)
-    parts = beside if target.host_only else (_steps, _gemms, _attention, _whole_layers, _experts, _all_reduces, *beside)
+    parts = beside if target.host_only else (_steps, _loop, _gemms, _attention, _whole_layers, _experts, _all_reduces, *beside)
     first = [unit for part in parts for unit in part(target)]
     rounds = [
         replace(unit, round=number, worth=unit.worth + 2 * (number - 1), setup_s=unit.setup_s if number == 1 else 0.0)
@@ -134,9 +137,15 @@ def _steps(target: Target) -> Iterator[Unit]:
                 "tokens": tokens,
             }
             yield _step(target, max(one, other), at)
-    yield _step(target, 0, {"role": "between", "decodes": 1, "context": served.max_context_tokens // 8})
     for chunks in (2, 4):
         yield _step(target, 1, {"role": "chunks", "tokens": room // chunks * chunks, "chunks": chunks})
+
+
+def _loop(target: Target) -> Iterator[Unit]:
+    """What the live loop itself takes, with one user and with several."""
+    for role in (BETWEEN, HAND_OVER):
+        for users, worth in ((1, 0), (max(2, target.served.slots // 4), 1)):
+            yield Unit("loop", target.device, {"role": role, "users": users}, worth, LOOP_S)
 
 
 def _checks(target: Target) -> Iterator[Unit]:

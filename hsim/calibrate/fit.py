@@ -111,7 +111,7 @@ def law_of(name: str, points: int, noisy: int, errors: Sequence[float], method: 
     if not len(errors):
         return Law(name, points, noisy, None, None, "no point could be held out")
     median, p90 = np.quantile(errors, (0.5, 0.9))
-    return Law(name, points, noisy, float(median), float(p90), method)
+    return Law(name, points, noisy, float(median), float(p90), method, tuple(errors))
 
 
 def relative_nonnegative(

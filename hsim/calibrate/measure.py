@@ -10,17 +10,16 @@ from typing import Any, Protocol
 
 from hsim.backends.meters import rapl_meters
 from hsim.backends.worker import DECODER_SPIN_S, Worker, WorkerSettings
-from hsim.calibrate.agenda import RAMP_S, WINDOW_S, Served
-from hsim.calibrate.bench import BenchSpec, Facts, board_meter, step_items
+from hsim.calibrate.agenda import BETWEEN, RAMP_S, WINDOW_S, Served
+from hsim.calibrate.bench import BenchSpec, Facts, board_meter
+from hsim.calibrate.loop import drive
 from hsim.calibrate.peers import Group
-from hsim.calibrate.sampling import reading_of
 from hsim.calibrate.work import Reading, Unit
 from hsim.description.hardware import OperationCode
 from hsim.errors import BackendError, CalibrationError
 
 MOST_DEATHS = 3
 ANSWER_S = 300.0  # a unit that takes longer, its data made first, is given up
-ROUND_TRIPS = 50
 
 
 class Measurer(Protocol):
@@ -112,10 +111,9 @@ class Workers:
             return self._package_power(unit, int(unit.parameters["busy"]))
         if unit.kind == "all-reduce":
             return self._all_reduce(unit)
-        worker = self._device(unit.device)
-        if unit.kind == "step" and unit.parameters["role"] == "between":
-            return self._between(worker, unit)
-        reading: Reading = worker.call(("measure", unit)).value
+        if unit.kind == "loop":
+            return self._loop(unit)
+        reading: Reading = self._device(unit.device).call(("measure", unit)).value
         return reading
 
     def _bury(self, error: BackendError) -> None:
@@ -133,7 +131,7 @@ class Workers:
 
     def _device(self, device: str) -> Worker:
         if device not in self._devices:
-            worker = self._devices[device] = _started(BenchSpec(device, self._threads), device)
+            worker = self._devices[device] = _started(BenchSpec(device, self._threads), device, DECODER_SPIN_S)
             if device in self._served:
                 worker.call(("serve", self._served[device]))
         return self._devices[device]
@@ -210,21 +208,18 @@ class Workers:
             self._group[1].close()
             self._group = None
 
-    def _between(self, worker: Worker, unit: Unit) -> Reading:
-        """Seconds of a step's round trip to the worker and back beyond the step itself."""
-        items = step_items(unit.parameters)
-        times = []
-        for _ in range(ROUND_TRIPS):
-            start_s = time.perf_counter()
-            done = worker.call(("step", items))
-            times.append(time.perf_counter() - start_s - (done.end_s - done.start_s))
-        return reading_of(times)
+    def _loop(self, unit: Unit) -> Reading:
+        """What the live loop takes between two steps, or to hand a job over: a mean, since all of it is waited for."""
+        decoder, core = self._device(unit.device), self._single_cores(1)[0]
+        found = drive(decoder, core, self._served[unit.device], int(unit.parameters["users"]))
+        times = found.between_s if unit.parameters["role"] == BETWEEN else found.hand_over_s
+        low, _, high = statistics.quantiles(times, n=4)
+        return Reading(statistics.fmean(times), high - low, len(times))
 
 
-def _started(spec: BenchSpec, name: str) -> Worker:
-    settings = WorkerSettings(
-        f"calibrate/{name}", threads=spec.threads, spin_s=DECODER_SPIN_S, answer_timeout_s=ANSWER_S
-    )
+def _started(spec: BenchSpec, name: str, spin_s: float = 0.0) -> Worker:
+    """A worker that is ready; it stays awake for the next request only where one of a live run does."""
+    settings = WorkerSettings(f"calibrate/{name}", threads=spec.threads, spin_s=spin_s, answer_timeout_s=ANSWER_S)
     worker = Worker(spec, settings)
     worker.start()
     worker.ready()

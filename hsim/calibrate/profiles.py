@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from hsim.calibrate import fit
-from hsim.calibrate.agenda import Served, Target, one_layer
+from hsim.calibrate.agenda import BETWEEN, HAND_OVER, Served, Target, one_layer
 from hsim.calibrate.bench import Facts
 from hsim.calibrate.machine import Machine
-from hsim.calibrate.options import Law
+from hsim.calibrate.options import HeldOut, Law
 from hsim.calibrate.page import Fitted, contention_figures, fitted_figure, line_over, section, step_figures
 from hsim.calibrate.points import Point
 from hsim.calibrate.steptable import TableName, fit_steps, shape_of
@@ -29,6 +29,11 @@ from hsim.units import GB
 Profile = dict[str, Any]
 LARGE_BYTES = 1 << 24  # a copy this large does not fit beside its source in a core's own cache
 FEWEST_FOR_KNEE = 6  # sizes of an operation
+# What a calibration aims at: a kind of law, how the names of its laws begin, and the mean error on points held out.
+AIMS = (
+    ("compute kernels", ("products", "decode attention", "prefill attention", "routed experts"), 0.08),
+    ("CPU stages", ("operation ",), 0.15),
+)
 NO_PRICE = "calibrate cannot know what this machine costs"
 NO_WALL_METER = "calibrate reads no meter at the wall: fans, memory, network and the supply's loss are unknown"
 
@@ -464,7 +469,8 @@ def step_table(points: Sequence[Point], target: Target, names: tuple[str, str], 
     engine_name, chip_name = names
     source = findings.source(target.device, "means of repeated steps, in bursts on a CPU")
     name = TableName(f"steps-{target.served.model.name}-{chip_name}", engine_name, chip_name, source)
-    table, law = fit_steps(of(points, "step"), target.served, name)
+    loops = [p.seconds for p in of(points, "loop", role=BETWEEN)]
+    table, law = fit_steps(of(points, "step"), target.served, name, float(np.mean(loops)) if loops else 0.0)
     findings.laws.append(law)
     if table is not None:
         findings.drawn[f"Decoder steps on {target.device}"] = step_figures(table, of(points, "step"))
@@ -492,8 +498,19 @@ def cpu(points: Sequence[Point], units: Mapping[str, str], findings: Findings, w
         if rate is None
         else known(rate, "measured", source("large copies by the decoder's cores, bytes read and written")),
         "contention_slowdown": _slowdown(points, findings),
+        **_hand_over(points, findings),
         "operations": operations,
     }
+
+
+def _hand_over(points: Sequence[Point], findings: Findings) -> Profile:
+    """What a job takes in hsim's live loop beyond its own seconds, bounded by how it differed; nothing where not measured."""
+    seconds = [p.seconds for p in of(points, "loop", role=HAND_OVER)]
+    if not seconds:
+        return {}
+    what = "a job in hsim's own live loop less what its worker took, with one user and with several"
+    figure = known(float(np.mean(seconds)), "measured", findings.source("cpu", what))
+    return {"hand_over_s": figure | {"low": min(figure["value"], *seconds), "high": max(figure["value"], *seconds)}}
 
 
 def _operation(points: Sequence[Point], name: str, unit: str, findings: Findings) -> Profile | None:
@@ -510,7 +527,24 @@ def _operation(points: Sequence[Point], name: str, unit: str, findings: Findings
     names = ("base_s", "per_unit_s", *filter(None, form[:1]))
     figures = _figures(names, law, source, _bounds(fit.used_of(mine, len(law)), predicted, law, [0.0] * len(law)))
     assert figures is not None
-    return {"unit": unit, **figures, **({"knee_units": form[1]} if form[1] else {})}
+    knee = {"knee_units": form[1]} if form[1] else {}
+    return {"unit": unit, **figures, **knee, **_own_contention(points, name, findings)}
+
+
+def _own_contention(points: Sequence[Point], name: str, findings: Findings) -> Profile:
+    """How many times longer the operation takes by busy cores: never less than alone, and never falling."""
+    mine = of(points, "contention", name=name)
+    slower = contention(mine).get(name)
+    if not slower:
+        return {}
+    source = findings.source("cpu", "the operation on so many cores at once against one alone")
+    off = float(np.median([p.spread for p in mine])) / np.sqrt(2)  # of a ratio of two means: half the range of each
+    times = fit.rising([max(1.0, x) for x in slower.values()])
+    figures = {n: known(x, "measured", source) for n, x in zip(slower, times, strict=True)}
+    for figure in figures.values():
+        value = figure["value"]
+        figure |= {"low": max(1.0, value * (1 - off)), "high": value * (1 + off)}
+    return {"contention_slowdown": figures}
 
 
 def _knees(points: Sequence[Point]) -> list[tuple[str, float]]:
@@ -547,7 +581,7 @@ def contention(points: Sequence[Point]) -> dict[str, dict[str, float]]:
         key = (point.parameters["name"], point.parameters["units"])
         if point.number("workers") > 1 and key in alone:
             slower.setdefault(str(key[0]), {})[str(point.parameters["workers"])] = round(point.seconds / alone[key], 4)
-    return slower
+    return {name: dict(sorted(by_cores.items(), key=lambda item: int(item[0]))) for name, by_cores in slower.items()}
 
 
 def _slowdown(points: Sequence[Point], findings: Findings) -> Profile:
@@ -622,6 +656,20 @@ def transfers(points: Sequence[Point], target: Target, findings: Findings) -> No
                         str(p.parameters["pieces"]): p.seconds / predicted(law, p) for p in every if p not in mine
                     },
                 }
+
+
+def held_out(findings: Findings) -> tuple[HeldOut, ...]:
+    """How far the laws of kernels, and those of CPU stages, err on points kept out of their fits; what was never held out has no line."""
+    spreads = {fitted.name: [point.spread for point in fitted.points] for fitted in findings.fits}
+    found = []
+    for what, beginnings, target_fraction in AIMS:
+        laws = [law for law in findings.laws if law.name.startswith(beginnings)]
+        errors = [error for law in laws for error in law.errors]
+        if errors:
+            spread = float(np.median([x for law in laws for x in spreads[law.name]]))
+            median, p90 = np.quantile(errors, (0.5, 0.9)).tolist()
+            found.append(HeldOut(what, target_fraction, len(errors), float(np.mean(errors)), median, p90, spread))
+    return tuple(found)
 
 
 def sections(findings: Findings) -> list[str]:

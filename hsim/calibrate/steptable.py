@@ -60,8 +60,13 @@ def predicted_s(table: StepTable, point: Point) -> float:
     return MeasuredCosts(table, SecondsAlone()).segment(shape_of(point)).seconds - table.between_s
 
 
-def fit_steps(points: Sequence[Point], served: Served, name: TableName) -> tuple[StepTable | None, Law]:
-    """The table of step points, and its errors on the steps that were kept out; None where too few were measured."""
+def fit_steps(
+    points: Sequence[Point], served: Served, name: TableName, between_s: float = 0.0
+) -> tuple[StepTable | None, Law]:
+    """The table of step points, and its errors on the steps that were kept out; None where too few were measured.
+
+    `between_s` is what the live loop takes from one step to the next.
+    """
     by_role: dict[str, list[Point]] = {}
     for point in points:
         by_role.setdefault(str(point.parameters["role"]), []).append(point)
@@ -76,7 +81,7 @@ def fit_steps(points: Sequence[Point], served: Served, name: TableName) -> tuple
         "description": f"steps of {name.engine} with {served.model.name} in {served.precision} on {name.chip}",
         "model": served.model.model_dump(), "precision": served.precision,
         "median_error_fraction": None, "p90_error_fraction": None, **decode, **chunk, "extra_chunk_s": 0.0,
-        "between_s": next((p.seconds for p in by_role.get("between", ())), 0.0),
+        "between_s": between_s,
         "mixed_decodes": [1], "mixed_chunk_tokens": [1], "mixed_s": [[0.0]], "scale": None,
     }  # fmt: skip
     fields["extra_chunk_s"] = _extra_chunk_s(_table(fields), by_role.get("chunks", ()))

@@ -290,6 +290,13 @@ def _value(event: Event) -> Any:
     return event.value
 
 
+def services(log: Log) -> dict[tuple[float, float, float], float]:
+    """Seconds of service by task, round and stage."""
+    visits = log.visits.arrays()
+    keys = zip(visits["task"], visits["round"], visits["stage"], strict=True)
+    return dict(zip(keys, visits["served_s"] - visits["started_s"], strict=True))
+
+
 @dataclass(frozen=True)
 class MeteredJoules:
     """What one meter counted over a live run; None where it could not, and why."""
@@ -485,13 +492,10 @@ def _planned_workers(prepared: Sequence[Prepared], device: str | None) -> list[t
     system = first.system
     context = max(r.input_tokens + r.output_tokens for one in prepared for task in one.drawn.tasks for r in task.rounds)
     plan: list[tuple[str, int, DecoderSpec | ToolSpec]] = []
-    for name, spec in first.replicas.items() if device else ():
-        assert device
-        dtype: Any = spec.pool.precision
-        model = system.model_of(name)
-        slots, room = spec.pool.max_num_seqs, min(max(context, LEAST_CONTEXT), model.max_context_tokens)
-        decoder = DecoderSpec(model, slots, room, dtype, device)
-        plan += [("decoder", len(plan) + i, decoder) for i in range(spec.pool.replicas)]
+    if device is not None:
+        for name, spec in first.replicas.items():
+            decoder = _decoder(first, name, context, device)
+            plan += [("decoder", len(plan) + i, decoder) for i in range(spec.pool.replicas)]
     sizes: dict[str, int] = {}
     for one in prepared:
         for operation, units in _sizes(one).items():
@@ -508,6 +512,14 @@ def _planned_workers(prepared: Sequence[Prepared], device: str | None) -> list[t
             for _ in range(cores)
         ]
     return plan
+
+
+def _decoder(prepared: Prepared, name: str, context_tokens: int, device: str) -> DecoderSpec:
+    """The decoder of an engine pool, with room for so much context in each slot."""
+    pool, model = prepared.replicas[name].pool, prepared.system.model_of(name)
+    dtype: Any = pool.precision  # a decoder that has no such precision says so when it is opened
+    room = min(max(context_tokens, LEAST_CONTEXT), model.max_context_tokens)
+    return DecoderSpec(model, pool.max_num_seqs, room, dtype, device)
 
 
 def _sizes(prepared: Prepared) -> dict[str, int]:
