@@ -282,7 +282,8 @@ class ServerProfile(Profile):
 class LinkProfile(Profile):
     """A network link: a message takes latency_s, then its bytes share bytes_per_s equally with those under way.
 
-    Each message holds the link for per_message_s beside its bytes: setting up a copy, or a system call.
+    Each message holds the link for per_message_s beside its bytes: setting up a copy, or a system call. A live run on one
+    machine really moves what passes on a link that is `carried_by` something; on others it lets the modelled time pass.
     """
 
     kind: Literal["link"]
@@ -290,6 +291,7 @@ class LinkProfile(Profile):
     bytes_per_s: Figure
     joules_per_byte: Figure
     per_message_s: Figure | None = None
+    carried_by: Literal["pipe", "shared-memory"] | None = None
 
 
 class Representation(Strict):

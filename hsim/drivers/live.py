@@ -21,6 +21,7 @@ from hsim.backends.meters import Meter, meters_at_hand
 from hsim.backends.worker import DECODER_SPIN_S, Worker, WorkerSettings, shared_cores
 from hsim.backends.worker import Done as Answer
 from hsim.description.hardware import OperationCode
+from hsim.drivers.carried import Carriers, check_carried
 from hsim.drivers.clocks import Clock, WallClock
 from hsim.drivers.endpoint import Remote, RemoteSpec, Sent, check_remote
 from hsim.drivers.prepared import Prepared
@@ -348,19 +349,22 @@ class Stand:
     ) -> None:
         for one in prepared:
             _check_live(one, allow_code)
+            check_carried(one)
             check_remote(one) if endpoint else _check_decoders(one)
         self.prepared, self.device, self.crew, self.endpoint = prepared, device, Crew(), endpoint
         self.notes: tuple[str, ...] = ()
         self.remote: Remote | None = None
+        self.carriers: Carriers | None = None
 
     def __enter__(self) -> Stand:
         try:
             self.remote = Remote(self.endpoint) if self.endpoint else None
             self.notes = _start_workers(self.crew, self.prepared, None if self.remote else self.device)
+            self.carriers = Carriers(self.prepared[0])
         except BaseException:  # Ctrl-C too
             self.close()
             raise
-        self.notes += self.remote.notes if self.remote else ()
+        self.notes += self.carriers.notes + (self.remote.notes if self.remote else ())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -369,8 +373,9 @@ class Stand:
     def close(self) -> None:
         """End workers and connections."""
         self.crew.close()
-        if self.remote:
-            self.remote.close()
+        for other in (self.remote, self.carriers):
+            if other:
+                other.close()
 
     def run(self, prepared: Prepared) -> LiveRun:
         """Run every task of one. Ctrl-C, or a worker that dies again and again, ends it early: `stopped` says so."""
@@ -381,6 +386,8 @@ class Stand:
         sent = Sent(executor.record.failures)
         try:
             pipeline = build(env, log, prepared, executor)
+            if self.carriers:
+                pipeline = self.carriers.taken_over(env, log, pipeline, prepared)
             if self.remote:
                 pipeline = self.remote.taken_over(env, log, pipeline, sent)
             run_tasks(env, log, pipeline, prepared.drawn.tasks)

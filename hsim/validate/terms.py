@@ -1,7 +1,7 @@
 """The terms of a prediction, one by one: what each cost as predicted, as re-measured now, and as it was in live runs.
 
 A term is something whose cost the calibration states: decode steps, steps with prompt chunks, what passes between two
-steps, the hand-over of a job, each CPU operation. `repaired` gives the prediction that it would have been with other
+steps, the hand-over of a job, each CPU operation, transfers that are really made. `repaired` gives the prediction that it would have been with other
 costs of some terms: at the machine's pace now, or with the term to blame put right.
 """
 
@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from hsim.costs.cpu import OperationCost
 from hsim.costs.measured import MeasuredCosts
 from hsim.costs.shapes import Segment, StepCosts, StepShape
+from hsim.drivers.carried import carried
 from hsim.drivers.live import LiveRun, services
 from hsim.drivers.prepared import Prepared
+from hsim.engine.link import LinkSpec
 from hsim.log import Log, Stage
 from hsim.workload.tasks import Task
 
 DECODE, CHUNK, BETWEEN, HAND_OVER = "decode steps", "steps with prompt chunks", "between steps", "hand-over of a job"
+TRANSFERS = "transfers"  # over links whose bytes are really moved
 
 Factors = Mapping[str, float]
 """By term: what its cost is multiplied by; for BETWEEN and HAND_OVER, which may be predicted as nothing, seconds."""
@@ -70,7 +73,14 @@ def repaired(prepared: Prepared, factors: Factors) -> Prepared:
         replicas={n: replace(spec, costs=RepairedSteps(spec.costs, factors)) for n, spec in prepared.replicas.items()},
         understand={name: cost(of) for name, of in prepared.understand.items()},
         tools={name: cost(of) for name, of in prepared.tools.items()},
+        networks={name: _slower(link, factors.get(TRANSFERS, 1.0)) for name, link in prepared.networks.items()},
     )
+
+
+def _slower(link: LinkSpec, factor: float) -> LinkSpec:
+    """A link on which everything takes so many times longer."""
+    each_s = (link.latency_s * factor, link.per_message_s * factor)
+    return replace(link, latency_s=each_s[0], per_message_s=each_s[1], bytes_per_s=link.bytes_per_s / factor)
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,27 @@ def seen_terms(prepared: Prepared, predicted: Log, runs: Sequence[LiveRun]) -> l
     Steps are predicted for the very batches of the live runs; jobs as they were in the predicted run, where busy cores
     slowed them too.
     """
-    return [*_steps_seen(prepared, runs), *_jobs_seen(prepared, predicted, runs)]
+    return [
+        *_steps_seen(prepared, runs),
+        *_jobs_seen(prepared, predicted, runs),
+        *_transfers_seen(prepared, predicted, runs),
+    ]
+
+
+def _transfers_seen(prepared: Prepared, predicted: Log, runs: Sequence[LiveRun]) -> list[Seen]:
+    """Transfers over links that couriers have: on others a live run has the modelled time pass, which shows nothing."""
+    real = [i for i, name in enumerate(prepared.networks) if name in carried(prepared)]
+    was, *were = (_transfers_s(log, real) for log in (predicted, *(run.log for run in runs)))
+    measured = np.concatenate(were)
+    if not len(was) or not len(measured):
+        return []
+    return [Seen(TRANSFERS, len(measured), float(was.mean()), float(measured.mean()), None)]
+
+
+def _transfers_s(log: Log, links: Sequence[int]) -> NDArray[np.float64]:
+    """Seconds from each message's being asked for to its arrival, on some links. Shape (messages,)."""
+    rows = log.transfers.arrays()
+    return np.asarray((rows["end_s"] - rows["start_s"])[np.isin(rows["link"], links)])
 
 
 def _steps_seen(prepared: Prepared, runs: Sequence[LiveRun]) -> list[Seen]:
