@@ -90,11 +90,12 @@ class Couriers:
         self._stack = contextlib.ExitStack()
         ours, theirs = get_context("spawn").Pipe()
         try:
-            where = {"dir": str(MEMORY)} if MEMORY.is_dir() else {}
-            file = self._stack.enter_context(tempfile.NamedTemporaryFile(prefix="hsim-courier-", **where))
-            file.truncate(MOST_BYTES)
-            self.sender = Worker(_Sender(manner, ours, file.name), WorkerSettings(f"courier by {manner}, sending"))
-            receiver = Worker(_Receiver(manner, theirs, file.name), WorkerSettings(f"courier by {manner}, receiving"))
+            where = MEMORY if MEMORY.is_dir() else None
+            folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hsim-courier-", dir=where))
+            file = Path(folder) / "payload"
+            file.write_bytes(bytes(MOST_BYTES))
+            self.sender = Worker(_Sender(manner, ours, str(file)), WorkerSettings(f"courier by {manner}, sending"))
+            receiver = Worker(_Receiver(manner, theirs, str(file)), WorkerSettings(f"courier by {manner}, receiving"))
             for worker in (self.sender, receiver):
                 self._stack.callback(worker.close)
                 worker.start()

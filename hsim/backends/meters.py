@@ -271,7 +271,9 @@ def zeus_packages(why: str) -> list[Meter]:
             read = partial(packages.get_total_energy_consumption, i)
             parts = {"cpu_mj": (f"package-{i}, by zeus", _PACKAGE), "dram_mj": (f"dram of package-{i}, by zeus", _DRAM)}
             told = [part for part in parts if getattr(read(), part) is not None]
-            meters += [_zeus_counter(*parts[part], lambda p=part, r=read: getattr(r(), p), ZeusBaseError) for part in told]
+            meters += [
+                _zeus_counter(*parts[part], lambda p=part, r=read: getattr(r(), p), ZeusBaseError) for part in told
+            ]
     except ZeusBaseError as error:
         return [Unavailable("CPU packages", _PACKAGE, f"{why}; zeus: {error}")]
     return meters

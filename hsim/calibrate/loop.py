@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+
+from simpy.events import Event
 
 from hsim.backends.worker import Worker, shared_cores
 from hsim.calibrate.agenda import JOB, Served
 from hsim.costs.cpu import HostPower
 from hsim.costs.shapes import Segment, StepShape
 from hsim.description.system import FilledPool
+from hsim.drivers.carried import CarriedLink
 from hsim.drivers.live import Crew, LiveEnvironment, WorkersDo, services
 from hsim.engine.cores import Cores, Host
+from hsim.engine.environment import Living
 from hsim.engine.life import OperationTime, Pipeline, run_tasks
 from hsim.engine.pool import Pool
 from hsim.engine.replica import Replica, ReplicaSpec
@@ -65,6 +69,24 @@ def drive(decoder: Worker, core: Worker, served: Served, users: int) -> LoopTime
     return LoopTimes([gap_s for gap_s in record.steps.column("gap_s") if not math.isnan(gap_s)], handed_s)
 
 
+def carry(courier: Worker, n_bytes: float, messages: int, times: int) -> list[float]:
+    """Seconds until the last of so many messages, asked for at once, has come over a courier's link; so many times."""
+    env, log, took_s = LiveEnvironment(), Log(), list[float]()
+    link = CarriedLink(env, log, 0, courier)
+
+    def ask() -> Generator[Event, None, None]:
+        for _ in range(times):
+            yield env.at(env.now + THINK_S, 0)
+            start_s = env.now
+            *_, last = [link.transfer(0, n_bytes) for _ in range(messages)]
+            yield last
+            took_s.append(env.now - start_s)
+
+    Living(ask())
+    env.run_out()
+    return took_s
+
+
 @contextlib.contextmanager
 def _pinned(workers: Sequence[Worker]) -> Iterator[None]:
     """Each on the cores that a live run would give it."""
@@ -81,7 +103,8 @@ def _pinned(workers: Sequence[Worker]) -> Iterator[None]:
 def _tasks(users: int) -> list[Task]:
     rounds = (Round(ToolCall(JOB, 0.0), INPUT_TOKENS, OUTPUT_TOKENS),) * ROUNDS
     return [
-        Task(i, 0.0, "loop", 0, OUTPUT_TOKENS, rounds, user=i % users, think_s=THINK_S) for i in range(max(TASKS, users))
+        Task(i, 0.0, "loop", 0, OUTPUT_TOKENS, rounds, user=i % users, think_s=THINK_S)
+        for i in range(max(TASKS, users))
     ]
 
 

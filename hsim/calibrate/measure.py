@@ -8,17 +8,20 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from hsim.backends.couriers import Couriers
 from hsim.backends.meters import rapl_meters
 from hsim.backends.worker import DECODER_SPIN_S, Worker, WorkerSettings
 from hsim.calibrate.agenda import BETWEEN, RAMP_S, WINDOW_S, Served
 from hsim.calibrate.bench import BenchSpec, Facts, board_meter
-from hsim.calibrate.loop import drive
+from hsim.calibrate.loop import THINK_S, carry, drive
 from hsim.calibrate.peers import Group
+from hsim.calibrate.sampling import FEWEST_SAMPLES, reading_of
 from hsim.calibrate.work import Reading, Unit
 from hsim.description.hardware import OperationCode
 from hsim.errors import BackendError, CalibrationError
 
 MOST_DEATHS = 3
+TYPICAL_S = 0.001  # of a message: how many fit into a unit's time
 ANSWER_S = 300.0  # a unit that takes longer, its data made first, is given up
 
 
@@ -63,6 +66,7 @@ class Workers:
         self._devices: dict[str, Worker] = {}
         self._cores: list[Worker] = []
         self._group: tuple[int, Group] | None = None
+        self._couriers: dict[str, Couriers] = {}
         self._deaths = 0
 
     def unmetered(self, device: str) -> str:
@@ -89,8 +93,9 @@ class Workers:
     def close(self) -> None:
         """See Measurer."""
         self._end_group()
-        for worker in (*self._devices.values(), *self._cores):
-            worker.close()
+        for one in (*self._devices.values(), *self._cores, *self._couriers.values()):
+            one.close()
+        self._couriers.clear()
         self._devices.clear()
         self._cores.clear()
 
@@ -105,14 +110,16 @@ class Workers:
     def _measured(self, unit: Unit) -> Reading:
         if unit.kind == "idle" and unit.parameters["state"] == "bare":
             return self._bare_idle(unit)
-        if unit.kind in ("operation", "contention"):
-            return self._together(unit, int(unit.parameters["workers"]))
-        if unit.kind == "cpu-power":
-            return self._package_power(unit, int(unit.parameters["busy"]))
-        if unit.kind == "all-reduce":
-            return self._all_reduce(unit)
-        if unit.kind == "loop":
-            return self._loop(unit)
+        of_several = {
+            "operation": self._together,
+            "contention": self._together,
+            "cpu-power": self._package_power,
+            "all-reduce": self._all_reduce,
+            "loop": self._loop,
+            "payload": self._payload,
+        }
+        if unit.kind in of_several:
+            return of_several[unit.kind](unit)
         reading: Reading = self._device(unit.device).call(("measure", unit)).value
         return reading
 
@@ -141,9 +148,9 @@ class Workers:
             self._cores.append(_started(BenchSpec("cpu", 1, self._codes), f"core {len(self._cores)}"))
         return self._cores[:count]
 
-    def _together(self, unit: Unit, count: int) -> Reading:
+    def _together(self, unit: Unit) -> Reading:
         """One unit on so many single-core workers at the same time: what the average of them saw."""
-        workers = self._single_cores(count)
+        workers = self._single_cores(int(unit.parameters["workers"]))
         for what in ("prepare", "measure"):
             readings = _all(workers, (what, unit))
         seconds = [r.seconds for r in readings]
@@ -155,10 +162,10 @@ class Workers:
             cpu_fraction=min(fractions, default=None),
         )
 
-    def _package_power(self, unit: Unit, busy: int) -> Reading:
+    def _package_power(self, unit: Unit) -> Reading:
         """Watts of all CPU packages together while so many cores are busy."""
         meters = [meter for meter in rapl_meters() if meter.boundary == "CPU package"]
-        workers = self._single_cores(busy)
+        workers = self._single_cores(int(unit.parameters["busy"]))
         for worker in workers:
             worker.send(("measure", unit))
         time.sleep(RAMP_S)
@@ -207,6 +214,18 @@ class Workers:
         if self._group:
             self._group[1].close()
             self._group = None
+
+    def _payload(self, unit: Unit) -> Reading:
+        """Messages over a link that is carried as in a live run, again and again, with rests."""
+        manner, at = str(unit.parameters["by"]), unit.parameters
+        if manner not in self._couriers:
+            self._couriers[manner] = Couriers(manner)  # type: ignore[arg-type]  # the agenda names no other
+        times = max(FEWEST_SAMPLES, round(unit.expected_s / (THINK_S + TYPICAL_S * int(at["messages"]))))
+        try:
+            return reading_of(carry(self._couriers[manner].sender, float(at["bytes"]), int(at["messages"]), times))
+        except BackendError:
+            self._couriers.pop(manner).close()
+            raise
 
     def _loop(self, unit: Unit) -> Reading:
         """What the live loop takes between two steps, or to hand a job over: a mean, since all of it is waited for."""

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from hsim.backends.couriers import Manner
 from hsim.calibrate import fit
 from hsim.calibrate.agenda import BETWEEN, HAND_OVER, Served, Target, one_layer
 from hsim.calibrate.bench import Facts
@@ -179,7 +180,10 @@ def _all_reduce(points: Sequence[Point], device: str, findings: Findings) -> Pro
     source = findings.source(device, f"all-reduce: {findings.tested(test)}")
     if law is None or not law[2]:
         return {}
-    names, found = ("launch_s", "per_peer_s", "bytes_per_s"), _bounds(fit.used_of(mine, 4), predicted, law, (0.0, 0.0, 0.0))
+    names, found = (
+        ("launch_s", "per_peer_s", "bytes_per_s"),
+        _bounds(fit.used_of(mine, 4), predicted, law, (0.0, 0.0, 0.0)),
+    )
     return {"all_reduce": _figures(names, law, source, found, lambda x: np.array([*x[:2], 1.0 / x[2]]))}
 
 
@@ -232,7 +236,11 @@ def _gemm_law(
 
 
 def _two_sided(
-    name: str, points: Sequence[Point], at_peaks: Callable[[Point], tuple[float, float]], device: str, findings: Findings
+    name: str,
+    points: Sequence[Point],
+    at_peaks: Callable[[Point], tuple[float, float]],
+    device: str,
+    findings: Findings,
 ) -> Profile | None:
     """GemmLaw of points; `at_peaks` are the seconds that a point's bytes and FLOPs take at the peaks.
 
@@ -276,7 +284,9 @@ def _figures(
     if law is None:
         return None
     figures = {name: known(value, "fitted", source) for name, value in zip(names, shown(law), strict=True)}
-    with np.errstate(divide="ignore"):  # one over nothing: such a coefficient is bounded on one side only, and is left so
+    with np.errstate(
+        divide="ignore"
+    ):  # one over nothing: such a coefficient is bounded on one side only, and is left so
         ends = [shown(end) for end in bounds] if bounds else []
     for name, *pair in zip(names, *ends, strict=True) if ends else ():
         value, (low, high) = figures[name]["value"], (float(f"{end:.6g}") for end in sorted(pair))
@@ -518,7 +528,7 @@ def _operation(points: Sequence[Point], name: str, unit: str, findings: Findings
     mine = of(points, "operation", name=name, workers="1")
     forms = [("per_unit_squared_s", 0.0)] if name.startswith("encode") else [("", 0.0), *_knees(mine)]
     tried = [(form, *_operation_form(mine, name, *form)) for form in forms]
-    form, fitted, predicted, law, test = min(tried, key=lambda one: _knee_pays(one[0], one[4]))
+    form, predicted, law, test = min(tried, key=lambda one: _knee_pays(one[0], one[3]))
     if law is None:
         return None
     findings.keep(test, mine, law, predicted, "units")
@@ -561,8 +571,8 @@ def _knee_pays(form: tuple[str, float], test: Law) -> float:
 
 def _operation_form(
     points: Sequence[Point], name: str, third: str, knee: float
-) -> tuple[Any, Predict, fit.Array | None, Law]:
-    """How to fit an operation with or without a third term and to predict by it, the law, and its test."""
+) -> tuple[Predict, fit.Array | None, Law]:
+    """How to predict an operation with or without a third term, its law, and the law's test."""
 
     def terms(point: Point) -> tuple[float, ...]:
         n = point.number("units")
@@ -570,7 +580,7 @@ def _operation_form(
 
     width = 3 if third else 2
     fitted, predicted = fit.fit_sum(terms, [0.0] * width)
-    return fitted, predicted, *fit.tested(f"operation {name}", points, width, fitted, predicted)
+    return predicted, *fit.tested(f"operation {name}", points, width, fitted, predicted)
 
 
 def contention(points: Sequence[Point]) -> dict[str, dict[str, float]]:
@@ -656,6 +666,41 @@ def transfers(points: Sequence[Point], target: Target, findings: Findings) -> No
                         str(p.parameters["pieces"]): p.seconds / predicted(law, p) for p in every if p not in mine
                     },
                 }
+
+
+def carried_links(points: Sequence[Point], findings: Findings) -> dict[str, Profile]:
+    """Profiles of links between processes of this machine, by how a live run moves what passes on them."""
+    found = {}
+    for manner in get_args(Manner):
+        mine = of(points, "payload", by=manner)
+        fitted, predicted = fit.fit_sum(_message_terms, (0.0, 0.0, 0.0))
+        law, test = fit.tested(f"payloads by {manner}", mine, 3, fitted, predicted)
+        findings.keep(test, mine, law, predicted)
+        if law is None or not law[2]:
+            continue
+        what = (
+            "from a message's being asked for in the live loop to its last byte's having been read by another process"
+        )
+        source = findings.source("cpu", f"{what}: {findings.tested(test)}")
+        bounds = _bounds(fit.used_of(mine, 3), predicted, law, (0.0, 0.0, 0.0))
+        names, shown = ("latency_s", "per_message_s", "bytes_per_s"), lambda x: np.array([*x[:2], 1.0 / x[2]])
+        name = f"{findings.name}-{manner}"
+        found[name] = {
+            "name": name,
+            "kind": "link",
+            "description": f"between two processes of this machine, by {manner}",
+            **(_figures(names, law, source, bounds, shown) or {}),
+            "joules_per_byte": findings.unknown(
+                f"{name} joules_per_byte", "no meter tells it from what its cores draw"
+            ),
+            "carried_by": manner,
+        }
+    return found
+
+
+def _message_terms(point: Point) -> tuple[float, float, float]:
+    """Of a link: once, each message, each byte."""
+    return 1.0, point.number("messages"), point.number("messages") * point.number("bytes")
 
 
 def held_out(findings: Findings) -> tuple[HeldOut, ...]:

@@ -251,6 +251,7 @@ class _Calibration:
             if name in cpu["operations"]:
                 cpu["operations"][name]["code"] = code.model_dump()
         findings.profiles[cpu["name"]] = cpu
+        findings.profiles |= profiles.carried_links(cores, findings)
         scenarios = {}
         for target in targets:
             if not target.host_only and (text := self._fit_device(target, points, findings)):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from hsim.description.hardware import CpuProfile
 from hsim.description.system import Figures, Tier
 
-
 Contention = tuple[tuple[float, float], ...]
 """How many times longer work takes by the part of the other cores that are busy: points (part, times), the part rising,
 joined by straight lines from (0, 1) on and the same beyond the last.
@@ -71,7 +70,9 @@ def operation_cost(cpu: CpuProfile, operation: str, figures: Figures) -> Operati
         *(of(name) for name in ("base_s", "per_unit_s", "per_unit_squared_s", "per_unit_beyond_s")),
         knee,
         hand_over_s=figures.value(cpu, "hand_over_s") if cpu.hand_over_s else 0.0,
-        contention=tuple((((int(n) - 1) / others), of(f"contention_slowdown.{n}")) for n in described.contention_slowdown),
+        contention=tuple(
+            (((int(n) - 1) / others), of(f"contention_slowdown.{n}")) for n in described.contention_slowdown
+        ),
     )
 
 

@@ -112,4 +112,6 @@ def check_carried(prepared: Prepared) -> None:
     for path in system.paths.values():
         if len(path) > 1 and (name := next((n for n in path if n in found), None)):
             what = f"is on a path of {len(path)} networks, and a live run carries single links only"
-            raise DescriptionError(system.document.where(("networks", name)), what, "use a link without carried_by there")
+            raise DescriptionError(
+                system.document.where(("networks", name)), what, "use a link without carried_by there"
+            )
