@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 
 from hsim.description.hardware import CpuProfile
 from hsim.description.system import Figures, Tier
@@ -64,15 +65,15 @@ def operation_cost(cpu: CpuProfile, operation: str, figures: Figures) -> Operati
         return figures.value(cpu, f"operations.{operation}.{name}") if given else 0.0
 
     knee = math.inf if described.knee_units is None else described.knee_units
-    others = max(1, cpu.cores - 1)
+    parts = [(int(n) - 1) / max(1, cpu.cores - 1) for n in described.contention_slowdown]
+    # In no world does company make work quicker: points of a curve, drawn each by itself, might say so.
+    times = list(accumulate((of(f"contention_slowdown.{n}") for n in described.contention_slowdown), max, initial=1.0))
     return OperationCost(
         operation,
         *(of(name) for name in ("base_s", "per_unit_s", "per_unit_squared_s", "per_unit_beyond_s")),
         knee,
         hand_over_s=figures.value(cpu, "hand_over_s") if cpu.hand_over_s else 0.0,
-        contention=tuple(
-            (((int(n) - 1) / others), of(f"contention_slowdown.{n}")) for n in described.contention_slowdown
-        ),
+        contention=tuple(zip(parts, times[1:], strict=True)),
     )
 
 
