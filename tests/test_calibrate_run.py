@@ -271,7 +271,7 @@ def test_what_the_live_loop_takes_is_in_every_prediction(tmp_path: Path) -> None
     assert scenario is not None
     prepared = prepare(resolve(*load(scenario)))
     table, cpu = (
-        load_profile(name, kind, "test", tmp_path)
+        load_profile(name, kind, "test", tmp_path)[0]
         for name, kind in ((f"steps-tiny-12m-{CHIP}", StepTable), (f"{NAME}-cpu", CpuProfile))
     )
     assert table.between_s == pytest.approx(calibrated_world.BETWEEN_S)
@@ -288,7 +288,7 @@ def test_what_the_live_loop_takes_is_in_every_prediction(tmp_path: Path) -> None
 
 def test_operations_slow_down_by_curves_of_their_own(tmp_path: Path) -> None:
     run(World(), tmp_path, 2000.0, simulate=False)
-    cpu = load_profile(f"{NAME}-cpu", CpuProfile, "test", tmp_path)
+    cpu, _ = load_profile(f"{NAME}-cpu", CpuProfile, "test", tmp_path)
     for operation in cpu.operations.values():
         times = {n: figure.value for n, figure in operation.contention_slowdown.items()}
         expected = {n: 1 + (calibrated_world.SLOWER_TOGETHER - 1) * (int(n) - 1) / 3 for n in ("2", "4")}
@@ -298,7 +298,7 @@ def test_operations_slow_down_by_curves_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("manner", ["pipe", "shared-memory"])
 def test_links_of_this_machine_are_profiles_that_a_live_run_carries(tmp_path: Path, manner: str) -> None:
     run(World(), tmp_path, 2000.0, simulate=False)
-    link = load_profile(f"{NAME}-{manner}", LinkProfile, "test", tmp_path)
+    link, _ = load_profile(f"{NAME}-{manner}", LinkProfile, "test", tmp_path)
     latency_s, message_s, byte_s = calibrated_world.PAYLOAD[manner]
     assert link.carried_by == manner
     assert link.per_message_s is not None
@@ -327,7 +327,8 @@ def test_a_name_that_is_given_is_that_of_all_profiles(tmp_path: Path) -> None:
     report = run(World(), tmp_path, name="mine", simulate=False)
     profiles = [file.stem for file in report.files if file.parent.name == "hardware_profiles"]
     assert sorted(profiles) == [
-        "hsim-decoder-mine-core", "mine-core", "mine-core-server", "mine-cpu", "steps-tiny-12m-mine-core",
+        "hsim-decoder-mine-core", "mine-core", "mine-core-server", "mine-cpu", "mine-pipe", "mine-shared-memory",
+        "steps-tiny-12m-mine-core",
     ]  # fmt: skip
 
 

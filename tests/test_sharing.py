@@ -149,8 +149,9 @@ def test_contended_cores_are_exactly_a_virtual_clock(slowdown: float, curves: Cu
     np.testing.assert_allclose([j.dynamic_j for j in jobs], [w.joules for w in expected], **CLOSE)
     np.testing.assert_allclose([j.idle_j for j in jobs], [10.0 * (j.served_s - j.started_s) for j in jobs], **CLOSE)
     took = np.array([j.served_s - j.started_s for j in jobs]) / [j.seconds for j in jobs]
-    assert took.max() <= slowdown * (1 + 1e-9)
-    assert slowdown == 1 or took.max() > 1 + 0.7 * (slowdown - 1), "hardly anything was slowed down"
+    most = max((times for curve in curves for _, times in curve), default=slowdown)
+    assert took.max() <= most * (1 + 1e-9)
+    assert most == 1 or took.max() > 1 + 0.5 * (most - 1), "hardly anything was slowed down"
 
 
 # ---- batches on a core

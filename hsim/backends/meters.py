@@ -271,12 +271,14 @@ def zeus_packages(why: str) -> list[Meter]:
             read = partial(packages.get_total_energy_consumption, i)
             parts = {"cpu_mj": (f"package-{i}, by zeus", _PACKAGE), "dram_mj": (f"dram of package-{i}, by zeus", _DRAM)}
             told = [part for part in parts if getattr(read(), part) is not None]
-            meters += [
-                _zeus_counter(*parts[part], lambda p=part, r=read: getattr(r(), p), ZeusBaseError) for part in told
-            ]
+            meters += [_zeus_counter(*parts[part], partial(_part, read, part), ZeusBaseError) for part in told]
     except ZeusBaseError as error:
         return [Unavailable("CPU packages", _PACKAGE, f"{why}; zeus: {error}")]
     return meters
+
+
+def _part(read: Callable[[], Any], part: str) -> float:
+    return float(getattr(read(), part))
 
 
 def _zeus_counter(name: str, boundary: str, read_mj: Callable[[], float], fault: type[Exception]) -> Meter:

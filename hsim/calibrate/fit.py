@@ -81,7 +81,8 @@ def bounds(
     if freedom < 1 or not sizes.all() or np.linalg.matrix_rank(slopes / sizes) < len(law):
         return None
     residual = float(np.sum((ratios - 1.0) ** 2)) / freedom
-    errors = np.sqrt(residual * np.diag(np.linalg.inv((slopes / sizes).T @ (slopes / sizes)))) / sizes
+    inverse = np.linalg.inv(np.linalg.qr(slopes / sizes, mode="r"))  # its rows' squares: the diagonal of (A^T A)^-1
+    errors = np.sqrt(residual * np.sum(inverse**2, axis=1)) / sizes
     half = together(t_quantile(BOUNDS[1], freedom) * errors, law * unsteadiness(points))
     low = np.maximum(law - half, np.zeros(len(law)) if least is None else least)
     return np.minimum(low, law), law + half

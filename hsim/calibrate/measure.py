@@ -93,8 +93,10 @@ class Workers:
     def close(self) -> None:
         """See Measurer."""
         self._end_group()
-        for one in (*self._devices.values(), *self._cores, *self._couriers.values()):
-            one.close()
+        for worker in (*self._devices.values(), *self._cores):
+            worker.close()
+        for couriers in self._couriers.values():
+            couriers.close()
         self._couriers.clear()
         self._devices.clear()
         self._cores.clear()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from hsim.backends.code import declared_in, digest
 from hsim.calibrate import profiles
@@ -214,7 +215,7 @@ class _Calibration:
         failed = {row.key: row.reading.failure for row in rows if row.reading.failure and row.key not in succeeded}
         left_out = _told(self.left_out)
         held_out = profiles.held_out(findings)
-        more = {"noisy": noisy, "failed": failed, "left_out": left_out}
+        more: dict[str, Any] = {"noisy": noisy, "failed": failed, "left_out": left_out}
         more |= {"held_out": [{**asdict(one), "said": one.said} for one in held_out]}
         files = [write_fit(self.folder, findings, more), write_report(self.folder, findings)]
         files += write_profiles(options.out, findings)

@@ -99,8 +99,8 @@ def _scale(points: Sequence[Point], logs: Sequence[float], name: TableName) -> d
     """
     if len(logs) < 2:  # one has no spread
         return None
-    half = t_quantile(BOUNDS[1], len(logs) - 1) * np.std(logs, ddof=1) / math.sqrt(len(logs))
-    half = together(half, np.asarray(unsteadiness(points)))
+    off = t_quantile(BOUNDS[1], len(logs) - 1) * np.std(logs, ddof=1) / math.sqrt(len(logs))
+    half = together(np.asarray(off), np.asarray(unsteadiness(points)))
     low, high = np.exp([np.mean(logs) - half, np.mean(logs) + half]).tolist()
     source = f"{len(logs)} random steps kept out, and how far rounds are apart; {name.source}"
     return {"value": 1.0, "tier": "fitted", "source": source, "low": min(1.0, low), "high": max(1.0, high)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from hsim.description.hardware import CpuProfile
@@ -68,13 +68,10 @@ def operation_cost(cpu: CpuProfile, operation: str, figures: Figures) -> Operati
     parts = [(int(n) - 1) / max(1, cpu.cores - 1) for n in described.contention_slowdown]
     # In no world does company make work quicker: points of a curve, drawn each by itself, might say so.
     times = list(accumulate((of(f"contention_slowdown.{n}") for n in described.contention_slowdown), max, initial=1.0))
-    return OperationCost(
-        operation,
-        *(of(name) for name in ("base_s", "per_unit_s", "per_unit_squared_s", "per_unit_beyond_s")),
-        knee,
-        hand_over_s=figures.value(cpu, "hand_over_s") if cpu.hand_over_s else 0.0,
-        contention=tuple(zip(parts, times[1:], strict=True)),
-    )
+    square_s, beyond_s = of("per_unit_squared_s"), of("per_unit_beyond_s")
+    cost = OperationCost(operation, of("base_s"), of("per_unit_s"), square_s, beyond_s, knee)
+    hand_over_s = figures.value(cpu, "hand_over_s") if cpu.hand_over_s else 0.0
+    return replace(cost, hand_over_s=hand_over_s, contention=tuple(zip(parts, times[1:], strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
