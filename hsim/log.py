@@ -31,6 +31,15 @@ class Outcome(IntEnum):
     FAILED = 3  # live: its work raised, hung or died
 
 
+class Kept(IntEnum):
+    """What became of a task that might have been kept at the edge."""
+
+    SENT = 0  # to the cloud, as the policy wanted
+    KEPT = 1
+    FULL = 2  # to the cloud, since the edge was full
+    ASKED_AGAIN = 3  # kept, its answer not good enough, and asked again in the cloud
+
+
 class Power(IntEnum):
     """Power states that something stays in. It is active, beyond these, while Log.steps or Log.cores say so.
 
@@ -121,6 +130,11 @@ def _steps() -> Table:
     )  # fmt: skip
 
 
+def host_memory(pool: str) -> str:
+    """What the link between a pool's replicas and their servers' memory is called."""
+    return f"{pool} host memory"
+
+
 @dataclass
 class Log:
     """What happened. Times in seconds from the start of the run, energies in joules."""
@@ -137,6 +151,8 @@ class Log:
     transfers: Table = field(default_factory=lambda: Table("task", "link", "start_s", "end_s", "bytes", "joules"))
     # What became of contexts when their tasks went to a tool: choices are those of engine.gaps.CHOICES, in order.
     gaps: Table = field(default_factory=lambda: Table("device", "task", "round", "time_s", "choice", "tokens"))
+    # Of tasks that might be kept at the edge: choice is a Kept; easy, whether the edge's model answers as well.
+    keeping: Table = field(default_factory=lambda: Table("task", "time_s", "choice", "easy"))
     # From time_s on; device -1 is the server itself. Before its first row each is on, its model loaded.
     states: Table = field(default_factory=lambda: Table("host", "device", "time_s", "state"))
 
@@ -149,5 +165,5 @@ class Log:
         """All tables as columns, by table name."""
         return {
             name: getattr(self, name).arrays()
-            for name in ("tasks", "visits", "steps", "cores", "preemptions", "transfers", "states", "gaps")
+            for name in ("tasks", "visits", "steps", "cores", "preemptions", "transfers", "states", "gaps", "keeping")
         }

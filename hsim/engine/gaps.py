@@ -23,12 +23,13 @@ CHOICES = ("cache", "hold", "offload", "drop")
 
 @dataclass(frozen=True)
 class GapSpec:
-    """How a replica treats contexts in gaps. `link` leads to host memory, of which it may use host_bytes."""
+    """How a replica treats contexts in gaps. `link`, logged as `way`, leads to host memory, of which it may use host_bytes."""
 
     policy: GapPolicy
     kv_bytes_per_token: float
     host_bytes: float = 0.0
     link: LinkSpec | None = None
+    way: str = ""
 
 
 class Owner(Protocol):
@@ -54,7 +55,7 @@ class Gaps:
         self._host_used_bytes = 0.0
         if spec.link:
             self._out, self._back = (Link(env, log, len(log.links), spec.link) for _ in range(2))
-            log.links.append("host memory")
+            log.links.append(spec.way)
 
     def begin(self, prompt: Prompt, costs: StepCosts, others_tokens: int, idle_w: float) -> None:
         """A round has ended and its context lies in free blocks: choose what becomes of it."""
