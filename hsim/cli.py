@@ -137,7 +137,12 @@ def simulate(
 
 @app.command()
 def compare(
-    scenarios: Annotated[list[str], typer.Argument(help="Scenario files, or names of shipped scenarios; two or more.")],
+    scenarios: Annotated[
+        list[str],
+        typer.Argument(
+            help="Scenario files, or names of shipped scenarios; two or more. 'NAME path=value' sets that in one."
+        ),
+    ],
     settings: Settings = [],  # noqa: B006
     replications: Replications = 10,
     processes: Processes = None,
