@@ -243,7 +243,7 @@ class Replica:
         for _ in range(plan.admitted):
             self._admit(self.waiting.popleft(), now)
         chunks = plan.chunks
-        if chunks and not all(prompt.prompt_left for prompt in self.prefilling):
+        if 0 in chunks and not all(prompt.prompt_left for prompt in self.prefilling):
             chunks = self._begin_elsewhere_prefilled(chunks)
         shape = self._shape_of(chunks)
         if not shape.decodes and not shape.chunks:
@@ -431,8 +431,10 @@ class Replica:
         size, due = self.kv.block_tokens, self._due
         cycles, rest = divmod(step - self._due_step, size)
         needed = cycles * self._decodes
-        for i in range(rest):
-            needed += due[(self._due_step + i) % size]
+        first = self._due_step % size
+        needed += sum(due[first : first + rest])
+        if first + rest > size:
+            needed += sum(due[: first + rest - size])
         self._due_step = step
         if needed:
             self.kv.take(needed)
@@ -451,7 +453,7 @@ class Replica:
                 prompt.first_token_s = self.env.now
             prompt.generated_tokens += 1
             self._outstanding_tokens -= 1
-            if self.kv.prefix_caching:
+            if prompt.prefix and self.kv.prefix_caching:
                 self.kv.publish(prompt)
             self._begin_decoding(prompt)
         self.prefilling = unfinished
@@ -480,8 +482,11 @@ class Replica:
 
     def _end_answers(self) -> None:
         """Sequences that have their whole answer leave the batch."""
-        while self._decodes and self._first_finish() == self._step:
-            prompt = heappop(self._finishing)[3]
+        finishing, step = self._finishing, self._step
+        while self._decodes and finishing[0][0] <= step:
+            _, _, entry, prompt = heappop(finishing)
+            if entry != prompt.entry:
+                continue  # it was preempted or given up
             self._stop_decoding(prompt)
             self._outstanding_tokens -= prompt.max_output_tokens - prompt.output_tokens
             self._leave(prompt)

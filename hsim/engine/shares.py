@@ -27,11 +27,8 @@ class Run:
     def passed(self, now_s: float) -> int:
         """Steps whose boundary has come, those booked included. Time only goes on."""
         if now_s >= self._next_s:
-            self._seen += 1
+            self._seen = self.segment.steps_by(self.start_s, now_s)
             self._next_s = self.end_s(self._seen + 1)
-            if now_s >= self._next_s:  # many have passed
-                self._seen = self.segment.steps_by(self.start_s, now_s)
-                self._next_s = self.end_s(self._seen + 1)
         return self._seen if self._seen < self.steps else self.steps
 
 
@@ -69,9 +66,11 @@ class Shares:
 
         They took `seconds` in all; `first` is the replica's number of the first of them, and the context that it read.
         """
-        segment, shape, steps = run.segment, run.shape, upto - run.taken
-        decodes = shape.decodes
-        joules = segment.joules_of(upto) - segment.joules_of(run.taken)
+        segment, shape, taken = run.segment, run.shape, run.taken
+        decodes, steps = shape.decodes, upto - taken
+        joules = segment.joules_of(upto)
+        if taken:
+            joules -= segment.joules_of(taken)
         if decodes:
             number, context_tokens = first
             triangle = steps * (steps - 1) / 2
@@ -80,9 +79,10 @@ class Shares:
             self.context_j += context_j * steps
             self.context_step_j += context_j * (steps * number + triangle)
         self.token_j += joules / (decodes + shape.chunk_tokens)
-        each_s = seconds / (decodes + shape.chunks)
+        sequences = decodes + shape.chunks
+        each_s = seconds / sequences
         self.idle_j += self.idle_w * each_s
-        self.host_dynamic_j += host_dynamic_j / (decodes + shape.chunks)
+        self.host_dynamic_j += host_dynamic_j / sequences
         self.host_idle_j += self.host_idle_w * each_s
 
     def charge_chunk(self, prompt: Prompt, chunk: int, since: tuple[float, ...]) -> None:
