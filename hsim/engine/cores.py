@@ -33,10 +33,17 @@ class Host:
         self.busy = 0
         self.core_idle_w = power.idle_w / power.cores
         self._core_w, self._speed = 0.0, 1.0
+        self._shares_w: dict[int, float] = {}
         self._joules, self._worked_s, self._since_s = 0.0, 0.0, 0.0
         self._ends: list[tuple[float, int, Done]] = []  # heap: work done when a job is done, order, what then
         self._order, self._version = count(), 0
         self._armed_s, self._slowed, self._ending = math.inf, False, False
+
+    def _share_w(self, busy: int) -> float:
+        """Watts above idle of each of so many busy cores: worked out once per number."""
+        if (share_w := self._shares_w.get(busy)) is None:
+            share_w = self._shares_w[busy] = self.power.dynamic_w(busy) / busy if busy else 0.0
+        return share_w
 
     def joules_per_core(self) -> float:
         """Joules above idle that a core busy since time zero would have taken by now: differences are a job's share."""
@@ -50,7 +57,7 @@ class Host:
         self._since_s = now
         self.busy += cores
         assert 0 <= self.busy <= self.power.cores, f"{self.busy} of {self.power.cores} cores busy"
-        self._core_w = self.power.dynamic_w(self.busy) / self.busy if self.busy else 0.0
+        self._core_w = self._share_w(self.busy)
         self.log.cores.append((self.index, now, self.busy))
         if self.slowdown > 1:
             others = (self.busy - 1) / max(1, self.power.cores - 1)
@@ -77,9 +84,9 @@ class Host:
         self._armed_s, self._slowed = math.inf, False
         if self._ends:
             self._armed_s = max(self.env.now, self._first_end_s())
-            self.env.call_at(self._armed_s, WORK_ENDS, partial(self._end, self._version))
+            self.env.call_at(self._armed_s, WORK_ENDS, self._end, self._version)
 
-    def _end(self, version: int, event: Event) -> None:
+    def _end(self, version: int) -> None:
         if version != self._version:
             return  # a shorter job has come, or cores have become free
         if self._slowed and self._first_end_s() > self.env.now:
@@ -87,7 +94,7 @@ class Host:
             return
         done = heappop(self._ends)[2]
         self._ending = True
-        done(event)
+        done(None)
         self._ending = False
         self._rearm()
 
@@ -191,20 +198,21 @@ class Cores:
 
     def _start(self, batch: list[Job]) -> None:
         now, joules = self.env.now, self.host.joules_per_core()
-        first, *others = batch
         for job in batch:
             job.started_s, job.joules_mark = now, joules
-        seconds = first.seconds + sum(job.seconds - job.base_s for job in others)
+        first, seconds = batch[0], batch[0].seconds
+        if len(batch) > 1:
+            seconds += sum(job.seconds - job.base_s for job in batch[1:])
         self.executor.job(first, seconds, self.host, partial(self._end, batch, seconds))
 
     def _end(self, batch: list[Job], seconds: float, event: Event) -> None:
-        now = self.env.now
+        now, host_j = self.env.now, self.host.joules_per_core()
         base_s = batch[0].base_s / len(batch)
         for job in batch:
             # Each pays for its own part of the work, and an equal part of what was paid once.
             part = (job.seconds - job.base_s + base_s) / seconds if len(batch) > 1 else 1.0
             job.served_s = now
-            job.dynamic_j = part * (self.host.joules_per_core() - job.joules_mark)
+            job.dynamic_j = part * (host_j - job.joules_mark)
             job.idle_j = part * self.host.core_idle_w * (now - job.started_s)
             self.env.trigger_at(job.done, now, TASK_GOES_ON + job.task)
         following = self._next_batch() if self.waiting else []
