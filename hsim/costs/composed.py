@@ -464,7 +464,8 @@ class ComposedCosts:
                 growth_s += self._window_layers * growing * context_s
         if shape.chunks:
             chunks_s, chunks_growth_s, steps = self._prefill(shape)
-            valid_steps = min(valid_steps, steps)
+            if steps < valid_steps:
+                valid_steps = steps
             each_s = attended * self._prefill_token_s + self._state_token_s
             seconds += attended * self._prefill_launch_s + (chunk_tokens * each_s + chunks_s) / self._groups
             growth_s += chunks_growth_s / self._groups
@@ -537,7 +538,8 @@ class ComposedCosts:
 
     def work(self, shape: StepShape) -> tuple[float, float, float]:
         """Bytes moved, FLOPs asked for (in bf16's worth) and bytes unpacked in a step, all devices together."""
-        tokens, head = self._tokens(shape.new_tokens), self._sequences(shape.sequences)
+        tokens = self._tokens(shape.decodes + shape.chunk_tokens)
+        head = self._sequences(shape.decodes + shape.chunks)
         layers, context, pairs = self._full_layers, shape.context_tokens, shape.pairs
         chunk_context, clipped, clipped_pairs = shape.chunk_context_tokens, 0.0, 0.0
         if self._window_layers:

@@ -62,7 +62,8 @@ class Pool(Generic[V]):
             device = self._by_index[visit.home]
         elif len(self.devices) > 1:
             seen = visit.view()
-            device = self.devices[self._router(seen, PoolView([d.view(seen) for d in self.devices], self._routed))]
+            views = PoolView([device.view(seen) for device in self.devices], self._routed)
+            device = self.devices[self._router(seen, views)]
         self._routed += 1
         visit.pool = self.number
         if self.priority:
