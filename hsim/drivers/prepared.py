@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, inf
 from pathlib import Path
@@ -74,6 +77,19 @@ class Prepared:
     accounts: Accounts
 
 
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """Without Python's collector of cycles: tasks and their runs make none, and it would walk over every live task."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@no_collector()
 def prepare(system: System) -> Prepared:
     """Work out all costs and draw all tasks. Raises DescriptionError for what cannot run."""
     figures, scenario = system.figures, system.scenario
