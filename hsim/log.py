@@ -28,7 +28,17 @@ class Outcome(IntEnum):
     SERVED = 0
     TIMED_OUT = 1
     SHED = 2
-    FAILED = 3  # live: its work raised, hung or died
+    FAILED = 3  # its work was lost too often; live: it raised, hung or died
+    LOST = 4  # of a visit only: its device broke down; it may have been sent again
+
+
+class Kept(IntEnum):
+    """What became of a task that might have been kept at the edge."""
+
+    SENT = 0  # to the cloud, as the policy wanted
+    KEPT = 1
+    FULL = 2  # to the cloud, since the edge was full
+    ASKED_AGAIN = 3  # kept, its answer not good enough, and asked again in the cloud
 
 
 class Power(IntEnum):
@@ -42,6 +52,16 @@ class Power(IntEnum):
     BOOT = 1
     IDLE = 2
     LOADED = 3
+
+
+class Service(IntEnum):
+    """Whether a device takes new work: it is closed while it goes, is down or comes up, broken from a breakdown until it
+    is open again.
+    """
+
+    OPEN = 0
+    CLOSED = 1
+    BROKEN = 2
 
 
 class Table:
@@ -121,6 +141,11 @@ def _steps() -> Table:
     )  # fmt: skip
 
 
+def host_memory(pool: str) -> str:
+    """What the link between a pool's replicas and their servers' memory is called."""
+    return f"{pool} host memory"
+
+
 @dataclass
 class Log:
     """What happened. Times in seconds from the start of the run, energies in joules."""
@@ -137,8 +162,17 @@ class Log:
     transfers: Table = field(default_factory=lambda: Table("task", "link", "start_s", "end_s", "bytes", "joules"))
     # What became of contexts when their tasks went to a tool: choices are those of engine.gaps.CHOICES, in order.
     gaps: Table = field(default_factory=lambda: Table("device", "task", "round", "time_s", "choice", "tokens"))
+    # Of tasks that might be kept at the edge: choice is a Kept; easy, whether the edge's model answers as well.
+    keeping: Table = field(default_factory=lambda: Table("task", "time_s", "choice", "easy"))
     # From time_s on; device -1 is the server itself. Before its first row each is on, its model loaded.
     states: Table = field(default_factory=lambda: Table("host", "device", "time_s", "state"))
+
+    # From time_s on. Pools and devices as in visits; before its first row each is open.
+    service: Table = field(default_factory=lambda: Table("pool", "device", "time_s", "state"))
+    # Prompts that were lost with their device, and what had been computed of them.
+    losses: Table = field(
+        default_factory=lambda: Table("device", "time_s", "task", "prefilled_tokens", "output_tokens")
+    )
 
     def on_engines(self, visits: Any) -> NDArray[np.bool_]:
         """Which of these rows of visits were served by model replicas. Shape (rows,)."""
@@ -149,5 +183,17 @@ class Log:
         """All tables as columns, by table name."""
         return {
             name: getattr(self, name).arrays()
-            for name in ("tasks", "visits", "steps", "cores", "preemptions", "transfers", "states", "gaps")
+            for name in (
+                "tasks",
+                "visits",
+                "steps",
+                "cores",
+                "preemptions",
+                "transfers",
+                "states",
+                "gaps",
+                "keeping",
+                "service",
+                "losses",
+            )
         }

@@ -464,8 +464,7 @@ class ComposedCosts:
                 growth_s += self._window_layers * growing * context_s
         if shape.chunks:
             chunks_s, chunks_growth_s, steps = self._prefill(shape)
-            if steps < valid_steps:
-                valid_steps = steps
+            valid_steps = min(valid_steps, steps)
             each_s = attended * self._prefill_token_s + self._state_token_s
             seconds += attended * self._prefill_launch_s + (chunk_tokens * each_s + chunks_s) / self._groups
             growth_s += chunks_growth_s / self._groups

@@ -21,8 +21,11 @@ from pydantic import (
 
 from hsim.description.catalogue import scenario_file
 from hsim.description.choices import choices_of, first_of, with_chosen
+from hsim.description.elastic import Drain, Failures, Retries, Scaling
 from hsim.description.hardware import KvPrecision, Precision, Tool
+from hsim.description.keeping import Keep
 from hsim.description.quantities import Constant, Distribution
+from hsim.description.sites import HERE, Site, SiteLink
 from hsim.description.yamlfile import Document, Strict, did_you_mean, read_document, validated, with_settings
 from hsim.errors import DescriptionError
 
@@ -181,16 +184,18 @@ class TaskClass(Strict):
 
 
 class Workload(Strict):
-    """Who asks for what, and when. `tasks` limits a trace; left out, the whole trace is replayed.
+    """Who asks for what, when and where. `tasks` limits a trace; left out, the whole trace is replayed.
 
     `measure: steady` looks for the steady state of arrivals that go on: a warm-up comes before the `tasks` tasks that
     are measured, and others arrive until those have ended. `measure: terminating` measures all of a run of `tasks`
     tasks from an empty system to an empty one. Left out, arrivals at a constant mean rate are steady, and traces and
-    closed loops terminating.
+    closed loops terminating. Clients stand at the site `arrives_at`: what goes to another, and the answer, crosses the
+    network between the two.
     """
 
     arrivals: Arrivals
     tasks: PositiveInt | None = None
+    arrives_at: str | None = None
     measure: Literal["steady", "terminating"] | None = None
     classes: dict[str, TaskClass] = Field(default={"request": {}}, validate_default=True, min_length=1)
 
@@ -218,15 +223,30 @@ class Workload(Strict):
 
 
 class FleetTier(Strict):
-    """So many servers of one kind.
+    """So many servers of one kind, at the site of that name, or else at the scenario's own.
 
     One that has done nothing for `sleep_after_s` is switched off until work comes for it; the first `stay_on` never are.
+    Or `scaling` says how many serve. They may have `failures`, and planned `drains`, by their number from 0 on.
     """
 
     server: str
     count: PositiveInt
+    site: str | None = None
     sleep_after_s: PositiveFloat | None = None
     stay_on: NonNegativeInt = 0
+    scaling: Scaling | None = None
+    failures: Failures | None = None
+    drains: dict[NonNegativeInt, Drain] = {}
+
+    @property
+    def leaves(self) -> bool:
+        """Whether its servers go out of service and come back."""
+        return bool(self.scaling or self.failures or self.drains)
+
+    @property
+    def goes_down(self) -> bool:
+        """Whether its servers are ever switched off, for whatever reason."""
+        return self.leaves or self.sleep_after_s is not None
 
 
 class CorePool(Strict):
@@ -254,7 +274,8 @@ class EnginePool(Strict):
     accelerator holds whole experts instead of a slice of each. `kv_precision` is that of keys and values where it is not
     the activations'. Under `power_cap_w` each accelerator runs at the highest clock whose power fits. A
     replica that has done nothing for `unload_after_s` gives its accelerators' memory back, and loads its model again when
-    work comes for it. `tool_gaps` says what becomes of a context's KV cache while its task waits for a tool; to offload
+    work comes for it; or `scaling` says how many replicas serve, and the others unload. With `failures` replicas break down
+    while their servers go on, and load again. `tool_gaps` says what becomes of a context's KV cache while its task waits for a tool; to offload
     it each replica may use `host_kv_bytes` of its server's memory, over `host_link`.
     """
 
@@ -276,6 +297,8 @@ class EnginePool(Strict):
     prefix_caching: bool | None = None
     max_waiting: PositiveInt | None = None
     unload_after_s: PositiveFloat | None = None
+    scaling: Scaling | None = None
+    failures: Failures | None = None
     tool_gaps: str = "cache"
     host_link: str | None = None
     host_kv_bytes: PositiveFloat | None = None
@@ -292,6 +315,16 @@ class EnginePool(Strict):
         """Whether its replicas are cores of the tier's servers."""
         return self.runs_on.endswith(".cpu")
 
+    @property
+    def leaves(self) -> bool:
+        """Whether its replicas go out of service and come back, beside their servers."""
+        return bool(self.scaling or self.failures)
+
+    @property
+    def unloads(self) -> bool:
+        """Whether its replicas are ever without their model on a server that is on."""
+        return self.leaves or self.unload_after_s is not None
+
     @model_validator(mode="after")
     def _cores_are_for_cpus(self) -> EnginePool:
         if not self.on_cores:
@@ -300,7 +333,10 @@ class EnginePool(Strict):
             return self
         if self.cores_per_replica is None:
             raise ValueError("cores_per_replica is missing; say how many cores each replica on a CPU has")
-        only = ("tensor_parallel", "data_parallel", "expert_parallel", "kv_precision", "power_cap_w", "unload_after_s")
+        only = (
+            "tensor_parallel", "data_parallel", "expert_parallel", "kv_precision", "power_cap_w", "unload_after_s",
+            "scaling", "failures",
+        )  # fmt: skip
         for key in only:
             if key in self.model_fields_set:
                 raise ValueError(f"{key} is for accelerators, and the pool runs on cores; remove it")
@@ -355,22 +391,6 @@ class Slos(Strict):
     tpot: Slo | None = None
     answer_ttft: Slo | None = None
     e2e: Slo | None = None
-
-
-class Cost(Strict):
-    """What the servers cost: rented by the hour (electricity included), or owned (capex and electricity)."""
-
-    basis: Literal["rent", "own"] = "rent"
-    lifetime_years: PositiveFloat = 4.0
-
-
-class Site(Strict):
-    """Where the fleet stands."""
-
-    pue: float = Field(default=1.25, ge=1)
-    usd_per_kwh: NonNegativeFloat = 0.12
-    gco2_per_kwh: NonNegativeFloat = 350.0
-    cost: Cost = Cost()
 
 
 class Balance(Strict):
@@ -453,13 +473,19 @@ class Architecture(Strict):
     networks: dict[str, str] | None = None
     payload: Payload | None = None
     balance: Balance | None = None
+    keep: Keep | None = None
+    site: Site | None = None
+    assume: Assumptions | None = None
+    sites: dict[str, Site] | None = None
+    site_links: dict[str, SiteLink] | None = None
 
 
 class Scenario(Strict):
     """Everything that one run depends on, the seed included.
 
     `architecture` is the one of `architectures` that is run, `counts` the numbers of servers of each tier that a
-    comparison of architectures tries.
+    comparison of architectures tries. `site` is where tiers stand that name none of `sites`; `site_links` join two sites,
+    as one-other.
     """
 
     model: str
@@ -474,12 +500,31 @@ class Scenario(Strict):
     networks: dict[str, str] = {}
     payload: Payload = Payload()
     balance: Balance = Balance()
+    retries: Retries = Retries()
+    keep: Keep | None = None
     tools: dict[str, Tool] = {}
     slo: Slos = Slos()
     site: Site = Site()
+    sites: dict[str, Site] = {}
+    site_links: dict[str, SiteLink] = {}
     assume: Assumptions = {}
     seed: int = Field(default=0, ge=0)
     plan: Planning | None = Field(default=None, exclude=True)  # no run depends on it, and no key or hash
+
+    def serving(self, stage: str) -> tuple[str, ...]:
+        """The pools that serve a stage: of generate, the one that keeps tasks at the edge too."""
+        kept = (self.keep.pool,) if self.keep and stage == "generate" else ()
+        return (*self.stages.pools(stage), *kept)
+
+    def site_of(self, tier: str) -> str:
+        """The name of the site where a tier stands."""
+        return self.fleet[tier].site or HERE
+
+    def sites_in_use(self) -> dict[str, Site]:
+        """Sites where servers or clients stand, by name."""
+        known = {HERE: self.site, **self.sites}
+        named = [self.site_of(tier) for tier in self.fleet]
+        return {name: known[name] for name in dict.fromkeys([*named, self.workload.arrives_at or named[0]])}
 
 
 def load(name_or_path: str | Path, settings: Sequence[str] = ()) -> tuple[Scenario, Document]:
@@ -545,6 +590,8 @@ def _check_references(scenario: Scenario, document: Document) -> None:
         at = document.where(("stages", stage))
         if not scenario.stages.pools(stage):
             _check_not_needed(scenario, stage, at)
+        if stage == "generate" and scenario.keep:
+            _check_keep(scenario, scenario.keep, document)
         for name in scenario.stages.pools(stage):
             if name not in scenario.pools:
                 raise DescriptionError(at, f"there is no pool {name!r}", did_you_mean(name, list(scenario.pools)))
@@ -555,6 +602,33 @@ def _check_references(scenario: Scenario, document: Document) -> None:
                     f"pool {name!r} runs on {scenario.pools[name].runs_on}",
                     f"{stage} needs a pool that runs on a tier's .{part}",
                 )
+
+
+def _check_keep(scenario: Scenario, keep: Keep, document: Document) -> None:
+    """The edge has a pool of its own, and a policy what it needs."""
+    where, classes = document.where, list(scenario.workload.classes)
+    if not isinstance(scenario.pools.get(keep.pool), EnginePool) or keep.pool == scenario.stages.generate:
+        others = [n for n, p in scenario.pools.items() if isinstance(p, EnginePool) and n != scenario.stages.generate]
+        what = f"{keep.pool!r} is no engine pool beside {scenario.stages.generate!r}"
+        raise DescriptionError(where(("keep", "pool")), what, did_you_mean(keep.pool, others))
+    if scenario.stages.prefill:
+        what = "tasks are kept by a pool that does all of generation, and stages.prefill divides it"
+        raise DescriptionError(where(("keep",)), what, "leave one of them out")
+    for key, policy in (("max_input_tokens", "by-length"), ("classes", "by-class")):
+        if keep.policy == policy and not getattr(keep, key):
+            raise DescriptionError(
+                where(("keep", key)), f"is missing, and the policy is {policy}", "say which are kept"
+            )
+    fractions = keep.easy_fraction if isinstance(keep.easy_fraction, dict) else dict.fromkeys(classes, 0.0)
+    for key, named in (("classes", keep.classes), ("easy_fraction", fractions)):
+        for name in named:
+            if name not in classes:
+                at = where(("keep", key))
+                raise DescriptionError(at, f"there is no class {name!r}", did_you_mean(name, classes))
+    for name in classes:
+        if name not in fractions:
+            at = where(("keep", "easy_fraction"))
+            raise DescriptionError(at, f"says nothing of class {name!r}", "give each class a fraction, or one to all")
 
 
 def _check_not_needed(scenario: Scenario, stage: str, at: str) -> None:

@@ -23,15 +23,21 @@ from hsim.description.model import ModelArchitecture
 from hsim.description.scenario import Workload
 from hsim.description.system import FilledPool, System, Tier
 from hsim.description.yamlfile import did_you_mean
+from hsim.drivers.elastic import Elastic, elastic_of
 from hsim.drivers.gaps import expected_gaps, gap_spec
+from hsim.drivers.keeping import keep_spec
+from hsim.drivers.sites import crossing_specs
+from hsim.engine.keeping import KeepSpec
 from hsim.engine.link import LinkSpec
 from hsim.engine.power import Sleep
 from hsim.engine.replica import ReplicaSpec
+from hsim.engine.sites import CrossingSpec
 from hsim.errors import DescriptionError
 from hsim.log import Stage
 from hsim.metrics.accounts import Accounts, accounts_of
 from hsim.policies.balance import ADMISSIONS, CHOOSERS, PRIORITIES, Admission, Chooser, Priority
 from hsim.policies.batching import Batcher, decode_first, whole_prompts
+from hsim.policies.keeping import KEEPERS
 from hsim.policies.own import is_own, own_policy
 from hsim.policies.routing import ROUTERS, Router
 from hsim.workload.tasks import Drawn, check_tasks_fit, check_understanding_fits, draw_tasks, expected_rounds_left
@@ -66,6 +72,8 @@ class Prepared:
     routers: dict[str, Router]
     slowdown: dict[str, float]
     networks: dict[str, LinkSpec]
+    site_links: dict[str, CrossingSpec]
+    keep: KeepSpec | None
     sleep: dict[str, Sleep]
     understand: dict[str, OperationCost]
     tools: dict[str, OperationCost]
@@ -74,6 +82,7 @@ class Prepared:
     balance: BalanceSpec | None
     request_latency_s: dict[str, float]
     expected_gap_s: dict[str, float]
+    elastic: Elastic | None
     accounts: Accounts
 
 
@@ -118,6 +127,8 @@ def prepare(system: System) -> Prepared:
         routers={name: _router(system, name) for name in scenario.pools},
         slowdown={name: figures.value(tier.cpu, "contention_slowdown") for name, tier in system.tiers.items()},
         networks=networks,
+        site_links=crossing_specs(system, len(drawn.tasks)),
+        keep=_keep(system, replicas, drawn),
         sleep=_sleep(system),
         understand=_understanding(system),
         tools=tools,
@@ -126,6 +137,7 @@ def prepare(system: System) -> Prepared:
         balance=_balance(system),
         request_latency_s={name: _request_latency_s(system, name) for name in replicas},
         expected_gap_s=expected_gaps(system, tools) if gaps else {},
+        elastic=elastic_of(system),
         accounts=accounts_of(system),
     )
     figures.check_all_assumptions_used(system.document)
@@ -158,7 +170,7 @@ def _besides(workload: Workload, model: ModelArchitecture) -> dict[str, int]:
 
 
 def _sleep(system: System) -> dict[str, Sleep]:
-    """When the servers of each tier that has sleep_after_s are switched off, and how long they take to boot.
+    """When the servers of each tier that goes down are switched off by themselves, and how long they take to boot.
 
     Raises DescriptionError where KV cache would be sent to a server, or an engine, that is down.
     """
@@ -176,9 +188,9 @@ def _sleep(system: System) -> dict[str, Sleep]:
                 )
                 raise DescriptionError(where(path), what, "leave it out")
     return {
-        name: Sleep(fleet[name].sleep_after_s, system.figures.value(tier.server, "boot_s"))  # type: ignore[arg-type]
+        name: Sleep(fleet[name].sleep_after_s or inf, system.figures.value(tier.server, "boot_s"))
         for name, tier in system.tiers.items()
-        if fleet[name].sleep_after_s is not None
+        if fleet[name].goes_down
     }
 
 
@@ -216,7 +228,7 @@ def _replica_on_cores(system: System, name: str, pool: FilledPool) -> ReplicaSpe
         kv_blocks=kv_capacity_on_cores(placement, pool.gpu_memory_utilization, figures, at) // pool.block_tokens,
         idle_w=0.0,
         host_cores=pool.cores_per_replica + ceil(figures.value(engine, "host_cores_per_replica")),
-        load_s=figures.value(engine, "load_s") if system.scenario.fleet[tier.name].sleep_after_s is not None else 0.0,
+        load_s=figures.value(engine, "load_s") if system.scenario.fleet[tier.name].goes_down else 0.0,
     )
 
 
@@ -234,7 +246,7 @@ def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
     at = system.document.where(("pools", name))
     host_cores = figures.value(engine, "host_cores_per_replica")
     host_cores += placement.devices * figures.value(engine, "host_cores_per_accelerator")
-    goes_down = pool.unload_after_s is not None or system.scenario.fleet[tier.name].sleep_after_s is not None
+    goes_down = pool.unloads or system.scenario.fleet[tier.name].goes_down
     return ReplicaSpec(
         pool=pool,
         costs=_step_costs(system, name, placement),
@@ -350,6 +362,14 @@ def _balance(system: System) -> BalanceSpec | None:
     objective_s = scenario.slo.ttft.max_s if scenario.slo.ttft else inf
     rounds_left = {name: expected_rounds_left(kind) for name, kind in scenario.workload.classes.items()}
     return BalanceSpec(chooser, priorities, admission, objective_s, operations, rounds_left)
+
+
+def _keep(system: System, replicas: dict[str, ReplicaSpec], drawn: Drawn) -> KeepSpec | None:
+    """Which tasks stay at the edge; None where all go to the generate stage's own pool."""
+    if (keep := system.scenario.keep) is None:
+        return None
+    policy = _named(system, KEEPERS, keep.policy, "keep policy", system.document.where(("keep", "policy")))
+    return keep_spec(system, keep, policy, replicas[keep.pool], drawn.tasks)
 
 
 def _named(system: System, known: dict[str, P], name: str, what: str, where: str) -> P:

@@ -10,13 +10,17 @@ from typing import Any, TypeVar
 
 from simpy.events import Event
 
+from hsim.costs.cpu import Contention
 from hsim.costs.wire import Wire
+from hsim.description.elastic import Retries
 from hsim.engine.balance import NOBODY, Alternatives
 from hsim.engine.environment import TASK_ARRIVES, TASK_GOES_ON, EngineEnvironment, Living
+from hsim.engine.keeping import Keeping
 from hsim.engine.pool import Pool
 from hsim.engine.replica import Replica
+from hsim.engine.sites import Clients
 from hsim.engine.visits import Job, Prompt
-from hsim.log import Log, Outcome, Stage
+from hsim.log import Kept, Log, Outcome, Stage
 from hsim.policies.balance import Admission, everybody
 from hsim.workload.tasks import Round, Task
 
@@ -26,11 +30,12 @@ Send = Callable[[int, float], Event]
 
 @dataclass(frozen=True)
 class OperationTime:
-    """A CPU operation: its name, its seconds by units, and the part of them that a batch pays once."""
+    """A CPU operation: its name, its seconds by units, the part of them that a batch pays once, and its own contention."""
 
     name: str
     seconds: Callable[[float], float]
     base_s: float
+    contention: Contention = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class Pipeline:
     `readers` are of the engine pools that understand, by pool and class. A `codec` writes and reads what passes over
     links, where that takes time: in the jobs of cores at either end, and while engines' servers hold it.
     `request_latency_s` passes, by pool, between a client and the queue, and holds nothing meanwhile.
-    `expected_gap_s` is what each tool takes on average, where replicas treat contexts by that.
+    `expected_gap_s` is what each tool takes on average, where replicas treat contexts by that. `clients` stand at another
+    site than some pools; they send from the place "". With `keeping` some tasks stay on another model.
     """
 
     pools: Mapping[Stage, Pool[Any]]
@@ -85,6 +91,9 @@ class Pipeline:
     readers: Mapping[str, Mapping[str, Reader]] = field(default_factory=dict)
     request_latency_s: Mapping[str, float] = field(default_factory=dict)
     expected_gap_s: Mapping[str, float] = field(default_factory=dict)
+    retries: Retries = field(default_factory=Retries)
+    clients: Clients | None = None
+    keeping: Keeping | None = None
 
 
 def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> None:
@@ -103,9 +112,11 @@ def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[
 
 def use(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> Generator[Event, None, None]:
     """A user of a closed loop: think, ask, wait for the answer, think again."""
+    env.lives += 1
     for task in tasks:
         yield env.at(env.now + task.think_s, task.id)
         yield from live(env, log, pipeline, task)
+    env.lives -= 1
 
 
 def arrive_in_time(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: Iterable[Task]) -> None:
@@ -117,12 +128,17 @@ def arrive_in_time(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: 
         following = next(waiting, None)
         if following is not None:
             env.call_at(following.arrival_s, TASK_ARRIVES + following.id, lambda _: arrive(following))
+        else:
+            env.lives -= 1
 
+    env.lives += 1  # who has yet to come
     first = next(waiting)
     env.call_at(first.arrival_s, TASK_ARRIVES + first.id, lambda _: arrive(first))
 
 
-def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Generator[Event, None, None]:
+def live(  # noqa: PLR0912  # it reads from top to bottom, without a generator within it more than it must have
+    env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task
+) -> Generator[Event, None, None]:
     """A task's life: for each visit, move there, queue and be served, perhaps wait for something outside."""
     place, outcome, arrival_s = "", Outcome.SERVED, env.now
     deadline_s = arrival_s + task.timeout_s
@@ -130,7 +146,10 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
     if balance and not balance.admission(pipeline.pools[_prompted(pipeline)].waited_s(), balance.objective_s):
         log.tasks.append((task.id, arrival_s, arrival_s, Outcome.SHED))
         return
-    for visit in visits_of(env, pipeline, task):
+    env.lives += 1
+    visits = visits_of(env, pipeline, task)
+    visit = next(visits, None)
+    while visit is not None:
         pool = visit.asked or pipeline.pools[visit.stage]
         visit.ready_s = env.now
         if balance:
@@ -139,15 +158,13 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
             yield from _sent(env, visit, send)
         if isinstance(visit, Prompt) and visit.source is not None:
             _let_go(pipeline, visit.source)
-        elif latency_s := pipeline.request_latency_s.get(pool.name):
+        elif latency_s := _latency_s(pipeline, task, visit, pool.name):
             yield env.at(env.now + latency_s, task.id)
         if visit.home >= 0 and (coming := _brought_back(pool, visit)):
             yield coming
         visit.queued_s = env.now
-        if visit.asked and balance:
-            visit, pool = yield from _served_by_any(env, pipeline, visit, deadline_s)  # noqa: PLW2901  # remade
-            visit.ended_s, place, outcome = env.now, pool.name, visit.outcome
-            log.visits.append(visit.row())
+        if visit.remake and balance:
+            visit, pool = yield from _served_by_any(env, pipeline, visit, deadline_s)
         elif env.now < deadline_s:
             served = pool.submit(visit)
             if deadline_s < math.inf:
@@ -155,14 +172,52 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
             yield served
             if isinstance(visit, Job) and visit.outside_wait_s and not visit.outcome:
                 yield env.at(env.now + visit.outside_wait_s, task.id)
-            visit.ended_s, place = env.now, pool.name
-            log.visits.append(visit.row())
-            outcome = visit.outcome
-        if outcome or env.now >= deadline_s:
-            outcome = outcome or Outcome.TIMED_OUT
+        else:
+            outcome = Outcome.TIMED_OUT
             break
+        visit.ended_s = env.now
+        log.visits.append(visit.row())
+        if visit.outcome is Outcome.LOST and (again := _again(env, pipeline, visit, deadline_s)):
+            yield again
+            continue
+        place, outcome = pool.name, visit.outcome
+        if outcome or env.now >= deadline_s:
+            outcome = _reason(outcome, env.now >= deadline_s)
+            break
+        visit = next(visits, None)
     _abandon(pipeline, task, outcome)
+    yield from _answered(pipeline, task, outcome, place)
+    env.lives -= 1
     log.tasks.append((task.id, arrival_s, env.now, outcome))
+
+
+def _again(env: EngineEnvironment, pipeline: Pipeline, visit: Job | Prompt, deadline_s: float) -> Event | None:
+    """When a visit whose device broke down is sent again, as if nothing had been done; None where it is not."""
+    if visit.lost == pipeline.retries.max_retries or env.now >= deadline_s:
+        return None
+    visit.begin_again()
+    return env.at(env.now + pipeline.retries.after_s, visit.task)
+
+
+def _reason(outcome: Outcome, late: bool) -> Outcome:
+    """Why a task ends before its last round."""
+    if outcome is Outcome.LOST and not late:
+        return Outcome.FAILED
+    return Outcome.TIMED_OUT if outcome in (Outcome.SERVED, Outcome.LOST) else outcome
+
+
+def _latency_s(pipeline: Pipeline, task: Task, visit: Job | Prompt, pool: str) -> float:
+    """Seconds between a client and a pool's queue, and for the first token's way back, in which nothing is held."""
+    back_s = pipeline.clients.way_back_s(visit, pool, len(task.rounds)) if pipeline.clients else 0.0
+    return pipeline.request_latency_s.get(pool, 0.0) + back_s
+
+
+def _answered(pipeline: Pipeline, task: Task, outcome: Outcome, place: str) -> Iterator[Event]:
+    """A task's answer goes where its client stands, unless there is none, or it is there already."""
+    if pipeline.clients and not outcome:
+        n_bytes = _payload(pipeline, task.rounds[-1].output_tokens)
+        if answered := pipeline.clients.answered(task.id, place, n_bytes):
+            yield answered
 
 
 def _brought_back(pool: Pool[Any], prompt: Job | Prompt) -> Event | None:
@@ -225,7 +280,7 @@ def _served_by_any(
 def _give_up(visit: Job | Prompt, pool: Pool[Any], event: Event) -> None:
     """At a task's deadline: its visit leaves, unless it has been served."""
     if not visit.done.triggered:
-        pool.device_of(visit).give_up(visit)
+        pool.give_up(visit)
 
 
 def _let_go(pipeline: Pipeline, prompt: Prompt) -> None:
@@ -236,7 +291,7 @@ def _let_go(pipeline: Pipeline, prompt: Prompt) -> None:
 
 def visits_of(env: EngineEnvironment, pipeline: Pipeline, task: Task) -> Iterator[Job | Prompt]:
     """The visits that a task makes, in order, each made when it is its turn."""
-    carried_tokens, last = task.understand_tokens, None
+    carried_tokens, last, kept = task.understand_tokens, None, Kept.SENT
     if task.understand_tokens:
         visit = _shared(pipeline, Stage.UNDERSTAND, partial(_understanding, env, pipeline, task))
         if pipeline.codec and isinstance(visit, Job) and task.rounds:
@@ -246,6 +301,14 @@ def visits_of(env: EngineEnvironment, pipeline: Pipeline, task: Task) -> Iterato
     for number, this in enumerate(task.rounds):
         if this.call:
             yield _shared(pipeline, Stage.TOOL, partial(_tool, env, pipeline, (task.id, number, this), carried_tokens))
+        if pipeline.keeping:
+            kept = pipeline.keeping.choose(task.id) if not number else kept
+            if kept in (Kept.KEPT, Kept.ASKED_AGAIN):
+                yield _at_the_edge(env, pipeline, (task, number, this), kept)
+                carried_tokens = this.output_tokens
+            if kept is Kept.KEPT:
+                continue
+            kept = Kept.SENT
         prompt = _prompt(env, pipeline, task, number, this)
         if pipeline.expected_gap_s:
             _mind_gaps(pipeline, task, prompt, last)
@@ -273,9 +336,11 @@ def _understanding(env: EngineEnvironment, pipeline: Pipeline, task: Task, pool:
         job = Job(task.id, 0, Stage.UNDERSTAND, tokens, Event(env))
         times = _operations(pipeline, Stage.UNDERSTAND, pool) or pipeline.understand
         _cost(job, times[task.class_name], tokens)
+        job.payload_bytes = _payload(pipeline, tokens)
         return job
     reader = readers[task.class_name]
     prompt = Prompt(task.id, 0, Stage.UNDERSTAND, tokens + reader.instruction_tokens, Event(env))
+    prompt.payload_bytes = _payload(pipeline, tokens)
     prompt.output_tokens = prompt.max_output_tokens = 1
     if not reader.encoder:
         prompt.output_tokens, prompt.max_output_tokens = task.understand_output_tokens, reader.max_output_tokens
@@ -321,6 +386,7 @@ def _shared(pipeline: Pipeline, stage: Stage, make: Callable[[Pool[Any]], V]) ->
 
 def _cost(job: Job, time: OperationTime, units: float) -> None:
     job.operation, job.units, job.seconds, job.base_s = time.name, units, time.seconds(units), time.base_s
+    job.contention = time.contention
 
 
 def _prompted(pipeline: Pipeline) -> Stage:
@@ -351,8 +417,16 @@ def _payload(pipeline: Pipeline, tokens: int) -> float:
     return pipeline.bytes_per_message + pipeline.bytes_per_token * tokens
 
 
+def _at_the_edge(env: EngineEnvironment, pipeline: Pipeline, turn: tuple[Task, int, Round], kept: Kept) -> Prompt:
+    """A round's visit to the edge's model: (task, its number, the round)."""
+    prompt = _prompt(env, pipeline, *turn)
+    assert pipeline.keeping
+    prompt.asked, prompt.discarded = pipeline.keeping.pool, kept is Kept.ASKED_AGAIN
+    return prompt
+
+
 def _prompt(env: EngineEnvironment, pipeline: Pipeline, task: Task, number: int, this: Round) -> Prompt:
-    """The visit to the model in a task's round."""
+    """A round's visit to a model that does all of it."""
     prompt = Prompt(task.id, number, Stage.GENERATE, this.input_tokens, Event(env))
     prompt.output_tokens, prompt.max_output_tokens = this.output_tokens, task.max_output_tokens
     prompt.payload_bytes = _payload(pipeline, this.input_tokens)

@@ -84,6 +84,24 @@ class PoolUse:
 
 
 @dataclass(frozen=True)
+class ServiceUse:
+    """Who was in service, where servers or replicas leave it. Figures by pool are those of its replicas or servers.
+
+    `available_fraction` is the part of their time that they were not broken, from a breakdown until they took work again;
+    `serving` how many took new work, on average. Visits that were lost with their device were sent again, or their tasks
+    failed; `lost_tokens` had been generated for them and `lost_j` of work been spent, which are in the joules of the window.
+    """
+
+    failed_tasks: int
+    lost_visits: int
+    lost_tokens: int
+    lost_j: float | None
+    boots: int
+    available_fraction: dict[str, float]
+    serving: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Energy:
     """Joules of the window. Tables are by attribution, then by measurement boundary."""
 
@@ -98,7 +116,10 @@ class Energy:
 
 @dataclass(frozen=True)
 class Money:
-    """Dollars of the window: servers rented (electricity included), or owned (capex and electricity)."""
+    """Dollars of the window: servers rented (electricity included), or owned (capex and electricity), by site.
+
+    `basis` is rent, own, or `rent and own`.
+    """
 
     basis: str
     servers_usd: float
@@ -117,9 +138,48 @@ class Assumption:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A figure, and its 95 % interval over replications.
+
+    `value` None: not estimable. `low` and `high` None: a single path, which has no interval.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the interval's width, where there is one."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    def times(self, factor: float) -> Interval:
+        """All of it so many times."""
+        ends = (None if end is None else end * factor for end in (self.value, self.low, self.high))
+        return Interval(*ends)
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Problems of one benchmark solved for each joule, everything included: PPT x TPW, if tokens go to such problems.
+
+    PPT lies between `ppt_low` and `ppt_high` problems a token; its interval in `per_j` is that of TPW alone.
+    """
+
+    benchmark: str
+    ppt_low: float
+    ppt: float
+    ppt_high: float
+    source: str
+    per_j: Interval
+
+
+@dataclass(frozen=True)
 class Result:
     """One run: a terminating window, one path, no sampling interval. `tasks` were completed.
 
+    `gco2_of` are the parts of its CO2 that are counted: of operation, and embodied in the servers where a site says so. `keeps` are, where there is an edge, fractions of tasks: kept there,
+    wrongly so, asked again in the cloud, and sent on since it was full.
     `unavailable` says why energy, money or CO2 is None; `evidence` counts the figures that the run stood on by tier;
     `accuracy` says how far the cost models behind it have erred on measured runs.
     """
@@ -145,14 +205,18 @@ class Result:
     energy: Energy | None
     money: Money | None
     gco2_per_task: float | None
+    gco2_of: dict[str, float]
+    keeps: dict[str, float]
     stages: tuple[StageAnatomy, ...]
     pools: tuple[PoolUse, ...]
+    service: ServiceUse | None
     bottleneck: str
     warnings: tuple[str, ...]
     accuracy: tuple[str, ...]
     unavailable: dict[str, str]
     evidence: dict[str, int]
     assumptions: tuple[Assumption, ...]
+    problems: tuple[Problems, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON-ready data."""
@@ -160,23 +224,6 @@ class Result:
 
 
 # ---- studies: several replications of one scenario
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure, and its 95 % interval over replications.
-
-    `value` None: not estimable. `low` and `high` None: a single path, which has no interval.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def half_width(self) -> float | None:
-        """Half the interval's width, where there is one."""
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 @dataclass(frozen=True)
@@ -309,15 +356,19 @@ class Study:
     energy: EnergyStudy | None
     money: MoneyStudy | None
     gco2_per_task: Interval | None
+    gco2_of: dict[str, Interval]
+    keeps: dict[str, Interval]
     calibration: Calibration | None
     stages: tuple[StageAnatomy, ...]
     pools: tuple[PoolUse, ...]
+    service: ServiceUse | None
     bottleneck: str
     warnings: tuple[str, ...]
     accuracy: tuple[str, ...]
     unavailable: dict[str, str]
     evidence: dict[str, int]
     assumptions: tuple[Assumption, ...]
+    problems: tuple[Problems, ...] = ()
 
     def figures(self) -> dict[str, Interval]:
         """Every headline figure by name, such as tst_j or e2e.p99_s: what comparisons and data frames call it."""
@@ -335,6 +386,11 @@ class Study:
             found["usd_per_1k_output_tokens"] = self.money.usd_per_1k_output_tokens
         if self.gco2_per_task:
             found["gco2_per_task"] = self.gco2_per_task
+        if len(self.gco2_of) > 1:
+            found |= {f"{part}_gco2_per_task": grams for part, grams in self.gco2_of.items()}
+        if self.keeps and self.energy:
+            found["marginal_tst_j"] = self.energy.tst_j["marginal"]["facility"]
+        found |= self.keeps
         for metric, latency in self.latency.items():
             for name in ("mean_s", "p50_s", "p90_s", "p95_s", "p99_s"):
                 found[f"{metric}.{name}"] = getattr(latency, name)
@@ -383,8 +439,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class TriedFleet:
-    """A fleet that a fair comparison tried."""
+    """A fleet that a fair comparison tried: its name, and servers by that of their profile."""
 
+    fleet: str
     servers: dict[str, int]
     usd_per_h: float
     replications: int
@@ -394,7 +451,7 @@ class TriedFleet:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scenarios beside the first of them. `fleets` says, for fair ones, what was tried: the last passed, if any did.
+    """Scenarios beside the first of them. `fleets` says, for fair ones, what was tried: one passed, or none.
 
     `differences[i]` belongs to studies[i + 1]; it is empty where either has no steady state.
     """

@@ -10,12 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 from numpy.typing import NDArray
 
+from hsim.description.model import Solved
 from hsim.description.scenario import Scenario
 from hsim.description.system import System
 from hsim.errors import HsimError
 from hsim.log import Log, Stage
 from hsim.metrics.accounts import Accounts
-from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES, Window
+from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES
 from hsim.metrics.measured import Lens, Measured, Objective, measure
 from hsim.metrics.notes import (
     accuracy_of,
@@ -29,17 +30,20 @@ from hsim.metrics.notes import (
 from hsim.metrics.result import (
     POOLS_JOINED,
     Energy,
+    Interval,
     Money,
     PoolUse,
+    Problems,
     Result,
+    ServiceUse,
     SloOutcome,
     Spread,
     StageAnatomy,
 )
 from hsim.metrics.statistics import MIN_TAIL_POINTS
-from hsim.units import KWH_J
 from hsim.workload.tasks import Drawn
 
+KEPT = ("kept", "wrongly_kept", "asked_again", "edge_full")  # of Keeps, as fractions of tasks
 STATISTICS = "one terminating path: first arrival to last completion; no sampling interval"
 
 
@@ -48,12 +52,12 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
     scenario = system.scenario
     path = measure(log, Lens(accounts, scenario.slo))
     if not path.served:
-        failed = path.timed_out + path.shed
-        raise HsimError(f"{system.document.file}: none of {failed} tasks was completed; each was shed or timed out")
+        raise HsimError(
+            f"{system.document.file}: none of {path.cohort.tasks} tasks was completed; each was shed, timed out or lost"
+        )
     window, count, tokens = path.window, path.served, round(path.output_tokens)
     unavailable = unavailable_of(system)
     energy = None if "energy" in unavailable else _energy(path)
-    kwh = energy.total_j / KWH_J if energy else None
     stages, pools = anatomy_of([path], scenario), pools_of([path])
     return Result(
         scenario=system.name,
@@ -75,10 +79,15 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
         latency={name: spread(values) for name, values in path.latency.items()},
         slo=tuple(_outcome(scenario, objective) for objective in path.objectives),
         energy=energy,
-        money=None if "money" in unavailable else _money(accounts, window, kwh, count, tokens),
-        gco2_per_task=None if kwh is None else kwh * accounts.site.gco2_per_kwh / count,
+        money=None if "money" in unavailable else _money(accounts, path),
+        gco2_per_task=None if "co2" in unavailable else path.bill.grams / count,
+        gco2_of={}
+        if "co2" in unavailable
+        else {part: getattr(path.bill, f"{part}_g") / count for part in parts_of_co2(accounts)},
+        keeps={f"{key}_fraction": getattr(path.keeps, key) / path.keeps.tasks for key in KEPT} if path.keeps else {},
         stages=stages,
         pools=pools,
+        service=service_of([path], system),
         bottleneck=bottleneck_of(stages, pools),
         warnings=(
             *choices_taken(system),
@@ -90,6 +99,7 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
         unavailable=unavailable,
         evidence=evidence_of(system),
         assumptions=assumptions_of(system),
+        problems=problems_of(system, Interval(energy.tpw_tokens_per_j["full"]["facility"])) if energy else (),
     )
 
 
@@ -148,25 +158,52 @@ def unavailable_of(system: System) -> dict[str, str]:
     why: dict[str, str] = {}
     prices = ("rent_usd_per_h", "capex_usd")
     for name, explanation in system.figures.unknown.items():
-        why.setdefault("money" if name.endswith(prices) else "energy", explanation)
+        what = "money" if name.endswith(prices) else "co2" if name.endswith("embodied_kgco2") else "energy"
+        why.setdefault(what, explanation)
     if "energy" in why:
         why["co2"] = why["energy"]
-        if system.scenario.site.cost.basis == "own":
+        if any(site.cost.basis == "own" for site in system.scenario.sites_in_use().values()):
             why.setdefault("money", why["energy"])
+    model = system.model_of(system.scenario.stages.generate)
+    if model.problems_per_token and not _solved(system):
+        precisions = ", ".join(dict.fromkeys(solved.precision for solved in model.problems_per_token))
+        why["problems"] = f"problems per token of {model.name} are known in {precisions} alone"
     return why
 
 
-def _money(accounts: Accounts, window: Window, kwh: float | None, count: int, output_tokens: int) -> Money:
-    site = accounts.site
-    servers_usd = sum(tier.usd_per_s for tier in accounts.tiers.values()) * window.seconds
-    electricity_usd = kwh * site.usd_per_kwh if site.cost.basis == "own" and kwh is not None else 0.0
-    total_usd = servers_usd + electricity_usd
+def parts_of_co2(accounts: Accounts) -> tuple[str, ...]:
+    """What is counted in a result's CO2."""
+    embodied = any(site.embodied for site in accounts.sites.values())
+    return ("operation", "embodied") if embodied else ("operation",)
+
+
+def problems_of(system: System, tpw: Interval) -> tuple[Problems, ...]:
+    """Problems per joule of each benchmark for which the answering model's PPT is known at its pool's precision."""
+    found = []
+    for solved in _solved(system):
+        ppt = solved.problems_per_token
+        if ppt.value is not None and tpw.value is not None:
+            low, high = (ppt.value if end is None else end for end in (ppt.low, ppt.high))
+            found.append(Problems(solved.benchmark, low, ppt.value, high, ppt.source, tpw.times(ppt.value)))
+    return tuple(found)
+
+
+def _solved(system: System) -> list[Solved]:
+    """What is known of the answering model's PPT at the precision that it runs in."""
+    pool = system.scenario.stages.generate
+    known = system.model_of(pool).problems_per_token
+    return [solved for solved in known if solved.precision == system.engine_pools()[pool].precision]
+
+
+def _money(accounts: Accounts, path: Measured) -> Money:
+    servers_usd = sum(tier.usd_per_s for tier in accounts.tiers.values()) * path.window.seconds
+    total_usd = servers_usd + path.bill.electricity_usd
     return Money(
-        basis=site.cost.basis,
+        basis=accounts.basis,
         servers_usd=servers_usd,
-        electricity_usd=electricity_usd,
-        usd_per_task=total_usd / count,
-        usd_per_1k_output_tokens=total_usd / output_tokens * 1000,
+        electricity_usd=path.bill.electricity_usd,
+        usd_per_task=total_usd / path.served,
+        usd_per_1k_output_tokens=total_usd / round(path.output_tokens) * 1000,
     )
 
 
@@ -179,9 +216,7 @@ def anatomy_of(paths: Sequence[Measured], scenario: Scenario) -> tuple[StageAnat
         if sums:
             visits, *times_s, work_j, idle_j = (float(value) / served for value in np.sum(sums, axis=0))
             joules = (None if np.isnan(value) else value for value in (work_j, idle_j))
-            anatomy.append(
-                StageAnatomy(stage, POOLS_JOINED.join(scenario.stages.pools(stage)), visits, *times_s, *joules)
-            )
+            anatomy.append(StageAnatomy(stage, POOLS_JOINED.join(scenario.serving(stage)), visits, *times_s, *joules))
     return tuple(anatomy)
 
 
@@ -199,3 +234,22 @@ def pools_of(paths: Sequence[Measured]) -> tuple[PoolUse, ...]:
         else:
             uses.append(PoolUse(name, record.what, busy, imbalance=imbalance))
     return tuple(uses)
+
+
+def service_of(paths: Sequence[Measured], system: System) -> ServiceUse | None:
+    """Who was in service in the windows of all paths together; None where nothing ever leaves it."""
+    leaves = any(tier.leaves for tier in system.scenario.fleet.values())
+    if not leaves and not any(pool.leaves for pool in system.engine_pools().values()):
+        return None
+    window_s, served = sum(path.window.seconds for path in paths), [path.in_service for path in paths]
+    totals = {name: np.sum([astuple(one.pools[name]) for one in served], axis=0).tolist() for name in served[0].pools}
+    lost_j = sum(one.lost_j for one in served)
+    return ServiceUse(
+        failed_tasks=sum(path.gave_up for path in paths),
+        lost_visits=sum(one.lost_visits for one in served),
+        lost_tokens=sum(one.lost_tokens for one in served),
+        lost_j=None if np.isnan(lost_j) else lost_j,
+        boots=sum(one.boots for one in served),
+        available_fraction={name: 1 - broken_s / all_s for name, (_, broken_s, all_s) in totals.items()},
+        serving={name: open_s / window_s for name, (open_s, _, _) in totals.items()},
+    )
