@@ -123,7 +123,9 @@ def test_a_closed_loop_has_no_headroom(tmp_path: Path) -> None:
 
 def test_certified_break_even_is_printed_band_by_band(tmp_path: Path) -> None:
     """Servers of one sequence at a time, and of two: at little load one server of either will do."""
-    file = written(tmp_path, loose(1, 2, 3))
+    data = loose(1, 2, 3)
+    data["workload"]["tasks"] = 60
+    file = written(tmp_path, data)
     asked = ("--arch", "pools.decode.max_num_seqs=1,2", "--rates", "12,4", "--certify", "--processes", "1")
     shown = printed("breakeven", str(file), *asked)
     assert "who takes least (cost), by load; certified" in shown
