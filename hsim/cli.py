@@ -675,8 +675,9 @@ def dashboard(
     ] = "127.0.0.1",
 ) -> None:
     """Open the what-if dashboard in a browser: fleets, load and objectives by slider."""
-    from hsim.dashboard.launch import launch
+    from hsim.dashboard.launch import check_installed, launch
 
+    check_installed()
     print(f"hsim: http://{address}:{port} (Ctrl-C stops it)", file=sys.stderr)
     raise typer.Exit(launch(port, address))
 

@@ -6,6 +6,7 @@ import math
 import re
 
 GB = 1e9
+MIB = 2**20
 GIB = 2**30
 MS_PER_S = 1000.0
 US_PER_S = 1e6

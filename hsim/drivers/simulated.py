@@ -139,7 +139,7 @@ def _readers(prepared: Prepared, pool: str) -> dict[str, Reader]:
 
 
 def _timed(cost: OperationCost) -> OperationTime:
-    return OperationTime(cost.operation, cost.seconds, cost.base_s)
+    return OperationTime(cost.operation, cost.seconds, cost.once_s, cost.contention)
 
 
 def _links(env: EngineEnvironment, log: Log, prepared: Prepared) -> dict[tuple[str, str], Send]:

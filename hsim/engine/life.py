@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from simpy.events import Event
 
+from hsim.costs.cpu import Contention
 from hsim.costs.wire import Wire
 from hsim.description.elastic import Retries
 from hsim.engine.balance import NOBODY, Alternatives
@@ -29,11 +30,12 @@ Send = Callable[[int, float], Event]
 
 @dataclass(frozen=True)
 class OperationTime:
-    """A CPU operation: its name, its seconds by units, and the part of them that a batch pays once."""
+    """A CPU operation: its name, its seconds by units, the part of them that a batch pays once, and its own contention."""
 
     name: str
     seconds: Callable[[float], float]
     base_s: float
+    contention: Contention = ()
 
 
 @dataclass(frozen=True)
@@ -381,6 +383,7 @@ def _shared(pipeline: Pipeline, stage: Stage, make: Callable[[Pool[Any]], V]) ->
 
 def _cost(job: Job, time: OperationTime, units: float) -> None:
     job.operation, job.units, job.seconds, job.base_s = time.name, units, time.seconds(units), time.base_s
+    job.contention = time.contention
 
 
 def _prompted(pipeline: Pipeline) -> Stage:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from simpy.events import Event
 
+from hsim.costs.cpu import Contention
 from hsim.log import Outcome, Stage
 from hsim.policies.views import VisitView
 
@@ -94,15 +95,16 @@ class Visit:
 class Job(Visit):
     """A visit to a core: `units` of an operation take `seconds`, of which a batch of like jobs pays `base_s` once.
 
-    Then perhaps a wait outside, which holds no core.
+    `contention` is how other busy cores slow it down, where its operation has a curve of its own. Then perhaps a wait outside, which holds no core.
     """
 
-    __slots__ = ("base_s", "joules_mark", "operation", "outside_wait_s", "seconds", "units")
+    __slots__ = ("base_s", "contention", "joules_mark", "operation", "outside_wait_s", "seconds", "units")
 
     def __init__(self, task: int, number: int, stage: Stage, input_tokens: int, done: Event) -> None:
         super().__init__(task, number, stage, input_tokens, done)
         self.seconds = self.base_s = self.units = self.outside_wait_s = self.joules_mark = 0.0
         self.operation = ""
+        self.contention: Contention = ()
 
 
 class Prompt(Visit):
