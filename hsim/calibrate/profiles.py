@@ -12,7 +12,7 @@ import numpy as np
 
 from hsim.backends.couriers import Manner
 from hsim.calibrate import fit
-from hsim.calibrate.agenda import BETWEEN, HAND_OVER, Served, Target, one_layer
+from hsim.calibrate.agenda import HAND_OVER, Served, Target, one_layer
 from hsim.calibrate.bench import Facts
 from hsim.calibrate.machine import Machine
 from hsim.calibrate.options import HeldOut, Law
@@ -479,8 +479,7 @@ def step_table(points: Sequence[Point], target: Target, names: tuple[str, str], 
     engine_name, chip_name = names
     source = findings.source(target.device, "means of repeated steps, in bursts on a CPU")
     name = TableName(f"steps-{target.served.model.name}-{chip_name}", engine_name, chip_name, source)
-    loops = [p.seconds for p in of(points, "loop", role=BETWEEN)]
-    table, law = fit_steps(of(points, "step"), target.served, name, float(np.mean(loops)) if loops else 0.0)
+    table, law = fit_steps(of(points, "step"), target.served, name, of(points, "loop"))
     findings.laws.append(law)
     if table is not None:
         findings.drawn[f"Decoder steps on {target.device}"] = step_figures(table, of(points, "step"))

@@ -397,8 +397,8 @@ class StepTable(Profile):
     chunk of `chunk_tokens[i]` tokens takes `chunk_s[i]`, and `pair_s[i]` for each (query, key) pair that it attends;
     where chunks do not begin their prompts, `later_s[i]` more; for each chunk but one, `extra_chunk_s` more. A step of
     both takes the sum and `mixed_s[i][j]` more (a negative number: it reads the weights once), where
-    `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. `between_s` passes between the end of one step and
-    the start of the next. All of them are to be multiplied by `scale`: 1, with bounds on how far the table may be off.
+    `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. Between the end of one step and the
+    start of the next pass `between_s`, and `between_per_sequence_s` for each of its sequences. All of them are to be multiplied by `scale`: 1, with bounds on how far the table may be off.
     """
 
     kind: Literal["step-table"]
@@ -420,10 +420,15 @@ class StepTable(Profile):
     later_s: tuple[NonNegativeFloat, ...]
     extra_chunk_s: NonNegativeFloat
     between_s: NonNegativeFloat = 0.0
+    between_per_sequence_s: NonNegativeFloat = 0.0
     scale: Figure | None = None
     mixed_decodes: tuple[PositiveInt, ...] = Field(min_length=1)
     mixed_chunk_tokens: tuple[PositiveInt, ...] = Field(min_length=1)
     mixed_s: tuple[tuple[float, ...], ...]
+
+    def between(self, sequences: int) -> float:
+        """Seconds that pass before a step of so many sequences."""
+        return self.between_s + self.between_per_sequence_s * sequences
 
     @model_validator(mode="after")
     def _grids_fit_their_axes(self) -> StepTable:
