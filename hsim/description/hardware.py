@@ -109,7 +109,8 @@ class CpuProfile(Profile):
 class GemmLaw(Strict):
     """One product of m x k activations with n x k weights.
 
-    launch_s + per_depth_s k + per_activation_s m k (quantising them)
+    launch_s + per_depth_s k + per_activation_s m k (quantising them) + per_packed_weight_s n k (where m > 1: weights are laid
+    out anew for several rows)
     + ((bytes/(bandwidth_fraction BW))^sharpness + (flops/(flops_fraction peak))^sharpness)^(1/sharpness).
     """
 
@@ -118,6 +119,7 @@ class GemmLaw(Strict):
     flops_fraction: Figure
     per_depth_s: Figure | None = None
     per_activation_s: Figure | None = None
+    per_packed_weight_s: Figure | None = None
     sharpness: Figure | None = None
 
 
@@ -142,7 +144,8 @@ class ExpertsLaw(Strict):
 class DecodeAttentionLaw(Strict):
     """One decode-attention kernel of B sequences.
 
-    launch + B (heads head_dim per_element_s + kv_heads per_kv_head_s + per_sequence_s) + KV/(bandwidth_fraction BW).
+    launch + B (heads head_dim per_element_s + kv_heads per_kv_head_s + per_sequence_s) + KV/(bandwidth_fraction BW)
+    + heads context per_score_s (what each score of a query head with a token of context takes beside its bytes).
     Latent attention reads one vector for all heads and is bound by FLOPs where flops_fraction peak is the slower.
     """
 
@@ -151,6 +154,7 @@ class DecodeAttentionLaw(Strict):
     per_sequence_s: Figure
     bandwidth_fraction: Figure
     per_kv_head_s: Figure | None = None
+    per_score_s: Figure | None = None
     flops_fraction: Figure | None = None
 
 

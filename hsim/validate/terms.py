@@ -48,7 +48,10 @@ def between_s(costs: StepCosts, sequences: int) -> float:
 
 def _at(factor: float | Curve, sequences: int) -> float:
     """A factor, for a step of so many sequences."""
-    return float(np.interp(sequences, *zip(*factor, strict=True))) if isinstance(factor, tuple) else factor
+    if not isinstance(factor, tuple):
+        return factor
+    numbers, factors = np.array(factor).T
+    return float(np.interp(sequences, numbers, factors))
 
 
 def _whole(factors: Factors, term: str, default: float) -> float:
