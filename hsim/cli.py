@@ -137,7 +137,12 @@ def simulate(
 
 @app.command()
 def compare(
-    scenarios: Annotated[list[str], typer.Argument(help="Scenario files, or names of shipped scenarios; two or more.")],
+    scenarios: Annotated[
+        list[str],
+        typer.Argument(
+            help="Scenario files, or names of shipped scenarios; two or more. 'NAME path=value' sets that in one."
+        ),
+    ],
     settings: Settings = [],  # noqa: B006
     replications: Replications = 10,
     processes: Processes = None,
@@ -672,8 +677,9 @@ def dashboard(
     ] = "127.0.0.1",
 ) -> None:
     """Open the what-if dashboard in a browser: fleets, load and objectives by slider."""
-    from hsim.dashboard.launch import launch
+    from hsim.dashboard.launch import check_installed, launch
 
+    check_installed()
     print(f"hsim: http://{address}:{port} (Ctrl-C stops it)", file=sys.stderr)
     raise typer.Exit(launch(port, address))
 

@@ -28,7 +28,8 @@ class Outcome(IntEnum):
     SERVED = 0
     TIMED_OUT = 1
     SHED = 2
-    FAILED = 3  # live: its work raised, hung or died
+    FAILED = 3  # its work was lost too often; live: it raised, hung or died
+    LOST = 4  # of a visit only: its device broke down; it may have been sent again
 
 
 class Kept(IntEnum):
@@ -51,6 +52,16 @@ class Power(IntEnum):
     BOOT = 1
     IDLE = 2
     LOADED = 3
+
+
+class Service(IntEnum):
+    """Whether a device takes new work: it is closed while it goes, is down or comes up, broken from a breakdown until it
+    is open again.
+    """
+
+    OPEN = 0
+    CLOSED = 1
+    BROKEN = 2
 
 
 class Table:
@@ -156,6 +167,13 @@ class Log:
     # From time_s on; device -1 is the server itself. Before its first row each is on, its model loaded.
     states: Table = field(default_factory=lambda: Table("host", "device", "time_s", "state"))
 
+    # From time_s on. Pools and devices as in visits; before its first row each is open.
+    service: Table = field(default_factory=lambda: Table("pool", "device", "time_s", "state"))
+    # Prompts that were lost with their device, and what had been computed of them.
+    losses: Table = field(
+        default_factory=lambda: Table("device", "time_s", "task", "prefilled_tokens", "output_tokens")
+    )
+
     def on_engines(self, visits: Any) -> NDArray[np.bool_]:
         """Which of these rows of visits were served by model replicas. Shape (rows,)."""
         engines = [number for number, pool in enumerate(self.pools.values()) if pool.engine]
@@ -165,5 +183,17 @@ class Log:
         """All tables as columns, by table name."""
         return {
             name: getattr(self, name).arrays()
-            for name in ("tasks", "visits", "steps", "cores", "preemptions", "transfers", "states", "gaps", "keeping")
+            for name in (
+                "tasks",
+                "visits",
+                "steps",
+                "cores",
+                "preemptions",
+                "transfers",
+                "states",
+                "gaps",
+                "keeping",
+                "service",
+                "losses",
+            )
         }

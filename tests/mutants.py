@@ -96,7 +96,7 @@ MUTANTS = (
     Mutant("life: who is given up goes on", "engine/life.py", "if outcome or env.now >= deadline_s:", "if env.now >= 2 * deadline_s:", GIVEN_UP),
     Mutant("life: users do not think", "engine/life.py", "env.at(env.now + task.think_s, task.id)", "env.at(env.now, task.id)", USERS),
     Mutant("life: users do not wait for answers", "engine/life.py", "yield from live(env, log, pipeline, task)", "env.process(live(env, log, pipeline, task))", USERS),
-    Mutant("life: a task sheds nothing", "engine/life.py", "outcome = visit.outcome", "outcome = Outcome.SERVED", "test_life.py::test_a_visit_that_finds_a_full_queue_is_shed[1]"),
+    Mutant("life: a task sheds nothing", "engine/life.py", "place, outcome = pool.name, visit.outcome", "place, outcome = pool.name, Outcome.SERVED", "test_life.py::test_a_visit_that_finds_a_full_queue_is_shed[1]"),
     Mutant("life: keys and values weigh as much as text", "engine/life.py", "pipeline.kv_bytes_per_token * this.input_tokens", "pipeline.bytes_per_token * this.input_tokens", HANDED_OVER),
     Mutant("life: what a prefill replica kept stays there", "engine/life.py", "_let_go(pipeline, visit.source)", "pass", "test_life.py::test_keys_and_values_stay_where_they_were_made_until_they_have_arrived_elsewhere"),
     Mutant("life: half of the shared context is forgotten", "engine/life.py", "this.shared_tokens),) if", "this.shared_tokens // 2),) if", ROUNDS),
@@ -151,7 +151,7 @@ MUTANTS = (
     Mutant("kv: a context keeps its last token", "engine/kv.py", "self._keep(key, min(tokens // self.block_tokens, prompt.held_blocks))", "self._keep(key, min((tokens + self.block_tokens) // self.block_tokens, prompt.held_blocks + 1))", ROUNDS),
     # power states
     Mutant("power: a server that boots is at rest", "engine/power.py", "if not math.isnan(self._up_at_s): return False", "pass", SLEEP),
-    Mutant("power: a rest counts from the first", "engine/power.py", "self._rest_since_s = self.env.now if not self._armed", "if not self._armed", SLEEP),
+    Mutant("power: a rest counts from the first", "engine/power.py", "self._rest_since_s = self.env.now self._arm()", "self._arm()", SLEEP),
     Mutant("power: engines load while their server boots", "engine/power.py", "self.under.wake() return", "self.under.wake()", SLEEP),
     Mutant("power: a cache outlives its power", "engine/replica.py", "self.kv.forget()", "pass", SLEEP),
     Mutant("power: an engine that unloads loads for nothing", "engine/power.py", "self._up_at_s = self.env.now + self.sleep.wake_s", "self._up_at_s = self.env.now", SLEEP),

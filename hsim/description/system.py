@@ -221,7 +221,7 @@ class System:
             "prefix_caching": engine.prefix_caching,
             "replicas": fitting,
         }
-        given = {key: value for key, value in pool.model_dump().items() if value is not None}
+        given = {key: value for key, value in pool if value is not None}
         return FilledPool.model_construct(**(defaults | given))
 
     def _taken_by_others(self, name: str, tier: Tier) -> int:

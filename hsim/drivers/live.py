@@ -413,9 +413,14 @@ def _check_live(prepared: Prepared, allow_code: bool) -> None:
     system = prepared.system
     where = system.document.where
     for name in prepared.sleep:
-        raise DescriptionError(
-            where(("fleet", name, "sleep_after_s")), "a live run cannot switch servers off", "leave it out"
-        )
+        key = "sleep_after_s" if system.scenario.fleet[name].sleep_after_s is not None else ""
+        at = where(("fleet", name, key) if key else ("fleet", name))
+        raise DescriptionError(at, "a live run cannot switch servers off", "leave it out")
+    for name, spec in prepared.replicas.items():
+        if spec.pool.leaves:
+            raise DescriptionError(
+                where(("pools", name)), "a live run cannot scale or break replicas", "leave that out"
+            )
     for name in system.scenario.stages.pools("understand"):
         if name in prepared.replicas:
             raise DescriptionError(

@@ -53,6 +53,7 @@ class Gaps:
         self._moves = count()
         self._in_host: dict[Hashable, int] = {}  # tokens, moving ones included
         self._host_used_bytes = 0.0
+        self._returning: dict[Prompt, None] = {}
         if spec.link:
             self._out, self._back = (Link(env, log, len(log.links), spec.link) for _ in range(2))
             log.links.append(spec.way)
@@ -115,7 +116,19 @@ class Gaps:
             return None
         # The blocks are taken when the prompt is admitted; until then what came back counts as in the queue with it.
         prompt.brought_tokens, prompt.prefix = tokens, ()
-        return self._back.transfer(prompt.task, tokens * self.spec.kv_bytes_per_token)
+        self._returning[prompt] = None
+        back = self._back.transfer(prompt.task, tokens * self.spec.kv_bytes_per_token)
+        assert back.callbacks is not None
+        back.callbacks.append(lambda _: self._returning.pop(prompt, None))
+        return back
+
+    def lose(self) -> None:
+        """The server or its engine has broken down: nothing is in host memory, and what comes back finds no cache."""
+        self._in_host.clear()
+        self._moving.clear()
+        self._host_used_bytes = 0.0
+        for prompt in self._returning:
+            prompt.brought_tokens = 0
 
     def abandon(self, key: Hashable) -> None:
         """A task will not come back for its context."""

@@ -32,6 +32,7 @@ class Visit:
         "host_idle_j",
         "idle_j",
         "input_tokens",
+        "lost",
         "max_output_tokens",
         "outcome",
         "output_tokens",
@@ -59,6 +60,7 @@ class Visit:
         self.asked: Any = None  # of several pools that could serve it, the one that does
         self.remake: Callable[[Any], Visit] | None = None  # makes it anew for another of those
         self.started, self.rounds_left, self.rank = False, 0.0, 0.0
+        self.lost = 0  # attempts, with their devices
         self.outcome = Outcome.SERVED
         self.payload_bytes = self.pack_s = self.unpack_s = 0.0
         self.ready_s = self.queued_s = self.started_s = self.served_s = self.ended_s = math.nan
@@ -81,6 +83,13 @@ class Visit:
     def delivered_tokens(self) -> int:
         """Output tokens that reached the user."""
         return 0
+
+    def begin_again(self) -> None:
+        """Forget an attempt that was lost, and be as if nothing had been done."""
+        self.lost += 1
+        self.outcome, self.home, self.rank = Outcome.SERVED, -1, 0.0
+        self.queued_s = self.started_s = self.served_s = self.ended_s = self.first_token_s = math.nan
+        self.dynamic_j = self.idle_j = self.host_dynamic_j = self.host_idle_j = 0.0
 
 
 class Job(Visit):
@@ -154,10 +163,21 @@ class Prompt(Visit):
         return VisitView(self.task, self.round, *tokens, self.prefix, self.started, left)
 
     def delivered_tokens(self) -> int:
-        """Output tokens that reached the user; recomputed ones count once, and what understanding wrote does not."""
-        if self.stage is Stage.UNDERSTAND or self.discarded:
+        """Output tokens that reached the user; recomputed ones count once, and what understanding wrote, was discarded or
+        lost does not.
+        """
+        if self.stage is Stage.UNDERSTAND or self.discarded or self.outcome is Outcome.LOST:
             return 0
         return self.generated_tokens if self.source is None else self.generated_tokens - 1
+
+    def begin_again(self) -> None:
+        """See Visit: keys and values are gone."""
+        self.prefill_tokens = self.prompt_left = self.input_tokens
+        self.generated_tokens = self.first_step = self.finish_step = self.entry = 0
+        self.held_blocks = self.own_blocks = self.brought_tokens = 0
+        self.shared_keys.clear()
+        self.marks, self.decoding, self.stays = (), False, False
+        super().begin_again()
 
 
 V = TypeVar("V", bound=Visit)
