@@ -276,7 +276,7 @@ class WorkersDo:
         return there
 
 
-def _then(event: Event, done: Done) -> None:
+def _then(event: Event, done: Callable[[Any], Any]) -> None:
     assert event.callbacks is not None
     event.callbacks.append(done)
 
