@@ -55,6 +55,17 @@ ROUNDS = "test_life.py::test_a_round_computes_what_the_cache_has_not_kept_of_the
 GIVEN_UP = "test_life.py::test_who_is_given_up_leaves_a_queue_at_once_a_replica_at_the_next_boundary_and_a_core_when_it_is_done"
 USERS = "test_life.py::test_a_user_thinks_asks_and_waits_for_the_answer"
 HANDED_OVER = "test_life.py::test_alone_with_a_prefill_pool_a_task_takes_the_sum_of_its_parts"
+FAR = "test_sites.py::test_alone_a_task_takes_a_round_trip_and_its_bytes_longer"
+CROSSED = "test_sites.py::test_messages_each_way_do_not_share_their_bandwidth"
+RESENT = "test_sites.py::test_a_network_moves_and_pays_for_what_is_sent_again_half_at_each_end"
+REPEATS = "test_sites.py::test_repeats_are_the_inverse_of_their_law"
+PUE = "test_sites.py::test_each_site_has_a_pue_of_its_own"
+HOURS = "test_economics.py::test_two_hours_by_hand_later_in_the_day"
+PAID = "test_economics.py::test_rent_holds_electricity_and_each_site_is_paid_in_its_own_way"
+EMBODIED = "test_economics.py::test_embodied_carbon_is_shared_out_over_the_lifetime_and_named"
+ROUTED = "test_keeping.py::test_a_router_of_accuracy_a_saves_a_times_what_the_oracle_saves"
+AGAIN = "test_keeping.py::test_an_answer_that_is_not_good_enough_costs_both_models_and_counts_once"
+CROWD = "test_keeping.py::test_a_full_edge_sends_tasks_on_and_a_patient_one_keeps_them"
 
 
 def choice(router: str) -> str:
@@ -238,6 +249,19 @@ MUTANTS = (
         "test_exact.py::test_memory_that_the_weights_leave_is_kv_cache_to_the_token",
     ),
     Mutant("cpu: load power linear", "costs/cpu.py", "(busy_cores / self.cores) ** self.exponent", "(busy_cores / self.cores)", SHARED_POWER),
+    # sites, keeping, bills
+    Mutant("sites: half a round trip is a whole one", "engine/sites.py", "return self._move(task, n_bytes, way, 0.5)", "return self._move(task, n_bytes, way, 1.0)", FAR),
+    Mutant("sites: the first token is back at once", "engine/sites.py", "return self.homeward[pool][0].way_back_s(visit.task)", "return 0.0", FAR),
+    Mutant("sites: what is sent again costs nothing", "engine/sites.py", "n_bytes / (1 - self.spec.loss_fraction)", "n_bytes", RESENT),
+    Mutant("sites: one network for both ways", "drivers/sites.py", "way = int(name != f\"{here}-{there}\")", "way = 0", CROSSED),
+    Mutant("sites: a packet too few repeats", "workload/crossings.py", "math.log(loss_fraction)) - 1)", "math.log(loss_fraction)) - 2)", REPEATS),
+    Mutant("sites: every site has the first one's PUE", "metrics/ledger.py", "wall_j * self.pue[entry.site]", "wall_j * next(iter(self.pue.values()))", PUE),
+    Mutant("bill: the hour of the window, not of the day", "metrics/economics.py", "rates = {name: _rates(site, hour)", "rates = {name: _rates(site, hour - first)", HOURS),
+    Mutant("bill: rented servers pay for electricity too", "metrics/economics.py", "(usd if site.cost.basis == \"own\" else 0.0)", "usd", PAID),
+    Mutant("bill: embodied carbon of one server", "metrics/accounts.py", "return tier.count * server_kg * KG_G", "return server_kg", EMBODIED),
+    Mutant("keep: the router is always right", "drivers/keeping.py", "its == seen), limits)", "its), limits)", ROUTED),
+    Mutant("keep: bad answers are delivered", "engine/life.py", "kept is Kept.ASKED_AGAIN", "False", AGAIN),
+    Mutant("keep: the edge is never full", "engine/keeping.py", "choice = Kept.FULL", "pass", CROWD),
 )  # fmt: skip
 
 QUICK = (
