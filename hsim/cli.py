@@ -140,9 +140,7 @@ def simulate(
 def compare(
     scenarios: Annotated[
         list[str],
-        typer.Argument(
-            help="Scenario files, or names of shipped scenarios; two or more. 'NAME path=value' sets that in one."
-        ),
+        typer.Argument(help="Scenario files, or names of shipped scenarios; two or more."),
     ],
     settings: Settings = [],  # noqa: B006
     replications: Replications = 10,

@@ -160,7 +160,7 @@ MUTANTS = (
     # contexts in tool gaps
     Mutant("gaps: what is held is free still", "engine/kv.py", "self.free_blocks -= blocks self._kept[key] = blocks", "self._kept[key] = blocks", GAP),
     Mutant("gaps: what went to host memory stays here too", "engine/gaps.py", "del self._moving[key] self._drop(key)", "del self._moving[key]", GAP),
-    Mutant("gaps: a context comes back at once", "engine/gaps.py", "return self._back.transfer(prompt.task, tokens * self.spec.kv_bytes_per_token)", "return None", GAP),
+    Mutant("gaps: a context comes back at once", "engine/gaps.py", "assert back.callbacks is not None", "if back:\n            return None\n        assert back.callbacks is not None", GAP),
     Mutant("gaps: who held it is gone, and it stays", "engine/life.py", "replica.abandon((\"task\", task.id))", "pass", GAP),
     Mutant("gaps: the last that runs gives way to those that wait", "engine/replica.py", "if len(self.running) > 1 or not kv.let_go_oldest():", "if True:", GAP),
     # policies

@@ -137,6 +137,7 @@ class _Reader:
             ELEMENT_BYTES[working_precision(precision)],
             self.or_zero(law, f"{path}.per_depth_s"),
             self.or_zero(law, f"{path}.per_activation_s"),
+            self.or_zero(law, f"{path}.per_packed_weight_s"),
         )
 
     def experts(self, precision: Precision) -> laws.ExpertsKernel:
@@ -276,7 +277,8 @@ class ComposedCosts:
             width, kv_heads = heads * model.head_dim, max(1.0, model.kv_heads / ways)  # more ways than heads: copies
             self._kv_bytes = 2 * kv_heads * model.head_dim * kv_bytes  # of a token, in one layer, on one device
             self._context_flops, self._pair_flops = 4 * width, 4 * width
-            self._context_s = self._kv_bytes / decode.bytes_per_s
+            per_score_s = read.or_zero(read.chip.kernels.decode_attention, "kernels.decode_attention.per_score_s")
+            self._context_s = self._kv_bytes / decode.bytes_per_s + heads * per_score_s
         else:
             width, kv_heads = heads * (latent.kv_rank + latent.rope_dim), 1.0
             self._kv_bytes = model.kv_elements * kv_bytes  # every device reads the one vector of all heads

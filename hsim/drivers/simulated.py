@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import Any
 
 from hsim.costs.cpu import OperationCost
+from hsim.costs.geared import Geared
 from hsim.drivers.elastic import assemble
 from hsim.drivers.prepared import Prepared, no_collector
 from hsim.drivers.sites import join_sites
@@ -16,6 +18,7 @@ from hsim.engine.cores import Cores, Host
 from hsim.engine.environment import EngineEnvironment
 from hsim.engine.executor import Executor, ModelledTime
 from hsim.engine.failures import BreakableCores, BreakableReplica
+from hsim.engine.governing import Governor
 from hsim.engine.keeping import Keeping
 from hsim.engine.life import Balancing, OperationTime, Pipeline, Reader, Send, arrive_in_time, run_tasks
 from hsim.engine.link import Link, Message, Network, Window
@@ -180,6 +183,8 @@ def _engine_pool(
     env: EngineEnvironment, log: Log, prepared: Prepared, name: str, hosts: list[Host], executor: Executor
 ) -> Pool[Prompt]:
     spec, tier = prepared.replicas[name], prepared.system.tier_of(name)
+    geared = Geared(spec.costs.gears) if isinstance(spec.costs, Geared) else None  # of this run: it is shifted
+    spec = replace(spec, costs=geared) if geared else spec
     kind = BreakableReplica if prepared.elastic and prepared.elastic.breaks(name) else Replica
     replicas = []
     for number, server in enumerate(prepared.system.placements()[name]):
@@ -194,6 +199,8 @@ def _engine_pool(
     if spec.pool.on_cores:
         on = f"{spec.pool.cores_per_replica} cores of {tier.cpu.name}"
     pool = _pool(env, log, prepared, name, replicas)
+    if geared:
+        Governor(env, log, pool, geared, prepared.governors[name])
     log.pools[name] = PoolRecord(
         f"{len(replicas)} x {on}",
         True,

@@ -101,6 +101,10 @@ class Replica:
         """What loads and unloads its model, if anything does."""
         return self._sleeper
 
+    def replan(self) -> None:
+        """What its steps cost has changed: the one under way is the last of the old ones."""
+        self._cut()
+
     # ---- what others see and do
 
     def view(self, visit: VisitView) -> DeviceView:

@@ -78,6 +78,16 @@ class Shares:
         host_idle_j += self.host_idle_w * each_s
         self.sums = (token_j, context_j, context_step_j, idle_j, host_j, host_idle_j)
 
+    def add_broken(self, run: Run, seconds: float, joules: float, host_dynamic_j: float) -> None:
+        """Add a step that broke off after so long: its joules by new tokens, as those of any step."""
+        token_j, context_j, context_step_j, idle_j, host_j, host_idle_j = self.sums
+        shape, sequences = run.shape, run.shape.sequences
+        token_j += joules / (shape.decodes + shape.chunk_tokens)
+        idle_j += self.idle_w * seconds / sequences
+        host_j += host_dynamic_j / sequences
+        host_idle_j += self.host_idle_w * seconds / sequences
+        self.sums = (token_j, context_j, context_step_j, idle_j, host_j, host_idle_j)
+
     def charge_chunk(self, prompt: Prompt, chunk: int, since: tuple[float, ...]) -> None:
         """Charge a prompt for steps that each took the same chunk of it, since the sums were `since`."""
         prompt.dynamic_j += chunk * (self.sums[0] - since[0])
