@@ -439,7 +439,7 @@ class ComposedCosts:
             growth_s += self._window_step_s * growing
             joules += self._window_step_j * clipped
             growth_j += self._window_step_j * growing
-        return self._powered(Segment(seconds, growth_s, joules, growth_j, context_j, valid_steps), context_step_s)
+        return self._powered(seconds, growth_s, joules, growth_j, (context_j, context_step_s), valid_steps)
 
     def _line(self, decodes: int) -> tuple[Segment, float]:
         """Work of a step of so many decodes at no context, and what each token of context adds in seconds."""
@@ -553,7 +553,9 @@ class ComposedCosts:
 
     def with_joules(self, shape: StepShape, timing: Timing) -> Segment:
         """The segment of a step that takes so long, with the joules of its bytes, FLOPs, tokens and busy seconds."""
-        return self._powered(self._working(shape, timing), timing.context_step_s)
+        work, seconds, growth_s = self._working(shape, timing), timing.seconds, timing.growth_s
+        context = (work.context_joules, timing.context_step_s)
+        return self._powered(seconds, growth_s, work.joules, work.joules_growth, context, timing.valid_steps)
 
     def _working(self, shape: StepShape, timing: Timing) -> Segment:
         """Joules of a step's work: without the floor that it stands on, the cap and idle."""
@@ -569,28 +571,37 @@ class ComposedCosts:
         each_j = full * context_j + self._kernel_w * timing.context_step_s
         return Segment(timing.seconds, timing.growth_s, work_j, work_growth_j, each_j, timing.valid_steps)
 
-    def _powered(self, work: Segment, context_step_s: float) -> Segment:
+    def _powered(
+        self,
+        seconds: float,
+        growth_s: float,
+        joules: float,
+        growth_j: float,
+        context: tuple[float, float],
+        valid: float,
+    ) -> Segment:
         """Add the busy floor, apply the cap, and take idle off: from joules of work to joules above loaded idle.
 
-        The cap is a hard minimum on the power of each step. Where it starts or stops to bind within the segment, the
+        `context` are joules and seconds of each token of context, `valid` the steps for which this holds. The cap is a
+        hard minimum on the power of each step (infinite: none). Where it starts or stops to bind within the segment, the
         segment ends there.
         """
-        floor_w, headroom_w = self._above_idle_w, self._headroom_w
-        seconds, seconds_growth = work.seconds, work.seconds_growth
-        over = work.joules - headroom_w * seconds
-        if over >= 0:
-            over_growth = work.joules_growth - headroom_w * seconds_growth
-            work.valid_steps = min(work.valid_steps, steps_until_negative(over, over_growth))
-            above_w = self._cap_w - self._loaded_idle_w
-            work.joules, work.joules_growth = above_w * seconds, above_w * seconds_growth
-            work.context_joules = above_w * context_step_s
-        elif over < 0:
-            over_growth = work.joules_growth - headroom_w * seconds_growth
+        context_j, context_s = context
+        over = joules - self._headroom_w * seconds
+        over_growth = growth_j - self._headroom_w * growth_s
+        if over < 0:
             if over_growth > 0:
-                work.valid_steps = min(work.valid_steps, steps_until_negative(-over, -over_growth))
-            work.joules += floor_w * seconds
-            work.joules_growth += floor_w * seconds_growth
-            work.context_joules += floor_w * context_step_s
+                valid = min(valid, steps_until_negative(-over, -over_growth))
+            floor_w = self._above_idle_w
+            joules, growth_j, context_j = (
+                joules + floor_w * seconds,
+                growth_j + floor_w * growth_s,
+                context_j + floor_w * context_s,
+            )
+        elif over >= 0:
+            valid = min(valid, steps_until_negative(over, over_growth))
+            above_w = self._cap_w - self._loaded_idle_w
+            joules, growth_j, context_j = above_w * seconds, above_w * growth_s, above_w * context_s
         else:  # watts are unknown, and so are the joules
-            work.joules = work.joules_growth = work.context_joules = math.nan
-        return work
+            joules = growth_j = context_j = math.nan
+        return Segment(seconds, growth_s, joules, growth_j, context_j, valid)

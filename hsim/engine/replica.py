@@ -111,7 +111,7 @@ class Replica:
         """What a router may see: this replica as of its last step boundary, the same in both modes."""
         tokens, cached = self._outstanding_tokens, 0
         if run := self._run:
-            tokens -= (run.passed(self.env.now) - run.taken) * (run.shape.decodes + run.shape.chunk_tokens)
+            tokens -= (run.passed(self.env.now) - run.taken) * run.step_tokens
         if visit.prefix and self.kv.prefix_caching:
             self._take_due_blocks()
             cached = self.kv.cached_tokens(visit.prefix)
@@ -425,7 +425,7 @@ class Replica:
             segment.joules + first * segment.joules_growth, segment.joules_growth,
         ))  # fmt: skip
         self._context_tokens += steps * shape.decodes
-        self._outstanding_tokens -= steps * (shape.decodes + shape.chunk_tokens)
+        self._outstanding_tokens -= steps * run.step_tokens
         self._step += steps
         run.taken = upto
         if self._decodes:
