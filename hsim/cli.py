@@ -136,7 +136,10 @@ def simulate(
 
 @app.command()
 def compare(
-    scenarios: Annotated[list[str], typer.Argument(help="Scenario files, or names of shipped scenarios; two or more.")],
+    scenarios: Annotated[
+        list[str],
+        typer.Argument(help="Scenario files, or names of shipped scenarios, perhaps name@architecture; two or more."),
+    ],
     settings: Settings = [],  # noqa: B006
     replications: Replications = 10,
     processes: Processes = None,

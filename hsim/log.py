@@ -92,13 +92,17 @@ class Device:
 
 @dataclass(frozen=True)
 class PoolRecord:
-    """A pool of the run: what it is made of, and how many visits it can serve at once (cores, or replicas)."""
+    """A pool of the run: what it is made of, and how many visits it can serve at once (cores, or replicas).
+
+    `weights` names the sets of weights that an engine serves with: its own, and the other where there is one.
+    """
 
     what: str
     engine: bool
     devices: tuple[int, ...]
     capacity: int
     kv_capacity_tokens: int = 0
+    weights: tuple[str, ...] = ()
 
 
 def visits_table() -> Table:
@@ -128,6 +132,7 @@ class Log:
     accelerators: list[Device] = field(default_factory=list)
     hosts: list[Device] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
+    memories: list[str] = field(default_factory=list)
     pools: dict[str, PoolRecord] = field(default_factory=dict)
     tasks: Table = field(default_factory=lambda: Table("task", "arrival_s", "ended_s", "outcome"))
     visits: Table = field(default_factory=visits_table)
@@ -137,6 +142,10 @@ class Log:
     transfers: Table = field(default_factory=lambda: Table("task", "link", "start_s", "end_s", "bytes", "joules"))
     # What became of contexts when their tasks went to a tool: choices are those of engine.gaps.CHOICES, in order.
     gaps: Table = field(default_factory=lambda: Table("device", "task", "round", "time_s", "choice", "tokens"))
+    # A replica with two sets of weights serves with the other from time_s on, or with its own again.
+    switches: Table = field(default_factory=lambda: Table("device", "time_s", "other"))
+    # Bytes that a memory which replicas share holds from time_s on.
+    memory: Table = field(default_factory=lambda: Table("memory", "time_s", "bytes"))
     # From time_s on; device -1 is the server itself. Before its first row each is on, its model loaded.
     states: Table = field(default_factory=lambda: Table("host", "device", "time_s", "state"))
 
@@ -149,5 +158,16 @@ class Log:
         """All tables as columns, by table name."""
         return {
             name: getattr(self, name).arrays()
-            for name in ("tasks", "visits", "steps", "cores", "preemptions", "transfers", "states", "gaps")
+            for name in (
+                "tasks",
+                "visits",
+                "steps",
+                "cores",
+                "preemptions",
+                "transfers",
+                "states",
+                "gaps",
+                "switches",
+                "memory",
+            )
         }

@@ -223,7 +223,7 @@ MUTANTS = (
     Mutant("costs: an all-reduce of experts' layers alone", "costs/composed.py", "reduces = mixers + model.dense_layers", "reduces = mixers + 0 * model.dense_layers", KERNELS),
     Mutant("costs: every device keeps all KV heads", "costs/composed.py", "max(1.0, model.kv_heads / ways)", "float(model.kv_heads)", KERNELS),
     Mutant("costs: no host time for prompts", "costs/composed.py", "self._host_sequence_s * (decodes + shape.chunks)", "self._host_sequence_s * decodes", KERNELS),
-    Mutant("costs: joules of context without those of busy seconds", "costs/composed.py", "each_j = full * context_j + self._kernel_w * timing.context_step_s", "each_j = full * context_j", KERNELS),
+    Mutant("costs: joules of context without those of busy seconds", "costs/composed.py", "each_j = full * context_j + kernel_w * timing.context_step_s", "each_j = full * context_j", KERNELS),
     Mutant("costs: growth of one sequence only", "costs/composed.py", "growth_s = self._full_layers * decodes * context_s", "growth_s = self._full_layers * context_s", SEGMENT),
     Mutant("costs: form held a step too long", "costs/shapes.py", "math.floor(start / -growth) + 1", "math.floor(start / -growth) + 2", SEGMENT),
     Mutant("costs: the cap may bind unseen", "costs/composed.py", "work.valid_steps = min(work.valid_steps, steps_until_negative(*side))", "pass", SEGMENT),

@@ -15,11 +15,13 @@ from hsim.engine.environment import EngineEnvironment
 from hsim.engine.executor import Executor, ModelledTime
 from hsim.engine.life import Balancing, OperationTime, Pipeline, Reader, Send, arrive_in_time, run_tasks
 from hsim.engine.link import Link, Message, Network, Window
+from hsim.engine.memory import SharedMemory
 from hsim.engine.pool import Pool
 from hsim.engine.power import Sleeper
 from hsim.engine.replica import Replica
 from hsim.engine.visits import Job, Prompt
 from hsim.log import Device, Log, PoolRecord, Stage
+from hsim.metrics.quality import names_of
 from hsim.workload.tasks import Task
 
 
@@ -58,9 +60,14 @@ def _until_ended(log: Log, tasks: list[Task], followed: int) -> Iterator[Task]:
 def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Executor) -> Pipeline:
     """The engine's devices, pools and links for a prepared system, registered in the log."""
     hosts = _hosts(env, log, prepared)
+    memories = {name: SharedMemory(env, log, name, spec) for name, spec in prepared.memories.items()}
     pools: dict[str, Pool[Any]] = {}
     for name in prepared.system.engine_pools():
         pools[name] = _engine_pool(env, log, prepared, name, hosts[prepared.system.tier_of(name).name], executor)
+        if (gaps := prepared.replicas[name].gaps) and gaps.memory:
+            for replica in pools[name].devices:
+                assert isinstance(replica, Replica)
+                replica.share(memories[gaps.memory])
     for name, cores in prepared.cores.items():
         tier = prepared.system.tier_of(name)
         pool = prepared.system.core_pools()[name]
@@ -122,7 +129,7 @@ def _timed(cost: OperationCost) -> OperationTime:
 
 def _links(env: EngineEnvironment, log: Log, prepared: Prepared) -> dict[tuple[str, str], Send]:
     """How bytes go from pool to pool, both ways. A link that no path shares is simulated alone, which is quicker."""
-    indices = {name: i for i, name in enumerate(prepared.networks)}
+    indices = {name: i for i, name in enumerate(prepared.networks, start=len(log.links))}
     log.links.extend(prepared.networks)
     network = Network(env, log, {indices[name]: spec for name, spec in prepared.networks.items()})
     paths = prepared.system.paths
@@ -180,5 +187,6 @@ def _engine_pool(
         tuple(r.index for r in replicas),
         len(replicas),
         spec.kv_blocks * spec.pool.block_tokens,
+        names_of(spec.pool),
     )
     return Pool[Prompt](name, replicas, prepared.routers[name], number)

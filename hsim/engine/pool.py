@@ -57,18 +57,20 @@ class Pool(Generic[V]):
 
         A round whose context a device keeps goes there, whatever the router would choose.
         """
-        device = self.devices[0]
-        if visit.home >= 0:
-            device = self._by_index[visit.home]
-        elif len(self.devices) > 1:
-            seen = visit.view()
-            device = self.devices[self._router(seen, PoolView([d.view(seen) for d in self.devices], self._routed))]
+        device = self._by_index[visit.home] if visit.home >= 0 else self.chosen(visit)
         self._routed += 1
         visit.pool = self.number
         if self.priority:
             visit.rank = self.priority(visit.view())
         device.submit(visit)
         return visit.done
+
+    def chosen(self, visit: V) -> Server[V]:
+        """The device that the router chooses for a visit."""
+        if len(self.devices) == 1:
+            return self.devices[0]
+        seen = visit.view()
+        return self.devices[self._router(seen, PoolView([d.view(seen) for d in self.devices], self._routed))]
 
     def waited_s(self) -> float:
         """How long the head of the shortest-waiting device's queue has waited."""

@@ -72,7 +72,7 @@ class PoolUse:
 
     A replica is busy while it has one sequence; how near it is to its limits, `mean_batch` (decoding sequences per
     step, by time) and `kv_used_fraction` (by time) say. `imbalance` is the busy time of its busiest device over that of
-    the mean: 1 is even.
+    the mean: 1 is even. `weights` are the fractions of its decoded tokens by set of weights, where it changes between two.
     """
 
     pool: str
@@ -81,6 +81,28 @@ class PoolUse:
     mean_batch: float | None = None
     kv_used_fraction: float | None = None
     imbalance: float | None = None
+    weights: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Problems of a benchmark solved for each output token, and for each joule (full, facility) where joules are known."""
+
+    benchmark: str
+    per_token: float
+    per_joule: float | None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a pool's answers are worth: fractions of tokens by set of weights, what that leaves of the unpruned model's
+    scores (None: nobody published it), and the problems that they solve.
+    """
+
+    pool: str
+    fractions: dict[str, float]
+    score_fraction: float | None
+    problems: tuple[Problems, ...]
 
 
 @dataclass(frozen=True)
@@ -153,6 +175,7 @@ class Result:
     unavailable: dict[str, str]
     evidence: dict[str, int]
     assumptions: tuple[Assumption, ...]
+    quality: tuple[Quality, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON-ready data."""
@@ -318,6 +341,7 @@ class Study:
     unavailable: dict[str, str]
     evidence: dict[str, int]
     assumptions: tuple[Assumption, ...]
+    quality: tuple[Quality, ...] = ()
 
     def figures(self) -> dict[str, Interval]:
         """Every headline figure by name, such as tst_j or e2e.p99_s: what comparisons and data frames call it."""

@@ -17,6 +17,7 @@ from hsim.metrics.accounts import Accounts
 from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES, Attribution, Boundary
 from hsim.metrics.measured import Cohort, Measured
 from hsim.metrics.notes import accuracy_of, assumptions_of, bottleneck_of, choices_taken, evidence_of, study_warnings
+from hsim.metrics.quality import quality_of
 from hsim.metrics.result import (
     Calibration,
     EnergyStudy,
@@ -256,6 +257,7 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
     estimates = estimates_of(paths, material.accounts, "energy" not in unavailable)
     stages, pools = anatomy_of(paths, scenario), pools_of(paths)
     intervals = {name: interval(estimate) for name, estimate in estimates.items()}
+    known = "energy" not in unavailable
     return Study(
         scenario=system.name,
         scenario_sha256=scenario_hash(scenario),
@@ -288,6 +290,7 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
         unavailable=unavailable,
         evidence=evidence_of(system),
         assumptions=assumptions_of(system),
+        quality=quality_of(system, pools, intervals["tpw_tokens_per_j"].value if known else None),
     )
 
 

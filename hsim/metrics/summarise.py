@@ -26,6 +26,7 @@ from hsim.metrics.notes import (
     evidence_of,
     warnings_of,
 )
+from hsim.metrics.quality import quality_of
 from hsim.metrics.result import (
     POOLS_JOINED,
     Energy,
@@ -90,6 +91,7 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
         unavailable=unavailable,
         evidence=evidence_of(system),
         assumptions=assumptions_of(system),
+        quality=quality_of(system, pools, energy.tpw_tokens_per_j["full"]["facility"] if energy else None),
     )
 
 
@@ -190,12 +192,15 @@ def pools_of(paths: Sequence[Measured]) -> tuple[PoolUse, ...]:
     window_s = sum(path.window.seconds for path in paths)
     uses = []
     for name, record in paths[0].records.items():
-        busy_s, busiest_s, decode_s, kv_token_s = np.sum([astuple(path.pools[name]) for path in paths], axis=0).tolist()
+        sums = np.sum([astuple(path.pools[name]) for path in paths], axis=0).tolist()
+        busy_s, busiest_s, decode_s, kv_token_s, tokens, other = sums
         busy = busy_s / (record.capacity * window_s)
         imbalance = busiest_s * len(record.devices) / busy_s if busy_s else None
         if record.engine:
             kv = kv_token_s / (record.capacity * record.kv_capacity_tokens * window_s)
-            uses.append(PoolUse(name, record.what, busy, decode_s / busy_s if busy_s else 0.0, kv, imbalance))
+            shares = ((tokens - other) / tokens, other / tokens) if tokens else (1.0, 0.0)
+            weights = dict(zip(record.weights, shares, strict=True)) if len(record.weights) > 1 else None
+            uses.append(PoolUse(name, record.what, busy, decode_s / busy_s if busy_s else 0.0, kv, imbalance, weights))
         else:
             uses.append(PoolUse(name, record.what, busy, imbalance=imbalance))
     return tuple(uses)

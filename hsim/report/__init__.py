@@ -15,6 +15,7 @@ from hsim.metrics.result import (
     Difference,
     Interval,
     Placement,
+    Quality,
     RatePoint,
     Result,
     Spread,
@@ -78,6 +79,7 @@ def result_tables(result: Result, explain: bool = False) -> RenderableType:
         parts += [_slo_table(result), Text()]
     parts += [_latency_table(result), Text(), *_energy_tables(result), _stage_table(result), Text()]
     parts += [_pool_table(result), Text(), Text(f"Bottleneck  {result.bottleneck}.")]
+    parts += [Text(f"Quality     {_worth(quality)}.") for quality in result.quality]
     parts += [Text(f"Accuracy    {line}.") for line in result.accuracy]
     parts += [Text(f"Warning     {warning}.", style="yellow") for warning in result.warnings]
     parts += [Text(), *_assumptions(result, explain)]
@@ -402,6 +404,20 @@ def _pool_table(result: Result | Study) -> Table:
     return table
 
 
+def _worth(quality: Quality) -> str:
+    """With which weights a pool's tokens were made, what that leaves of its model's scores, and the problems solved."""
+    shares = ", ".join(f"{fraction:.1%} at {weights}" for weights, fraction in quality.fractions.items())
+    told = [f"of {quality.pool}'s tokens {shares}"]
+    if quality.score_fraction is None:
+        told.append("what pruning leaves of its scores is unknown")
+    elif quality.score_fraction < 1:
+        told.append(f"scores {quality.score_fraction:.1%} of the unpruned model's")
+    for problems in quality.problems:
+        per_joule = "unknown" if problems.per_joule is None else f"{problems.per_joule:.3g}"
+        told.append(f"{problems.benchmark}: {problems.per_token:.3g} problems a token, {per_joule} a joule")
+    return "; ".join(told)
+
+
 def _assumptions(result: Result | Study, explain: bool) -> list[RenderableType]:
     counts = ", ".join(f"{count} {tier}" for tier, count in result.evidence.items())
     head = Text(f"Stands on {sum(result.evidence.values())} figures of profiles ({counts}).")
@@ -427,6 +443,7 @@ def study_tables(study: Study, explain: bool = False) -> RenderableType:
     for table in study_parts(study).values():
         parts += [table, Text()]
     parts.append(Text(f"Bottleneck  {study.bottleneck}."))
+    parts += [Text(f"Quality     {_worth(quality)}.") for quality in study.quality]
     parts += [Text(f"Accuracy    {line}.") for line in study.accuracy]
     parts += [Text(f"Warning     {warning}.", style="yellow") for warning in study.warnings]
     parts += [Text(), *_calibration_notes(study, explain), *_assumptions(study, explain)]
