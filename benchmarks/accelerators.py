@@ -187,14 +187,14 @@ def scaled_power(h100: dict[str, float], sheet: Sheet) -> dict[str, float]:
     """The H100's power by fractions of TDP, bandwidth and peak."""
     assert sheet.tdp_w is not None
     part = sheet.tdp_w / 700.0
-    peak = sheet.peaks.get("bf16") or 989e12
-    return {
+    peak = sheet.peaks.get("bf16")
+    scaled = {
         "floor_w": h100["floor_w"] * part, "loaded_idle_w": 121.7 * part, "cap_w": h100["cap_w"] * part, "kernel_w": h100["kernel_w"] * part,
         "joules_per_byte": h100["joules_per_byte"] * part * 3.35e12 / sheet.memory_bytes_per_s,
-        "joules_per_flop": h100["joules_per_flop"] * part * 989e12 / peak,
         "joules_per_output_token": h100["joules_per_output_token"],
         "joules_per_unpacked_byte": h100["joules_per_unpacked_byte"] * part,
     }  # fmt: skip
+    return scaled | ({"joules_per_flop": h100["joules_per_flop"] * part * 989e12 / peak} if peak else {})
 
 
 def render(*blocks: list[str] | Any) -> str:
@@ -222,6 +222,9 @@ SHEETS = {
               Silicon(142, 2.52e9, 0.864e12)),
         Sheet("l4", "L4-24GB", "NVIDIA L4, 24 GB GDDR6", 24e9, 0.30e12, {"bf16": 121e12, "fp8": 242e12}, FACTS, 72, 17, None, "arXiv 2604.09048 (Watt Counts): 17 to 73 W",
               Silicon(58, 2.04e9, 0.30e12)),
+        Sheet("a10g", "A10G-24GB", "NVIDIA A10G, 24 GB GDDR6", 24e9, 0.60e12, {"bf16": None},
+              "nvidia-smi gist of shashankprasanna: 24 GB, 300 W (second hand); sources for its bf16 peak say 62.5 to 70 TFLOP/s, and conflict", 300, None, None,
+              "nothing published was found", Silicon(72, 1.71e9, 0.60e12)),  # SMs x clock by 31.5 TFLOP/s in fp32 (GoogleCloud gpu-mapping)
         Sheet("rtx-4090", "RTX-4090-24GB", "NVIDIA GeForce RTX 4090, 24 GB GDDR6X", 24e9, 1.008e12, {"bf16": 165.2e12, "fp8": 330.3e12},
               "hmc-tech.com: with fp32 accumulation (second hand); Tom's Hardware: bandwidth, board power", 450, None, None, "nothing published was found",
               Silicon(128, 2.52e9, 1.008e12)),
@@ -243,7 +246,7 @@ BY_ROW = {sheet.row_name: sheet for sheet in SHEETS.values()}
 # Names under which rows may know an accelerator, by how they begin; the longest that fits decides.
 _BEGINNINGS = {
     "H100": "h100-sxm", "H100-PCIE": "h100-pcie", "H200": "h200-sxm", "A100-SXM4-40": "a100-40g-sxm", "A100-SXM-40": "a100-40g-sxm",
-    "A100": "a100-80g-sxm", "B200": "b200", "GB200": "gb200", "L40S": "l40s", "L4-": "l4", "RTX-4090": "rtx-4090", "RTX-PRO-6000": "rtx-pro-6000",
+    "A100": "a100-80g-sxm", "A10G": "a10g", "B200": "b200", "GB200": "gb200", "L40S": "l40s", "L4-": "l4", "RTX-4090": "rtx-4090", "RTX-PRO-6000": "rtx-pro-6000",
     "MI300X": "mi300x", "MI325X": "mi325x",
 }  # fmt: skip
 

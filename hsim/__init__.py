@@ -25,15 +25,18 @@ The same tasks through two fleets, paired by replication:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from hsim.description.system import System
     from hsim.metrics.result import Comparison, Result, Study
+    from hsim.runs import Options
 
-__all__ = ["compare", "load", "simulate", "simulate_path"]
+__all__ = ["compare", "load", "simulate", "simulate_path", "sweep"]
 
 
 def load(scenario: str | Path, settings: Sequence[str] = ()) -> System:
@@ -99,6 +102,35 @@ def compare(
 
     options = Options(replications, processes, worlds, Path(out) if out else None)
     return compare_systems([_system(scenario, settings) for scenario in scenarios], options)
+
+
+def sweep(
+    scenario: str | Path,
+    vary: Mapping[str, Sequence[Any] | str],
+    settings: Sequence[str] = (),
+    *,
+    samples: int | None = None,
+    options: Options | None = None,
+) -> DataFrame:
+    """Simulate every combination of values of paths, or so many points of a Latin hypercube over ranges: a row for each.
+
+    Values are a list, or a text such as `"2:20:7"` (so many values of a range; `:log` and `:whole` may follow). Columns are those
+    of hsim.sweeps.Sweep. `options` says how many replications, in how many processes or on which cluster, and where they
+    are kept (hsim.runs.Options); one process when left out. After Ctrl-C there are fewer rows.
+
+    >>> from hsim.runs import Options
+    >>> vary = {"workload.arrivals.rate_per_s": [2, 4]}
+    >>> frame = sweep("agents-gpu-only", vary, ["workload.tasks=60"], options=Options(3, processes=1))
+    >>> frame[["workload.arrivals.rate_per_s", "replications"]].values.tolist()
+    [[2, 3], [4, 3]]
+    >>> bool(frame["tst_j"][0] > frame["tst_j"][1])  # idle draw is shared among fewer tasks
+    True
+    """
+    from hsim.runs import Options
+    from hsim.sweeps import Asked, axes_of
+    from hsim.sweeps import sweep as run
+
+    return run(Asked(scenario, axes_of(vary), settings, samples), options or Options(processes=1)).to_frame()
 
 
 def _system(scenario: str | Path | System, settings: Sequence[str]) -> System:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hsim.drivers.endpoint import RemoteSpec
     from hsim.plan.result import Step
     from hsim.runs import Options
+    from hsim.sweeps import Standing
 
 MIN_WIDTH = 124
 
@@ -112,7 +113,7 @@ def simulate(
     from json import dumps
 
     from hsim import runs
-    from hsim.report import result_tables, study_tables
+    from hsim.report.tables import result_tables, study_tables
 
     system = runs.system_of(scenario, settings, allow_code)
     json = json or format is Format.JSON
@@ -152,31 +153,40 @@ def compare(
     out: Out = None,
     architectures: Annotated[
         str | None,
-        typer.Option(metavar="A,B,...", help="Compare architectures of one scenario, each at its own cheapest fleet."),
+        typer.Option(metavar="A,B,...", help="Compare architectures of one scenario: as they stand, or see --rates."),
     ] = None,
     rates: Annotated[
         str | None,
-        typer.Option(metavar="LOW:HIGH", help="With --architectures: tasks/s, doubled from low to high, or a list."),
+        typer.Option(
+            metavar="LOW:HIGH",
+            help="Architectures each at its own cheapest fleet: tasks/s, doubled from low to high, or a list.",
+        ),
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Send the same tasks through several scenarios, and show the differences with their intervals."""
-    if architectures is not None or rates is not None:
+    if rates is not None:
         options = _options(replications, processes, worlds, out)
-        _compare_architectures(scenarios, (architectures or "").split(","), rates or "", settings, options, json)
+        _compare_architectures(scenarios, (architectures or "").split(","), rates, settings, options, json)
         return
     from hsim import runs
     from hsim.comparison import compare as compare_systems
     from hsim.plan.fair import compare_fairly
-    from hsim.report import comparison_tables
+    from hsim.report.tables import comparison_tables
 
-    if len(scenarios) < 2:
+    variants = [(name, settings) for name in scenarios]
+    if architectures is not None:
+        if fair or len(scenarios) != 1:
+            raise typer.BadParameter("are of one scenario, as they stand or with --rates", param_hint="--architectures")
+        variants = [(scenarios[0], [*settings, f"architecture={name}"]) for name in architectures.split(",")]
+    if len(variants) < 2:
         raise typer.BadParameter("name two scenarios or more", param_hint="SCENARIOS")
     options = runs.Options(replications, processes, worlds, out)
     if fair:
-        comparison = compare_fairly(scenarios, settings, options)
+        with _Steps() as steps:
+            comparison = compare_fairly(scenarios, settings, options, steps)
     else:
-        comparison = compare_systems([runs.system_of(name, settings, allow_code) for name in scenarios], options)
+        comparison = compare_systems([runs.system_of(name, its, allow_code) for name, its in variants], options)
     print(runs.as_json(comparison), end="") if json else _print(comparison_tables(comparison))
 
 
@@ -189,17 +199,18 @@ def _options(replications: int, processes: int | None, worlds: int, out: Path | 
 def _compare_architectures(
     scenarios: list[str], architectures: list[str], rates: str, settings: list[str], options: Options, json: bool
 ) -> None:
-    from hsim.placement import place, rates_of
-    from hsim.report import placement_tables
+    from hsim.plan.placement import Placed, place, rates_of
+    from hsim.report.tables import placement_tables
     from hsim.runs import as_json
 
     if len(scenarios) != 1 or architectures == [""] or not rates:
-        raise typer.BadParameter("--architectures and --rates go together, with one scenario", param_hint="SCENARIOS")
+        raise typer.BadParameter("--rates is of --architectures, and those of one scenario", param_hint="SCENARIOS")
     try:
         rates_per_s = rates_of(rates)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--rates") from None
-    placement = place(scenarios[0], architectures, rates_per_s, settings, options)
+    with _Steps() as steps:
+        placement = place(Placed(scenarios[0], tuple(architectures), rates_per_s, tuple(settings)), options, steps)
     print(as_json(placement), end="") if json else _print(placement_tables(placement))
 
 
@@ -435,6 +446,53 @@ def sensitivity(
     print(runs.as_json(found), end="") if json else _print(sensitivity_tables(found))
 
 
+Vary = Annotated[
+    list[str],
+    typer.Option(
+        metavar="PATH=VALUES",
+        help="Values (16,64,256), or a range: low:high:count, with :log and :whole behind it. May be repeated.",
+    ),
+]
+
+
+@app.command()
+def sweep(
+    scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped scenario.")],
+    vary: Vary,
+    settings: Settings = [],  # noqa: B006
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="So many points of a Latin hypercube instead of every combination.")
+    ] = None,
+    replications: Replications = 10,
+    processes: Processes = None,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="TCP://HOST:PORT", help="Run on the workers of this dask scheduler instead.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write sweep.parquet and sweep.csv into this folder, and keep runs there to go on with."),
+    ] = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Simulate every combination of values, or a sample of ranges: a row of figures, intervals and verdicts for each."""
+    from hsim.report.sweeps import sweep_tables
+    from hsim.runs import Options, as_json
+    from hsim.sweeps import Asked, axes_of
+    from hsim.sweeps import sweep as run
+
+    asked = Asked(scenario, axes_of(vary), settings, samples, allow_code)
+    with _Points() as points:
+        found = run(asked, Options(replications, processes, 0, out, cluster=cluster), points)
+    print(as_json(found), end="") if json else _print(sweep_tables(found))
+    if not found.complete:
+        kept = (
+            f"; what was finished is kept in {out}, and the same command goes on with it" if out else "; --out keeps it"
+        )
+        print(f"hsim: interrupted after {len(found.rows)} of {found.points} points{kept}", file=sys.stderr)
+        raise typer.Exit(130)
+
+
 def _there(have: str | None) -> dict[str, float | str | None]:
     """`server=count,...` as settings."""
     pairs = [pair.partition("=") for pair in have.split(",")] if have else []
@@ -478,7 +536,7 @@ def validate(
     ] = None,
 ) -> None:
     """Simulate a scenario, run the same tasks live on this machine, and show how far the prediction was off."""
-    from hsim.report import loads_tables, validation_tables
+    from hsim.report.live import loads_tables, validation_tables
     from hsim.runs import as_json, check_writable, write_atomically
     from hsim.validate import Options, validate_loads
     from hsim.validate import validate as run
@@ -538,7 +596,7 @@ def live(
     tokenizer: ServedTokenizer = None,
 ) -> None:
     """Run a scenario's tasks for real on this machine: its own decoder, encoder and tools, on the wall clock."""
-    from hsim.report import live_tables
+    from hsim.report.live import live_tables
     from hsim.validate import live as run
 
     device, endpoint = _served(device, base_url, model, tokenizer)
@@ -571,7 +629,7 @@ def calibrate(
     allow_code: AllowCode = False,
 ) -> None:
     """Measure this machine's kernels and tools, or an endpoint from outside; fit cost models, write them as profiles."""
-    from hsim.report import calibration_tables
+    from hsim.report.live import calibration_tables
     from hsim.units import parse_seconds
 
     try:
@@ -694,7 +752,7 @@ def trace_show(
     out: Annotated[Path | None, typer.Option(help="Write a picture: a page (.html) or a drawing (.svg).")] = None,
 ) -> None:
     """Rate, burstiness, lengths, rounds and shared prefixes of a trace."""
-    from hsim.report import pairs_table
+    from hsim.report.tables import pairs_table
     from hsim.runs import as_json, write_atomically
     from hsim.workload.traces import read_trace
     from hsim.workload.traces.picture import page, picture
@@ -748,6 +806,26 @@ class _Progress:
     def __call__(self, phase: str, done_fraction: float, left_s: float, message: str) -> None:
         left = f"{left_s:4.0f} s left"
         self._bar.update(self._task, description=phase, completed=done_fraction, left=left, message=message)
+
+
+class _Points:
+    """The same for the points of a sweep: what is left is taken to go as fast as what is done."""
+
+    def __enter__(self) -> _Points:
+        from time import monotonic
+
+        self._clock, self._began_s = monotonic, monotonic()
+        self._bar = _Progress().__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.__exit__()
+
+    def __call__(self, standing: Standing) -> None:
+        done = standing.done / standing.points
+        left_s = (self._clock() - self._began_s) * (1 / done - 1) if done else 0.0
+        said = f"{standing.done} of {standing.points} points, {standing.replications} replications run"
+        self._bar("sweep", done, left_s, said)
 
 
 class _Steps:

@@ -5,6 +5,7 @@ HsimError
     BackendError       live work that failed, or that cannot be done on this machine
     CalibrationError   a calibration that cannot begin, go on or be written
     ResultError        results that cannot be written or read
+    WorkersError       processes or a cluster that cannot be had, or were lost with the work that they did
 """
 
 from __future__ import annotations
@@ -40,3 +41,7 @@ class CalibrationError(ExplainedError):
 
 class ResultError(HsimError):
     """Results that cannot be written or read back."""
+
+
+class WorkersError(HsimError):
+    """Those who were to run jobs cannot be had, or were lost; what they had finished was kept."""

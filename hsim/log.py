@@ -31,6 +31,15 @@ class Outcome(IntEnum):
     FAILED = 3  # live: its work raised, hung or died
 
 
+class Kept(IntEnum):
+    """What became of a task that might have been kept at the edge."""
+
+    SENT = 0  # to the cloud, as the policy wanted
+    KEPT = 1
+    FULL = 2  # to the cloud, since the edge was full
+    ASKED_AGAIN = 3  # kept, its answer not good enough, and asked again in the cloud
+
+
 class Power(IntEnum):
     """Power states that something stays in. It is active, beyond these, while Log.steps or Log.cores say so.
 
@@ -125,6 +134,14 @@ def _steps() -> Table:
     )  # fmt: skip
 
 
+def host_memory(pool: str) -> str:
+    """What the link between a pool's replicas and their servers' memory is called."""
+    return f"{pool} host memory"
+
+
+_OF_OPTIONS = ("states", "gaps", "keeping", "switches", "memory")
+
+
 @dataclass
 class Log:
     """What happened. Times in seconds from the start of the run, energies in joules."""
@@ -146,6 +163,8 @@ class Log:
     switches: Table = field(default_factory=lambda: Table("device", "time_s", "other"))
     # Bytes that a memory which replicas share holds from time_s on.
     memory: Table = field(default_factory=lambda: Table("memory", "time_s", "bytes"))
+    # Of tasks that might be kept at the edge: choice is a Kept; easy, whether the edge's model answers as well.
+    keeping: Table = field(default_factory=lambda: Table("task", "time_s", "choice", "easy"))
     # From time_s on; device -1 is the server itself. Before its first row each is on, its model loaded.
     states: Table = field(default_factory=lambda: Table("host", "device", "time_s", "state"))
 
@@ -158,16 +177,5 @@ class Log:
         """All tables as columns, by table name."""
         return {
             name: getattr(self, name).arrays()
-            for name in (
-                "tasks",
-                "visits",
-                "steps",
-                "cores",
-                "preemptions",
-                "transfers",
-                "states",
-                "gaps",
-                "switches",
-                "memory",
-            )
+            for name in (*("tasks", "visits", "steps", "cores", "preemptions", "transfers"), *_OF_OPTIONS)
         }

@@ -12,7 +12,9 @@ US_PER_S = 1e6
 HOUR_S = 3600.0
 YEAR_S = 365.25 * 24 * 3600.0
 KWH_J = 3.6e6
+MJ_J = 1e6
 WH_J = 3.6e3
+KG_G = 1000.0
 
 _DURATIONS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": HOUR_S}
 

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hsim.description.scenario import Site
+from hsim.description.sites import HERE, Site
 from hsim.metrics.accounts import Accounts
+from hsim.metrics.economics import Bill
 from hsim.metrics.ledger import Entry, Ledger, Window
 from hsim.metrics.measured import Cohort, Measured, Objective
 from hsim.metrics.study import Replication
 
 IDLE_W, BUSY_W = 100.0, 200.0
-ACCOUNTS = Accounts({}, Site(pue=1.0))
+ACCOUNTS = Accounts({}, {HERE: Site(pue=1.0)})
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,10 @@ def _path(
         stages={"generate": np.array([cohort.tasks, 0, 0, service_s[: cohort.tasks].sum(), 0, 0, 0])},
         pools={},
         records={},
-        ledger=Ledger(window, (Entry("server", "idle", "accelerator", "tier", joules),), {}, 1.0),
+        ledger=Ledger(window, (Entry("server", "idle", "accelerator", "tier", joules),), {}, {HERE: 1.0}),
         ledger_gap_fraction=0.0,
+        bill=Bill(joules, 0.0, 0.0, 0.0),
+        keeps=None,
         drain_j=0.0,
         arrival_s=arrival_s,
         ended_s=ended_s,

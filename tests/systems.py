@@ -253,6 +253,49 @@ def scenarios(draw: Any, crowded: bool = False, routers: Sequence[str] = ROUTERS
     return with_kv(data, draw(st.sampled_from([1, 1.3, 2] if long_answers else [1, 1.3, 2.5, 50])))
 
 
+@st.composite
+def far_scenarios(draw: Any, crowded: bool = False) -> dict[str, Any]:
+    """Small random scenarios at two sites, some with a model at the edge that keeps tasks, prices by the hour or not."""
+    data = draw(scenarios(crowded))
+    hours = [draw(st.floats(0, 1)) for _ in range(24)] if draw(st.booleans()) else None
+    data["sites"] = {
+        "edge": {"pue": 1.0, "hourly": {"gco2_per_kwh": hours} if hours else {}, "cost": {"basis": "own"}},
+        "cloud": {"pue": 1.5, "usd_per_kwh": 0.1},
+    }
+    data["workload"]["arrives_at"] = "edge"
+    data["site_links"] = {
+        "cloud-edge": {
+            "round_trip_s": draw(st.sampled_from([0.02, {"kind": "lognormal", "median": 0.02, "p95": 0.09}])),
+            "bytes_per_s": draw(st.sampled_from([1e4, 1e7])),
+            "loss_fraction": draw(st.sampled_from([0.0, 0.05, 0.4])),
+            "joules_per_byte": 1e-3,
+        }
+    }
+    data["fleet"]["gpu-tier"]["site"] = "cloud"
+    if "cpu-tier" in data["fleet"]:
+        data["fleet"]["cpu-tier"]["site"] = draw(st.sampled_from(["edge", "cloud"]))
+        if data["fleet"]["cpu-tier"]["site"] == "edge":
+            del data["links"]
+    if draw(st.booleans()):
+        data["fleet"]["edge-tier"] = {"server": "l4-1", "count": 1, "site": "edge"}
+        data["pools"]["small"] = {
+            "runs_on": "edge-tier.gpu",
+            "model": "llama-3.2-1b",
+            "max_num_seqs": draw(st.integers(1, 4)),
+        }
+        data["keep"] = {
+            "pool": "small",
+            "policy": draw(st.sampled_from(["all", "by-confidence"])),
+            "easy_fraction": 0.6,
+            "router_accuracy": 0.8,
+            "check_accuracy": draw(st.sampled_from([None, 0.7, 1.0])),
+            "max_waiting": draw(st.sampled_from([None, 0, 2])),
+        }
+        if data["fleet"].get("cpu-tier", {}).get("site") == "edge":
+            data["links"] = {f"{pool}-small": "ethernet-100g" for pool in data["pools"] if pool in ("agents", "front")}
+    return data
+
+
 def engine_devices(run: Run) -> list[Any]:
     """The replicas of the generate stage, in order."""
     return list(run.pipeline.pools[Stage.GENERATE].devices)

@@ -16,7 +16,7 @@ import hsim
 HSIM = Path(hsim.__file__).parent
 LAYERS = [
     "errors units stages", "drawing description", "workload", "log", "costs", "policies", "metrics", "backends", "engine", "drivers",
-    "calibrate", "runs", "comparison sweep validate", "placement", "plan", "report", "dashboard", "cli",
+    "calibrate", "runs", "comparison sweeps validate", "plan", "report", "dashboard", "cli",
 ]  # fmt: skip
 LEVEL = {name: number for number, names in enumerate(LAYERS, 1) for name in names.split()}
 
@@ -60,7 +60,7 @@ def test_a_module_imports_only_from_lower_layers() -> None:
         ("costs/roof.py", "from hsim import cli"),
         ("costs/roof.py", "from ..engine import replica"),
         ("costs/roof.py", "def late():\n    import hsim.drivers"),
-        ("sweep.py", "from hsim.comparison import x"),
+        ("sweeps.py", "from hsim.comparison import x"),
         ("units.py", "from hsim.errors import HsimError"),
         ("surprise/new.py", "from hsim.units import GB"),
     ],

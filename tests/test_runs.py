@@ -23,7 +23,7 @@ from hsim.errors import DescriptionError, HsimError, ResultError
 from hsim.metrics.measured import Cohort
 from hsim.metrics.result import Study
 from hsim.metrics.study import Replication
-from hsim.report import study_tables
+from hsim.report.tables import study_tables
 from hsim.runs import Options, as_json, is_one_path, path_of, studies, study
 from hsim.runs.paths import Job, replicate, seed_of, seeded
 from hsim.runs.store import Store, run_key
@@ -189,7 +189,7 @@ def test_what_is_kept_comes_back_as_it_was(tmp_path: Path) -> None:
     store.put("one", done)
     back = store.get("one")
     assert back is not None
-    assert repr(replace(back, world_j=done.world_j)) == repr(done)
+    assert repr(replace(back, world_bills=done.world_bills)) == repr(done)
     assert back.path.ledger.joules() == done.path.ledger.joules()
     assert store.get("two") is None
 
@@ -451,8 +451,12 @@ def test_books_of_a_world_are_those_of_a_run_in_it() -> None:
     replication = material.replications[1]
     for k in (0, 17, 39):
         there = replicate(Job(system_in(seeded(system, 1), worlds[k]), 1, replication.path.cohort))
-        assert replication.world_j[k] == pytest.approx(there.path.ledger.joules(), rel=1e-9)
-    assert replication.world_j.std() > 0.01 * replication.world_j.mean()
+        bill = there.path.bill
+        expected = [bill.joules, bill.electricity_usd, bill.operation_g, bill.embodied_g]
+        assert replication.world_bills[k] == pytest.approx(expected, rel=1e-9)
+        assert bill.joules == there.path.ledger.joules()
+    joules = replication.world_bills[:, 0]
+    assert joules.std() > 0.01 * joules.mean()
 
 
 def test_worlds_lie_within_their_bounds_half_above_half_below() -> None:

@@ -57,7 +57,7 @@ def test_the_parts_of_facility_power_add_up_to_its_joules(name: str) -> None:
         assert {Power.OFF, Power.BOOT, Power.IDLE, Power.LOADED} <= set(done.tables["states"]["state"])
     if name == "prefill":
         (links,) = (line for line in lines.facility_w if line.name == "links")
-        joules = accounts.site.pue * done.tables["transfers"]["joules"].sum()
+        joules = accounts.sites["site"].pue * done.tables["transfers"]["joules"].sum()
         assert integral(links, 0.0, end_s) == pytest.approx(joules, rel=1e-9)
         assert joules > 0
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hsim.metrics.result import Comparison, Difference, Interval, StageAnatomy, Study
-from hsim.report import figure_name
 from hsim.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Figure
+from hsim.report.names import figure_name
 from hsim.units import readable, readable_error, readable_seconds, scale_of
 
 STAGE_COLOURS = {"understand": GREEN, "tool": ORANGE, "prefill": PURPLE, "generate": BLUE}

@@ -16,7 +16,7 @@ from hsim.description.catalogue import shipped
 from hsim.description.scenario import Scenario
 from hsim.description.yamlfile import read_document
 from hsim.errors import HsimError
-from hsim.report import LATENCY_NAMES
+from hsim.report.names import LATENCY_NAMES
 
 OWN = "my own"
 SERIES = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)  # steps of a slider within a factor of ten

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from hsim.dashboard.state import State
 from hsim.description.system import System
 from hsim.metrics.result import Comparison, Difference, Interval, PoolUse, Result, SloVerdict, Study
-from hsim.report import SHORT_NAMES, figure_name
+from hsim.report.names import SHORT_NAMES, figure_name
 from hsim.units import WH_J, readable_error, readable_range, readable_seconds
 
 QUANTILES = {"p99_s": 0.99, "p95_s": 0.95, "p90_s": 0.9, "p50_s": 0.5}

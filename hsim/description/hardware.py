@@ -249,6 +249,7 @@ class AcceleratorProfile(Profile):
     peak_flops_per_s: dict[Precision, Figure]
     kernels: Kernels
     power: AcceleratorPower
+    embodied_kgco2: Figure = UNKNOWN
 
 
 class Accelerators(Strict):
@@ -263,7 +264,7 @@ class ServerProfile(Profile):
 
     `base_w` is everything behind the power supply that is neither CPU package nor accelerator board: DRAM, fans,
     network cards, storage, switches. Switched off, all of it together draws `off_w`; for `boot_s` after it is switched
-    on, `boot_w`.
+    on, `boot_w`. Making it, its accelerators apart, emitted `embodied_kgco2`; theirs stand with them.
     """
 
     kind: Literal["server"]
@@ -278,6 +279,7 @@ class ServerProfile(Profile):
     off_w: Figure = UNKNOWN
     boot_w: Figure = UNKNOWN
     boot_s: Figure = UNKNOWN
+    embodied_kgco2: Figure = UNKNOWN
 
 
 class LinkProfile(Profile):

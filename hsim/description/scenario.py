@@ -22,7 +22,9 @@ from pydantic import (
 from hsim.description.catalogue import scenario_file
 from hsim.description.choices import choices_of, first_of, with_chosen
 from hsim.description.hardware import KvPrecision, Precision, Tool
+from hsim.description.keeping import Keep
 from hsim.description.quantities import Constant, Distribution
+from hsim.description.sites import HERE, Site, SiteLink
 from hsim.description.yamlfile import Document, Strict, did_you_mean, read_document, validated, with_settings
 from hsim.errors import DescriptionError
 
@@ -181,16 +183,18 @@ class TaskClass(Strict):
 
 
 class Workload(Strict):
-    """Who asks for what, and when. `tasks` limits a trace; left out, the whole trace is replayed.
+    """Who asks for what, when and where. `tasks` limits a trace; left out, the whole trace is replayed.
 
     `measure: steady` looks for the steady state of arrivals that go on: a warm-up comes before the `tasks` tasks that
     are measured, and others arrive until those have ended. `measure: terminating` measures all of a run of `tasks`
     tasks from an empty system to an empty one. Left out, arrivals at a constant mean rate are steady, and traces and
-    closed loops terminating.
+    closed loops terminating. Clients stand at the site `arrives_at`: what goes to another, and the answer, crosses the
+    network between the two.
     """
 
     arrivals: Arrivals
     tasks: PositiveInt | None = None
+    arrives_at: str | None = None
     measure: Literal["steady", "terminating"] | None = None
     classes: dict[str, TaskClass] = Field(default={"request": {}}, validate_default=True, min_length=1)
 
@@ -218,13 +222,14 @@ class Workload(Strict):
 
 
 class FleetTier(Strict):
-    """So many servers of one kind.
+    """So many servers of one kind, at the site of that name, or else at the scenario's own.
 
     One that has done nothing for `sleep_after_s` is switched off until work comes for it; the first `stay_on` never are.
     """
 
     server: str
     count: PositiveInt
+    site: str | None = None
     sleep_after_s: PositiveFloat | None = None
     stay_on: NonNegativeInt = 0
 
@@ -407,22 +412,6 @@ class Slos(Strict):
     e2e: Slo | None = None
 
 
-class Cost(Strict):
-    """What the servers cost: rented by the hour (electricity included), or owned (capex and electricity)."""
-
-    basis: Literal["rent", "own"] = "rent"
-    lifetime_years: PositiveFloat = 4.0
-
-
-class Site(Strict):
-    """Where the fleet stands."""
-
-    pue: float = Field(default=1.25, ge=1)
-    usd_per_kwh: NonNegativeFloat = 0.12
-    gco2_per_kwh: NonNegativeFloat = 350.0
-    cost: Cost = Cost()
-
-
 class Balance(Strict):
     """Between pools that serve the same stage, and who is let in.
 
@@ -504,13 +493,19 @@ class Architecture(Strict):
     memory: dict[str, Memory] | None = None
     payload: Payload | None = None
     balance: Balance | None = None
+    keep: Keep | None = None
+    site: Site | None = None
+    assume: Assumptions | None = None
+    sites: dict[str, Site] | None = None
+    site_links: dict[str, SiteLink] | None = None
 
 
 class Scenario(Strict):
     """Everything that one run depends on, the seed included.
 
     `architecture` is the one of `architectures` that is run, `counts` the numbers of servers of each tier that a
-    comparison of architectures tries.
+    comparison of architectures tries. `site` is where tiers stand that name none of `sites`; `site_links` join two sites,
+    as one-other.
     """
 
     model: str
@@ -526,12 +521,30 @@ class Scenario(Strict):
     memory: dict[str, Memory] = {}
     payload: Payload = Payload()
     balance: Balance = Balance()
+    keep: Keep | None = None
     tools: dict[str, Tool] = {}
     slo: Slos = Slos()
     site: Site = Site()
+    sites: dict[str, Site] = {}
+    site_links: dict[str, SiteLink] = {}
     assume: Assumptions = {}
     seed: int = Field(default=0, ge=0)
     plan: Planning | None = Field(default=None, exclude=True)  # no run depends on it, and no key or hash
+
+    def serving(self, stage: str) -> tuple[str, ...]:
+        """The pools that serve a stage: of generate, the one that keeps tasks at the edge too."""
+        kept = (self.keep.pool,) if self.keep and stage == "generate" else ()
+        return (*self.stages.pools(stage), *kept)
+
+    def site_of(self, tier: str) -> str:
+        """The name of the site where a tier stands."""
+        return self.fleet[tier].site or HERE
+
+    def sites_in_use(self) -> dict[str, Site]:
+        """Sites where servers or clients stand, by name."""
+        known = {HERE: self.site, **self.sites}
+        named = [self.site_of(tier) for tier in self.fleet]
+        return {name: known[name] for name in dict.fromkeys([*named, self.workload.arrives_at or named[0]])}
 
 
 def load(name_or_path: str | Path, settings: Sequence[str] = ()) -> tuple[Scenario, Document]:
@@ -588,16 +601,7 @@ def _check_references(scenario: Scenario, document: Document) -> None:
             raise DescriptionError(at, f"is {pool.runs_on!r}", "write tier.cpu or tier.gpu, such as gpu-tier.gpu")
         if tier not in scenario.fleet:
             raise DescriptionError(at, f"the fleet has no tier {tier!r}", did_you_mean(tier, list(scenario.fleet)))
-    for name, memory in scenario.memory.items():
-        if memory.on not in scenario.fleet:
-            at = document.where(("memory", name, "on"))
-            remedy = did_you_mean(memory.on, list(scenario.fleet))
-            raise DescriptionError(at, f"the fleet has no tier {memory.on!r}", remedy)
-    for name, pool in scenario.pools.items():
-        if isinstance(pool, EnginePool) and pool.memory is not None and pool.memory not in scenario.memory:
-            at = document.where(("pools", name, "memory"))
-            remedy = did_you_mean(pool.memory, list(scenario.memory))
-            raise DescriptionError(at, f"there is no memory {pool.memory!r}", remedy)
+    _check_memories(scenario, document)
     for stage, kinds in (
         ("understand", (CorePool, EnginePool)),
         ("tool", (CorePool,)),
@@ -607,6 +611,8 @@ def _check_references(scenario: Scenario, document: Document) -> None:
         at = document.where(("stages", stage))
         if not scenario.stages.pools(stage):
             _check_not_needed(scenario, stage, at)
+        if stage == "generate" and scenario.keep:
+            _check_keep(scenario, scenario.keep, document)
         for name in scenario.stages.pools(stage):
             if name not in scenario.pools:
                 raise DescriptionError(at, f"there is no pool {name!r}", did_you_mean(name, list(scenario.pools)))
@@ -617,6 +623,46 @@ def _check_references(scenario: Scenario, document: Document) -> None:
                     f"pool {name!r} runs on {scenario.pools[name].runs_on}",
                     f"{stage} needs a pool that runs on a tier's .{part}",
                 )
+
+
+def _check_keep(scenario: Scenario, keep: Keep, document: Document) -> None:
+    """The edge has a pool of its own, and a policy what it needs."""
+    where, classes = document.where, list(scenario.workload.classes)
+    if not isinstance(scenario.pools.get(keep.pool), EnginePool) or keep.pool == scenario.stages.generate:
+        others = [n for n, p in scenario.pools.items() if isinstance(p, EnginePool) and n != scenario.stages.generate]
+        what = f"{keep.pool!r} is no engine pool beside {scenario.stages.generate!r}"
+        raise DescriptionError(where(("keep", "pool")), what, did_you_mean(keep.pool, others))
+    if scenario.stages.prefill:
+        what = "tasks are kept by a pool that does all of generation, and stages.prefill divides it"
+        raise DescriptionError(where(("keep",)), what, "leave one of them out")
+    for key, policy in (("max_input_tokens", "by-length"), ("classes", "by-class")):
+        if keep.policy == policy and not getattr(keep, key):
+            raise DescriptionError(
+                where(("keep", key)), f"is missing, and the policy is {policy}", "say which are kept"
+            )
+    fractions = keep.easy_fraction if isinstance(keep.easy_fraction, dict) else dict.fromkeys(classes, 0.0)
+    for key, named in (("classes", keep.classes), ("easy_fraction", fractions)):
+        for name in named:
+            if name not in classes:
+                at = where(("keep", key))
+                raise DescriptionError(at, f"there is no class {name!r}", did_you_mean(name, classes))
+    for name in classes:
+        if name not in fractions:
+            at = where(("keep", "easy_fraction"))
+            raise DescriptionError(at, f"says nothing of class {name!r}", "give each class a fraction, or one to all")
+
+
+def _check_memories(scenario: Scenario, document: Document) -> None:
+    for name, memory in scenario.memory.items():
+        if memory.on not in scenario.fleet:
+            at = document.where(("memory", name, "on"))
+            remedy = did_you_mean(memory.on, list(scenario.fleet))
+            raise DescriptionError(at, f"the fleet has no tier {memory.on!r}", remedy)
+    for name, pool in scenario.pools.items():
+        if isinstance(pool, EnginePool) and pool.memory is not None and pool.memory not in scenario.memory:
+            at = document.where(("pools", name, "memory"))
+            remedy = did_you_mean(pool.memory, list(scenario.memory))
+            raise DescriptionError(at, f"there is no memory {pool.memory!r}", remedy)
 
 
 def _check_not_needed(scenario: Scenario, stage: str, at: str) -> None:

@@ -26,6 +26,7 @@ from hsim.description.hardware import (
 )
 from hsim.description.model import ModelArchitecture
 from hsim.description.quantities import Figure
+from hsim.description.reach import STAGES, check_sites, site_of_pool
 from hsim.description.scenario import CorePool, EnginePool, Scenario
 from hsim.description.yamlfile import Document, did_you_mean
 from hsim.errors import DescriptionError
@@ -236,6 +237,7 @@ class System:
 
 def resolve(scenario: Scenario, document: Document) -> System:
     """Find everything that the scenario names. Raises DescriptionError naming the line of what is not there."""
+    check_sites(scenario, document)
     figures = Figures(scenario.assume)
 
     def find(name: str, kind: Any, path: tuple[str | int, ...], source: Document = document) -> Any:
@@ -392,7 +394,7 @@ def _check_models(system: System) -> None:
     """Encoders understand, and do nothing else; prompts go on in the model that prefilled them."""
     stages, where = system.scenario.stages, system.document.where
     for stage in ("prefill", "generate"):
-        for name in stages.pools(stage):
+        for name in system.scenario.serving(stage):
             if system.model_of(name).is_encoder:
                 what = f"{system.model_of(name).name} is an encoder, and cannot {stage}"
                 raise DescriptionError(where(("pools", name, "model")), what, "give the pool a decoder")
@@ -471,11 +473,13 @@ def _check_links(system: System) -> None:
             if network not in system.scenario.networks:
                 remedy = did_you_mean(network, list(system.scenario.networks))
                 raise DescriptionError(where(("links", name)), f"there is no network {network!r}", remedy)
-    used = list(dict.fromkeys(p for s in ("understand", "tool", "prefill", "generate") for p in stages.pools(s)))
+    used = list(dict.fromkeys(p for s in STAGES for p in system.scenario.serving(s)))
     for a in used:
         for b in used:
             apart = system.tier_of(a).name != system.tier_of(b).name
             moves_kv = {a, b} == {stages.prefill, stages.generate}
+            if site_of_pool(system.scenario, a) != site_of_pool(system.scenario, b):
+                continue  # see check_sites
             if a != b and (apart or moves_kv) and frozenset((a, b)) not in system.paths:
                 what = "stand on different servers" if apart else "hand over KV cache"
                 profile = "ethernet-100g" if apart else "nvlink4"

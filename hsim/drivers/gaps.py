@@ -19,6 +19,7 @@ from hsim.engine.gaps import GapSpec
 from hsim.engine.link import LinkSpec
 from hsim.engine.replica import ReplicaSpec
 from hsim.errors import DescriptionError
+from hsim.log import host_memory
 from hsim.policies.gaps import GAPS
 from hsim.workload.histograms import with_histograms_read
 from hsim.workload.streams import quantiles
@@ -42,7 +43,7 @@ def gap_spec(system: System, name: str, spec: ReplicaSpec) -> GapSpec | None:
         raise DescriptionError(at, f"{pool.tool_gaps} keeps a context to be found again", "set prefix_caching to true")
     if system.scenario.stages.prefill:
         raise DescriptionError(at, "contexts are prefilled elsewhere at every round", "leave it out, or stages.prefill")
-    if len(system.scenario.stages.pools("generate")) > 1:
+    if len(system.scenario.serving("generate")) > 1:
         raise DescriptionError(at, "several pools generate, and a context is kept by one", "leave it out")
     idle = spec.costs.segment(StepShape(0, 0, 1, 1, 1, 1)).joules + spec.idle_w
     if pool.tool_gaps == "least-joules" and math.isnan(idle):
@@ -51,7 +52,8 @@ def gap_spec(system: System, name: str, spec: ReplicaSpec) -> GapSpec | None:
     precision = pool.kv_precision or working_precision(pool.precision)
     kv_bytes = ELEMENT_BYTES[precision] * system.model_of(name).kv_elements_per_token
     beyond = link_spec(system.memory_links[pool.memory], system) if pool.memory else None
-    return GapSpec(GAPS[pool.tool_gaps], kv_bytes, pool.host_kv_bytes or 0.0, link, pool.memory, beyond)
+    host_bytes = pool.host_kv_bytes or 0.0
+    return GapSpec(GAPS[pool.tool_gaps], kv_bytes, host_bytes, link, host_memory(name), pool.memory, beyond)
 
 
 def _host_link(system: System, name: str, pool: FilledPool) -> LinkSpec | None:

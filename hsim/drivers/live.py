@@ -412,6 +412,9 @@ def _check_live(prepared: Prepared, allow_code: bool) -> None:
             at = where(("pools", name, "max_batch"))
             raise DescriptionError(at, "live core workers serve one job at a time", "use max_batch 1")
 
+    for key in ("site_links", "keep"):
+        if getattr(system.scenario, key):
+            raise DescriptionError(where((key,)), "a live run is of one site and one model", "leave it out")
     for name, code in _codes(prepared).items():
         if not allow_code:
             what = f"operation {name!r} is code of your own ({code.file}), and live runs execute it"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -32,17 +32,29 @@ def needed_s(prepared: Prepared, tasks: Sequence[Task]) -> dict[str, float]:
     both takes at least as long as either. A model that understands: reading alone.
     """
     stages, cores = prepared.system.scenario.stages, prepared.system.core_pools()
-    needed = dict.fromkeys([stages.generate, *prepared.cores], 0.0)
+    needed = dict.fromkeys([*prepared.system.scenario.serving("generate"), *prepared.cores], 0.0)
     for stage, busy_s in (("understand", _understanding_s), ("tool", _tools_s)):
         serving = stages.pools(stage)
         if len(serving) == 1 and serving[0] in cores:  # among several pools nobody has to go to any one of them
             needed[serving[0]] += busy_s(prepared, tasks, cores[serving[0]].max_batch)
         elif len(serving) == 1:
             needed[serving[0]] = needed.get(serving[0], 0.0) + _reading_s(prepared.replicas[serving[0]], tasks)
-    needed[stages.generate] += _decoding_s(prepared.replicas[stages.generate], tasks)
-    prefill = stages.prefill or stages.generate
-    needed[prefill] = max(needed.get(prefill, 0.0), _prompts_s(prepared.replicas[prefill], tasks))
+    for pool, prefill, its in _generating(prepared, tasks):
+        needed[pool] += _decoding_s(prepared.replicas[pool], its)
+        needed[prefill] = max(needed.get(prefill, 0.0), _prompts_s(prepared.replicas[prefill], its))
     return needed
+
+
+def _generating(prepared: Prepared, tasks: Sequence[Task]) -> Iterator[tuple[str, str, Sequence[Task]]]:
+    """Pools that generate, those that prefill for them, and the tasks that have to go there: of those that an edge
+    keeps, the ones that do not come to it, or that it must keep however full it is.
+    """
+    stages, keep = prepared.system.scenario.stages, prepared.keep
+    if keep:
+        tasks_kept = [task for task in tasks if keep.wanted[task.id]]
+        tasks = [task for task in tasks if not keep.wanted[task.id] or not keep.good[task.id]]
+        yield keep.pool, keep.pool, tasks_kept if keep.max_waiting is None else []
+    yield stages.generate, stages.prefill or stages.generate, tasks
 
 
 def _understanding_s(prepared: Prepared, tasks: Sequence[Task], batch: int) -> float:
@@ -75,6 +87,7 @@ def _decoding_s(spec: ReplicaSpec, tasks: Sequence[Task]) -> float:
     KV cache that tasks share may hold any number of them.
     """
     lengths = np.array([(r.input_tokens, r.output_tokens) for task in tasks for r in task.rounds], dtype=np.float64)
+    lengths = lengths.reshape(-1, 2)
     later = lengths[:, 1] - 1  # the first token comes with the prompt
     tokens = float(later.sum())
     context_tokens = float((later * (lengths[:, 0] + 1) + later * (later - 1) / 2).sum())

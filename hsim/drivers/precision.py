@@ -14,6 +14,7 @@ from hsim.description.yamlfile import did_you_mean
 from hsim.engine.precision import Cost, SwitchSpec
 from hsim.errors import DescriptionError
 from hsim.policies.precision import SWITCHES
+from hsim.units import HOUR_S
 
 
 def sparsity_in(system: System, name: str, pattern: str | None, key: tuple[str, ...]) -> Sparsity | None:
@@ -51,7 +52,12 @@ def switch_spec(system: System, name: str, sets: tuple[Placement, Placement], co
         at = where(("pools", name, "switch", "policy"))
         raise DescriptionError(at, f"there is no policy {switch.policy!r}", did_you_mean(switch.policy, list(SWITCHES)))
     own, other = sets
-    gco2_per_kwh = system.scenario.site.gco2_per_kwh
+    site = system.scenario.sites_in_use()[system.scenario.site_of(system.tier_of(name).name)]
+    by_hour = site.by_hour("gco2_per_kwh")
+    if switch.policy == "carbon" and len(set(by_hour)) == 1:
+        system.figures.cautions[
+            f"pool {name} minds carbon, and its site's is the same at every hour: set site.hourly"
+        ] = None
     return SwitchSpec(
         policy=SWITCHES[switch.policy],
         costs=costs,
@@ -60,7 +66,7 @@ def switch_spec(system: System, name: str, sets: tuple[Placement, Placement], co
         stay_s=switch.stay_s,
         over=_cost(system, name, other),
         back=_cost(system, name, own),
-        gco2_per_kwh=lambda _: gco2_per_kwh,
+        gco2_per_kwh=lambda now_s: by_hour[int(now_s // HOUR_S) % len(by_hour)],
     )
 
 

@@ -22,18 +22,23 @@ from hsim.description.scenario import Workload
 from hsim.description.system import FilledPool, System, Tier
 from hsim.description.yamlfile import did_you_mean
 from hsim.drivers.gaps import expected_gaps, gap_spec
+from hsim.drivers.keeping import keep_spec
 from hsim.drivers.memory import check_streamed, link_spec, memory_specs, streamed
 from hsim.drivers.precision import other_weights, sparsity_in, switch_spec
+from hsim.drivers.sites import crossing_specs
+from hsim.engine.keeping import KeepSpec
 from hsim.engine.link import LinkSpec
 from hsim.engine.memory import MemorySpec
 from hsim.engine.power import Sleep
 from hsim.engine.precision import SwitchSpec
 from hsim.engine.replica import ReplicaSpec
+from hsim.engine.sites import CrossingSpec
 from hsim.errors import DescriptionError
 from hsim.log import Stage
 from hsim.metrics.accounts import Accounts, accounts_of
 from hsim.policies.balance import ADMISSIONS, CHOOSERS, PRIORITIES, Admission, Chooser, Priority
 from hsim.policies.batching import Batcher, decode_first, whole_prompts
+from hsim.policies.keeping import KEEPERS
 from hsim.policies.own import is_own, own_policy
 from hsim.policies.routing import ROUTERS, Router
 from hsim.workload.tasks import Drawn, check_tasks_fit, check_understanding_fits, draw_tasks, expected_rounds_left
@@ -68,6 +73,8 @@ class Prepared:
     routers: dict[str, Router]
     slowdown: dict[str, float]
     networks: dict[str, LinkSpec]
+    site_links: dict[str, CrossingSpec]
+    keep: KeepSpec | None
     sleep: dict[str, Sleep]
     understand: dict[str, OperationCost]
     tools: dict[str, OperationCost]
@@ -101,6 +108,8 @@ def prepare(system: System) -> Prepared:
         routers={name: _router(system, name) for name in scenario.pools},
         slowdown={name: figures.value(tier.cpu, "contention_slowdown") for name, tier in system.tiers.items()},
         networks=networks,
+        site_links=crossing_specs(system, len(drawn.tasks)),
+        keep=_keep(system, replicas, drawn),
         sleep=_sleep(system),
         understand=_understanding(system),
         tools=tools,
@@ -376,6 +385,14 @@ def _balance(system: System) -> BalanceSpec | None:
     objective_s = scenario.slo.ttft.max_s if scenario.slo.ttft else inf
     rounds_left = {name: expected_rounds_left(kind) for name, kind in scenario.workload.classes.items()}
     return BalanceSpec(chooser, priorities, admission, objective_s, operations, rounds_left)
+
+
+def _keep(system: System, replicas: dict[str, ReplicaSpec], drawn: Drawn) -> KeepSpec | None:
+    """Which tasks stay at the edge; None where all go to the generate stage's own pool."""
+    if (keep := system.scenario.keep) is None:
+        return None
+    policy = _named(system, KEEPERS, keep.policy, "keep policy", system.document.where(("keep", "policy")))
+    return keep_spec(system, keep, policy, replicas[keep.pool], drawn.tasks)
 
 
 def _named(system: System, known: dict[str, P], name: str, what: str, where: str) -> P:

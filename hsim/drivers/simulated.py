@@ -9,10 +9,12 @@ from typing import Any
 
 from hsim.costs.cpu import OperationCost
 from hsim.drivers.prepared import Prepared
+from hsim.drivers.sites import join_sites
 from hsim.engine.balance import Alternatives
 from hsim.engine.cores import Cores, Host
 from hsim.engine.environment import EngineEnvironment
 from hsim.engine.executor import Executor, ModelledTime
+from hsim.engine.keeping import Keeping
 from hsim.engine.life import Balancing, OperationTime, Pipeline, Reader, Send, arrive_in_time, run_tasks
 from hsim.engine.link import Link, Message, Network, Window
 from hsim.engine.memory import SharedMemory
@@ -21,7 +23,7 @@ from hsim.engine.power import Sleeper
 from hsim.engine.replica import Replica
 from hsim.engine.visits import Job, Prompt
 from hsim.log import Device, Log, PoolRecord, Stage
-from hsim.metrics.quality import names_of
+from hsim.metrics.quality import weights_of
 from hsim.workload.tasks import Task
 
 
@@ -76,11 +78,13 @@ def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Execut
         pools[name] = Pool[Job](name, devices, prepared.routers[name], len(log.pools))
         what = f"{cores} cores on each of {tier.count} x {tier.server.name}"
         log.pools[name] = PoolRecord(what, False, tuple(d.index for d in devices), cores * tier.count)
+    links = _links(env, log, prepared)
+    clients = join_sites(env, log, prepared.system, prepared.site_links, links) if prepared.site_links else None
     stages, wire = prepared.system.scenario.stages, prepared.wire
     serving = {stage: stages.pools(stage.name.lower()) for stage in Stage}
     return Pipeline(
         pools={stage: pools[names[0]] for stage, names in serving.items() if names},
-        links=_links(env, log, prepared),
+        links=links,
         understand={name: _timed(cost) for name, cost in prepared.understand.items()},
         tools={name: _timed(cost) for name, cost in prepared.tools.items()},
         tool_units={name: prepared.system.tools[name].units for name in prepared.tools},
@@ -93,6 +97,8 @@ def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Execut
         readers={name: _readers(prepared, name) for name in serving[Stage.UNDERSTAND] if name in prepared.replicas},
         request_latency_s={} if executor.real else prepared.request_latency_s,
         expected_gap_s=prepared.expected_gap_s,
+        clients=clients,
+        keeping=Keeping(env, log, pools[prepared.keep.pool], prepared.keep) if prepared.keep else None,
     )
 
 
@@ -129,7 +135,7 @@ def _timed(cost: OperationCost) -> OperationTime:
 
 def _links(env: EngineEnvironment, log: Log, prepared: Prepared) -> dict[tuple[str, str], Send]:
     """How bytes go from pool to pool, both ways. A link that no path shares is simulated alone, which is quicker."""
-    indices = {name: i for i, name in enumerate(prepared.networks, start=len(log.links))}
+    indices = {name: i for i, name in enumerate(prepared.networks, len(log.links))}  # after links to host memory
     log.links.extend(prepared.networks)
     network = Network(env, log, {indices[name]: spec for name, spec in prepared.networks.items()})
     paths = prepared.system.paths
@@ -187,6 +193,6 @@ def _engine_pool(
         tuple(r.index for r in replicas),
         len(replicas),
         spec.kv_blocks * spec.pool.block_tokens,
-        names_of(spec.pool),
+        tuple(weights_of(spec.pool)),
     )
     return Pool[Prompt](name, replicas, prepared.routers[name], number)

@@ -13,7 +13,7 @@ from hsim.costs.shapes import StepCosts, StepShape
 from hsim.engine.environment import EngineEnvironment
 from hsim.engine.kv import KvCache
 from hsim.engine.link import LinkSpec
-from hsim.engine.memory import HostMemory, SharedMemory, Store, Way
+from hsim.engine.memory import SharedMemory, Store, Way, own_way
 from hsim.engine.visits import Prompt
 from hsim.log import Log
 from hsim.policies.gaps import GapPolicy, GapView
@@ -26,13 +26,15 @@ CHOICES = ("cache", "hold", "offload", "drop")
 class GapSpec:
     """How a replica treats contexts in gaps.
 
-    `link` leads to host memory, of which it may use host_bytes; or on to `memory`, which it shares, over the link `beyond`.
+    `link`, logged as `way`, leads to host memory, of which it may use host_bytes; or on to `memory`, which it shares, over
+    the link `beyond`.
     """
 
     policy: GapPolicy
     kv_bytes_per_token: float
     host_bytes: float = 0.0
     link: LinkSpec | None = None
+    way: str = ""
     memory: str | None = None
     beyond: LinkSpec | None = None
 
@@ -59,12 +61,11 @@ class Gaps:
         self._shared = spec.memory is not None
         self._store, self._way = Store(0.0), Way(_nowhere, _nowhere)  # contexts there, moving ones included
         if spec.link and not self._shared:
-            host = HostMemory(env, log, spec.host_bytes, spec.link)
-            self._store, self._way = host.store, host.way
+            self._store, self._way = Store(spec.host_bytes), own_way(env, log, spec.way, spec.link)
 
     def share(self, memory: SharedMemory) -> None:
         """From now on contexts go to a memory that other replicas use too."""
-        self._store, self._way = memory.store, memory.way_of(self.spec.link)
+        self._store, self._way = memory.store, memory.way_of(self.spec.way, self.spec.link)
 
     def begin(self, prompt: Prompt, costs: StepCosts, others_tokens: int, idle_w: float) -> None:
         """A round has ended and its context lies in free blocks: choose what becomes of it."""

@@ -13,10 +13,12 @@ from simpy.events import Event
 from hsim.costs.wire import Wire
 from hsim.engine.balance import NOBODY, Alternatives
 from hsim.engine.environment import TASK_ARRIVES, TASK_GOES_ON, EngineEnvironment, Living
+from hsim.engine.keeping import Keeping
 from hsim.engine.pool import Pool
 from hsim.engine.replica import Replica
+from hsim.engine.sites import Clients
 from hsim.engine.visits import Job, Prompt
-from hsim.log import Log, Outcome, Stage
+from hsim.log import Kept, Log, Outcome, Stage
 from hsim.policies.balance import Admission, everybody
 from hsim.workload.tasks import Round, Task
 
@@ -68,7 +70,8 @@ class Pipeline:
     `readers` are of the engine pools that understand, by pool and class. A `codec` writes and reads what passes over
     links, where that takes time: in the jobs of cores at either end, and while engines' servers hold it.
     `request_latency_s` passes, by pool, between a client and the queue, and holds nothing meanwhile.
-    `expected_gap_s` is what each tool takes on average, where replicas treat contexts by that.
+    `expected_gap_s` is what each tool takes on average, where replicas treat contexts by that. `clients` stand at another
+    site than some pools; they send from the place "". With `keeping` some tasks stay on another model.
     """
 
     pools: Mapping[Stage, Pool[Any]]
@@ -85,6 +88,8 @@ class Pipeline:
     readers: Mapping[str, Mapping[str, Reader]] = field(default_factory=dict)
     request_latency_s: Mapping[str, float] = field(default_factory=dict)
     expected_gap_s: Mapping[str, float] = field(default_factory=dict)
+    clients: Clients | None = None
+    keeping: Keeping | None = None
 
 
 def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> None:
@@ -139,12 +144,12 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
             yield from _sent(env, visit, send)
         if isinstance(visit, Prompt) and visit.source is not None:
             _let_go(pipeline, visit.source)
-        elif latency_s := pipeline.request_latency_s.get(pool.name):
+        elif latency_s := _latency_s(pipeline, task, visit, pool.name):
             yield env.at(env.now + latency_s, task.id)
         if visit.home >= 0 and (coming := _brought_back(pool, visit)):
             yield coming
         visit.queued_s = env.now
-        if visit.asked and balance:
+        if visit.remake and balance:
             visit, pool = yield from _served_by_any(env, pipeline, visit, deadline_s)  # noqa: PLW2901  # remade
             visit.ended_s, place, outcome = env.now, pool.name, visit.outcome
             log.visits.append(visit.row())
@@ -162,7 +167,22 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
             outcome = outcome or Outcome.TIMED_OUT
             break
     _abandon(pipeline, task, outcome)
+    yield from _answered(pipeline, task, outcome, place)
     log.tasks.append((task.id, arrival_s, env.now, outcome))
+
+
+def _latency_s(pipeline: Pipeline, task: Task, visit: Job | Prompt, pool: str) -> float:
+    """Seconds between a client and a pool's queue, and for the first token's way back, in which nothing is held."""
+    back_s = pipeline.clients.way_back_s(visit, pool, len(task.rounds)) if pipeline.clients else 0.0
+    return pipeline.request_latency_s.get(pool, 0.0) + back_s
+
+
+def _answered(pipeline: Pipeline, task: Task, outcome: Outcome, place: str) -> Iterator[Event]:
+    """A task's answer goes where its client stands, unless there is none, or it is there already."""
+    if pipeline.clients and not outcome:
+        n_bytes = _payload(pipeline, task.rounds[-1].output_tokens)
+        if answered := pipeline.clients.answered(task.id, place, n_bytes):
+            yield answered
 
 
 def _brought_back(pool: Pool[Any], prompt: Job | Prompt) -> Event | None:
@@ -240,7 +260,7 @@ def _let_go(pipeline: Pipeline, prompt: Prompt) -> None:
 
 def visits_of(env: EngineEnvironment, pipeline: Pipeline, task: Task) -> Iterator[Job | Prompt]:
     """The visits that a task makes, in order, each made when it is its turn."""
-    carried_tokens, last = task.understand_tokens, None
+    carried_tokens, last, kept = task.understand_tokens, None, Kept.SENT
     if task.understand_tokens:
         visit = _shared(pipeline, Stage.UNDERSTAND, partial(_understanding, env, pipeline, task))
         if pipeline.codec and isinstance(visit, Job) and task.rounds:
@@ -250,6 +270,14 @@ def visits_of(env: EngineEnvironment, pipeline: Pipeline, task: Task) -> Iterato
     for number, this in enumerate(task.rounds):
         if this.call:
             yield _shared(pipeline, Stage.TOOL, partial(_tool, env, pipeline, (task.id, number, this), carried_tokens))
+        if pipeline.keeping:
+            kept = pipeline.keeping.choose(task.id) if not number else kept
+            if kept in (Kept.KEPT, Kept.ASKED_AGAIN):
+                yield _at_the_edge(env, pipeline, (task, number, this), kept)
+                carried_tokens = this.output_tokens
+            if kept is Kept.KEPT:
+                continue
+            kept = Kept.SENT
         for prompt in _prompts(env, pipeline, task, number, this):
             if pipeline.expected_gap_s:
                 _mind_gaps(pipeline, task, prompt, last)
@@ -274,9 +302,11 @@ def _understanding(env: EngineEnvironment, pipeline: Pipeline, task: Task, pool:
         job = Job(task.id, 0, Stage.UNDERSTAND, tokens, Event(env))
         times = _operations(pipeline, Stage.UNDERSTAND, pool) or pipeline.understand
         _cost(job, times[task.class_name], tokens)
+        job.payload_bytes = _payload(pipeline, tokens)
         return job
     reader = readers[task.class_name]
     prompt = Prompt(task.id, 0, Stage.UNDERSTAND, tokens + reader.instruction_tokens, Event(env))
+    prompt.payload_bytes = _payload(pipeline, tokens)
     prompt.output_tokens = prompt.max_output_tokens = 1
     if not reader.encoder:
         prompt.output_tokens, prompt.max_output_tokens = task.understand_output_tokens, reader.max_output_tokens
@@ -352,8 +382,16 @@ def _payload(pipeline: Pipeline, tokens: int) -> float:
     return pipeline.bytes_per_message + pipeline.bytes_per_token * tokens
 
 
-def _prompts(env: EngineEnvironment, pipeline: Pipeline, task: Task, number: int, this: Round) -> Iterator[Prompt]:
-    """One visit to the model, or two where prefill has a pool of its own: the second continues the first."""
+def _at_the_edge(env: EngineEnvironment, pipeline: Pipeline, turn: tuple[Task, int, Round], kept: Kept) -> Prompt:
+    """A round's visit to the edge's model: (task, its number, the round)."""
+    prompt = _prompt(env, pipeline, *turn)
+    assert pipeline.keeping
+    prompt.asked, prompt.discarded = pipeline.keeping.pool, kept is Kept.ASKED_AGAIN
+    return prompt
+
+
+def _prompt(env: EngineEnvironment, pipeline: Pipeline, task: Task, number: int, this: Round) -> Prompt:
+    """A round's visit to a model that does all of it."""
     prompt = Prompt(task.id, number, Stage.GENERATE, this.input_tokens, Event(env))
     prompt.output_tokens, prompt.max_output_tokens = this.output_tokens, task.max_output_tokens
     prompt.payload_bytes = _payload(pipeline, this.input_tokens)
@@ -362,6 +400,12 @@ def _prompts(env: EngineEnvironment, pipeline: Pipeline, task: Task, number: int
     if pipeline.prefix_caching:
         prompt.prefix = this.prefix or (((("task", task.id), this.shared_tokens),) if this.shared_tokens else ())
         prompt.context_key = None if this.prefix or len(task.rounds) == 1 else ("task", task.id)
+    return prompt
+
+
+def _prompts(env: EngineEnvironment, pipeline: Pipeline, task: Task, number: int, this: Round) -> Iterator[Prompt]:
+    """One visit to the model, or two where prefill has a pool of its own: the second continues the first."""
+    prompt = _prompt(env, pipeline, task, number, this)
     if Stage.PREFILL not in pipeline.pools:
         yield prompt
         return

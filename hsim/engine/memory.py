@@ -59,14 +59,11 @@ class Store:
         return len(self._kept)
 
 
-class HostMemory:
-    """The memory of a replica's own server, over a link of its own."""
-
-    def __init__(self, env: EngineEnvironment, log: Log, capacity_bytes: float, link: LinkSpec) -> None:
-        self.store = Store(capacity_bytes)
-        out, back = (Link(env, log, len(log.links), link) for _ in range(2))
-        log.links.append("host memory")
-        self.way = Way(out.transfer, back.transfer)
+def own_way(env: EngineEnvironment, log: Log, name: str, link: LinkSpec) -> Way:
+    """A way that one replica has for itself."""
+    out, back = (Link(env, log, len(log.links), link) for _ in range(2))
+    log.links.append(name)
+    return Way(out.transfer, back.transfer)
 
 
 class LoggedStore(Store):
@@ -91,13 +88,13 @@ class SharedMemory:
     def __init__(self, env: EngineEnvironment, log: Log, name: str, spec: MemorySpec) -> None:
         self.name, self.store = name, LoggedStore(env, log, name, spec.capacity_bytes)
         self._log, self._network = log, Network(env, log, {})
-        self._shared = [self._link(f"{name}, {to}", spec.link) for to in ("in", "out")]
+        self._shared = [self._link(name, spec.link) for _ in range(2)]
 
-    def way_of(self, own: LinkSpec | None) -> Way:
-        """The way of one more replica."""
+    def way_of(self, name: str, own: LinkSpec | None) -> Way:
+        """The way of one more replica, its own part called so."""
         paths = [[link] for link in self._shared]
         if own is not None:
-            paths = [[self._link(f"host to {self.name}", own), *path] for path in paths]
+            paths = [[self._link(name, own), *path] for path in paths]
         return Way(*(partial(self._network.transfer, path=path) for path in paths))
 
     def _link(self, name: str, spec: LinkSpec) -> int:

@@ -105,13 +105,14 @@ class Prompt(Visit):
 
     Where its task goes on with a tool and comes back with its context, `expected_gap_s` is what such a tool takes on
     average, and `stays` says whether that context waits on its replica, or in its host's memory. `brought_tokens` have
-    come back from there for it.
+    come back from there for it. A `discarded` answer reaches nobody.
     """
 
     __slots__ = (
         "brought_tokens",
         "context_key",
         "decoding",
+        "discarded",
         "entry",
         "expected_gap_s",
         "finish_step",
@@ -143,6 +144,7 @@ class Prompt(Visit):
         self.source: Prompt | None = None
         self.expected_gap_s = math.nan
         self.stays, self.brought_tokens = False, 0
+        self.discarded = False
 
     def view(self) -> VisitView:
         """What a policy may see of it."""
@@ -151,7 +153,7 @@ class Prompt(Visit):
 
     def delivered_tokens(self) -> int:
         """Output tokens that reached the user; recomputed ones count once, and what understanding wrote does not."""
-        if self.stage is Stage.UNDERSTAND:
+        if self.stage is Stage.UNDERSTAND or self.discarded:
             return 0
         return self.generated_tokens if self.source is None else self.generated_tokens - 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ Column = NDArray[Any] | list[str]
 Frame = dict[str, Column]
 
 UNITS = {"_s": "s", "_j": "J", "_w": "W", "_tokens": "tokens", "_bytes": "B", "_cores": "cores"}
+ENDS = (".half_width", ".low", ".high", ".rough_low", ".rough_high")
 WHAT = {
     "tasks": "one row a task; joules are those of its visits and transfers, behind the power supply",
     "visits": "one row a visit of a task to a stage: asked for, input there, started, device done, wait outside over",
@@ -31,8 +33,15 @@ COUNTS = ("task", "round", "input_tokens", "output_tokens", "steps", "decodes", 
 
 
 def unit_of(column: str) -> str:
-    """The SI unit of a column by its name; 1 for counts, numbers and names."""
-    return next((unit for ending, unit in UNITS.items() if column.endswith(ending)), "1")
+    """The SI unit of a column by its name; 1 for counts, numbers and names.
+
+    An interval's end has the unit of its figure: `e2e.p95_s.low`. What is said per something has both.
+    """
+    of_ends = column.rpartition(".")[0] if column.endswith(ENDS) else column
+    if found := re.search(r"([a-z0-9]+)_per_(\w+)$", of_ends):
+        over, under = found.groups()
+        return f"{'1' if over == 'rate' else over}/{UNITS.get(f'_{under}', under)}"
+    return next((unit for ending, unit in UNITS.items() if of_ends.endswith(ending)), "1")
 
 
 def frames_of(log: Log, tasks: Sequence[Task]) -> dict[str, Frame]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from hsim.description.sites import HERE
 from hsim.log import Log, Stage
 from hsim.metrics.accounts import Accounts, TierAccounts
 from hsim.metrics.meters import HostMeter, ServerRest, host_meters, inside, rest_of, rows_of, steps_until
@@ -40,7 +41,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Entry:
-    """Joules on one account, behind the power supply.
+    """Joules on one account, behind the power supply, drawn at a site.
 
     `kind` is dynamic (work for tasks), occupied (idle draw of a device while it serves a task) or idle (of nobody).
     `component` is accelerator, cpu, base or link.
@@ -51,27 +52,32 @@ class Entry:
     component: Component
     tier: str
     joules: float
+    site: str = HERE
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The entries of a window, and what their tiers' supplies and the site's PUE add."""
+    """The entries of a window, and what their tiers' supplies and their sites' PUE add."""
 
     window: Window
     entries: tuple[Entry, ...]
     psu_efficiency: dict[str, float]
-    pue: float
+    pue: dict[str, float]
 
     def joules(self, attribution: Attribution = "full", boundary: Boundary = "facility") -> float:
         """Joules of the window by attribution, inside a measurement boundary."""
         kinds = {"marginal": ("dynamic",), "occupancy": ("dynamic", "occupied")}.get(attribution)
         return sum(self._within(e, boundary) for e in self.entries if kinds is None or e.kind in kinds)
 
+    def joules_at(self, site: str, boundary: Boundary = "facility") -> float:
+        """Joules of the window that were drawn at a site."""
+        return sum(self._within(e, boundary) for e in self.entries if e.site == site)
+
     def _within(self, entry: Entry, boundary: Boundary) -> float:
         if boundary == "accelerator":
             return entry.joules if entry.component == "accelerator" else 0.0
         wall_j = entry.joules / self.psu_efficiency.get(entry.tier, 1.0)
-        return wall_j if boundary == "wall" else wall_j * self.pue
+        return wall_j if boundary == "wall" else wall_j * self.pue[entry.site]
 
     def accounts(self) -> list[tuple[str, str, float]]:
         """(account, kind, joules) with the losses as accounts of their own; their sum is joules()."""
@@ -80,9 +86,10 @@ class Ledger:
             key = (entry.account, entry.kind)
             by_account[key] = by_account.get(key, 0.0) + entry.joules
         direct_j = sum(entry.joules for entry in self.entries)
-        wall_j, facility_j = self.joules("full", "wall"), self.joules()
         rows = [(account, kind, joules) for (account, kind), joules in by_account.items()]
-        return [*rows, ("power supplies", "loss", wall_j - direct_j), ("site (PUE)", "loss", facility_j - wall_j)]
+        rows.append(("power supplies", "loss", self.joules("full", "wall") - direct_j))
+        gross = {site: self.joules_at(site) - self.joules_at(site, "wall") for site in self.pue}
+        return [*rows, *((f"{site} (PUE)", "loss", joules) for site, joules in gross.items())]
 
 
 def keep_books(log: Log, tables: dict[str, Any], accounts: Accounts, window: Window) -> Ledger:
@@ -95,13 +102,14 @@ def keep_books(log: Log, tables: dict[str, Any], accounts: Accounts, window: Win
     entries = [
         *_accelerator_entries(log, tables, accounts, window, rests),
         *_host_entries(log, tables, accounts, window, rests),
-        *_transfer_entries(tables["transfers"], window),
+        *_transfer_entries(log, tables["transfers"], accounts, window),
     ]
     for name, tier in accounts.tiers.items():
         mine = [rest for rest, host in zip(rests, log.hosts, strict=True) if host.tier == name]
         entries.extend(_server_entries(name, tier, window, mine))
     efficiency = {name: tier.psu_efficiency for name, tier in accounts.tiers.items()}
-    return Ledger(window, tuple(entries), efficiency, accounts.site.pue)
+    placed = tuple(e if e.component == "link" else replace(e, site=accounts.tiers[e.tier].site) for e in entries)
+    return Ledger(window, placed, efficiency, {name: site.pue for name, site in accounts.sites.items()})
 
 
 def _server_entries(name: str, tier: TierAccounts, window: Window, rests: Sequence[ServerRest]) -> Iterator[Entry]:
@@ -233,12 +241,24 @@ def _jobs_within(meter: HostMeter, jobs: Any, window: Window) -> tuple[float, fl
     return float(work_j), float(idle_j)
 
 
-def _transfer_entries(transfers: Any, window: Window) -> Iterator[Entry]:
-    """Joules of transfers; one that an edge cuts by the part of its time that lies inside."""
-    if len(transfers["joules"]):
-        start_s, end_s = inside(transfers["start_s"], transfers["end_s"], window.start_s, window.end_s)
-        whole = (start_s == transfers["start_s"]) & (end_s == transfers["end_s"])
-        cut = ~whole & (end_s > start_s)
-        part = (end_s - start_s)[cut] / (transfers["end_s"] - transfers["start_s"])[cut]
-        joules = transfers["joules"][whole].sum() + (transfers["joules"][cut] * part).sum()
-        yield Entry("transfer", "dynamic", "link", "", float(joules))
+def _transfer_entries(log: Log, transfers: Any, accounts: Accounts, window: Window) -> Iterator[Entry]:
+    """Joules of transfers, drawn in equal parts at the ends of their links."""
+    if not len(transfers["joules"]):
+        return
+    ends = [accounts.ends_of(name) for name in log.links]
+    for sites in dict.fromkeys(ends):
+        joules = _moved_j(
+            rows_of(transfers, np.isin(transfers["link"], [i for i, its in enumerate(ends) if its == sites])), window
+        )
+        account = "transfer" if len(sites) == 1 else f"network {'-'.join(sites)}"
+        for site in sites:
+            yield Entry(account, "dynamic", "link", "", joules / len(sites), site)
+
+
+def _moved_j(transfers: Any, window: Window) -> float:
+    """Joules of transfers inside a window; of one that an edge cuts the part of its time that lies inside."""
+    start_s, end_s = inside(transfers["start_s"], transfers["end_s"], window.start_s, window.end_s)
+    whole = (start_s == transfers["start_s"]) & (end_s == transfers["end_s"])
+    cut = ~whole & (end_s > start_s)
+    part = (end_s - start_s)[cut] / (transfers["end_s"] - transfers["start_s"])[cut]
+    return float(transfers["joules"][whole].sum() + (transfers["joules"][cut] * part).sum())

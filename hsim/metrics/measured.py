@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from hsim.description.scenario import Slos
 from hsim.errors import HsimError
-from hsim.log import Log, Outcome, PoolRecord, Stage
+from hsim.log import Kept, Log, Outcome, PoolRecord, Stage
 from hsim.metrics.accounts import Accounts
+from hsim.metrics.economics import Bill, bill_of
 from hsim.metrics.ledger import Ledger, Window, keep_books, shares_gap_j
 from hsim.metrics.meters import inside, rows_of
 from hsim.metrics.power import facility_joules
@@ -60,6 +61,19 @@ class PoolLoad:
 
 
 @dataclass(frozen=True)
+class Keeps:
+    """Of a cohort's tasks that came to a model, how many an edge kept, how many of those though they were hard, how many
+    it asked again in the cloud, and how many it had no room for.
+    """
+
+    tasks: int
+    kept: int
+    wrongly_kept: int
+    asked_again: int
+    edge_full: int
+
+
+@dataclass(frozen=True)
 class Objective:
     """How many of a cohort's points kept an objective. A task that was shed or given up counts as one that did not."""
 
@@ -94,6 +108,8 @@ class Measured:
     records: dict[str, PoolRecord]
     ledger: Ledger
     ledger_gap_fraction: float
+    bill: Bill
+    keeps: Keeps | None
     drain_j: float
     arrival_s: Floats
     ended_s: Floats
@@ -148,6 +164,8 @@ def measure(log: Log, lens: Lens) -> Measured:
         records=dict(log.pools),
         ledger=ledger,
         ledger_gap_fraction=gap,
+        bill=bill_of(log, tables, lens.accounts, ledger),
+        keeps=_keeps(tables["keeping"], followed),
         drain_j=facility_joules(log, tables, lens.accounts, Window(window.arrivals_end_s, window.end_s, window.end_s)),
         arrival_s=tasks["arrival_s"],
         ended_s=tasks["ended_s"],
@@ -202,7 +220,7 @@ def samples_of(tasks: Any, visits: Any) -> dict[str, Sample]:
     order = np.argsort(tasks["task"])
     tasks = rows_of({name: cells[order] for name, cells in tasks.items()}, outcome=Outcome.SERVED)
     ids = tasks["task"]
-    visits = rows_of(visits, np.isin(visits["task"], ids))
+    visits = rows_of(visits, np.isin(visits["task"], ids) & (visits["output_tokens"] > 0))  # not what was discarded
     first_stage = Stage.PREFILL if (visits["stage"] == Stage.PREFILL).any() else Stage.GENERATE
     first, rows = rows_of(visits, stage=first_stage), rows_of(visits, stage=Stage.GENERATE)
     later_tokens = rows["output_tokens"] - (first_stage is Stage.GENERATE)
@@ -219,6 +237,17 @@ def samples_of(tasks: Any, visits: Any) -> dict[str, Sample]:
         "e2e": Sample(tasks["ended_s"] - tasks["arrival_s"], everybody),
     }
     return {name: sample for name, sample in samples.items() if len(sample.seconds)}
+
+
+def _keeps(keeping: Any, tasks: Any) -> Keeps | None:
+    """What an edge kept; None where there is none."""
+    if not len(keeping["task"]):
+        return None
+    mine = rows_of(keeping, np.isin(keeping["task"], tasks["task"]))
+    of = {kept: mine["choice"] == kept for kept in Kept}
+    wrongly = of[Kept.KEPT] & (mine["easy"] == 0)
+    counted = (of[Kept.KEPT], wrongly, of[Kept.ASKED_AGAIN], of[Kept.FULL])
+    return Keeps(len(mine["task"]), *(int(those.sum()) for those in counted))
 
 
 def _objectives(slo: Slos, samples: dict[str, Sample], failed: int) -> tuple[Objective, ...]:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from hsim.description.sites import HERE
 from hsim.description.system import System
 from hsim.log import Log
 from hsim.metrics.ledger import Window
@@ -130,9 +131,9 @@ def assumptions_of(system: System) -> tuple[Assumption, ...]:
             span = f" ({use.low:g} to {use.high:g})" if use.low is not None else ""
             found.append(Assumption(use.name, f"{use.value:g}{span}", f"{use.tier}: {use.source}"))
     scenario = system.scenario
-    site = scenario.site
     found += [
-        Assumption(f"site.{key}", f"{getattr(site, key):g}", "default of hsim; set your site's own")
+        Assumption(f"{_called(name)}.{key}", f"{getattr(site, key):g}", "default of hsim; set your site's own")
+        for name, site in scenario.sites_in_use().items()
         for key in ("pue", "usd_per_kwh", "gco2_per_kwh")
         if key not in site.model_fields_set
     ]
@@ -150,6 +151,10 @@ def assumptions_of(system: System) -> tuple[Assumption, ...]:
                 why = "as many as fit" if key == "replicas" else f"default of {engine.name}: {engine.defaults_source}"
                 found.append(Assumption(f"pools.{name}.{key}", f"{getattr(pool, key):g}", why))
     return tuple(found)
+
+
+def _called(site: str) -> str:
+    return site if site == HERE else f"sites.{site}"
 
 
 def accuracy_of(system: System) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from hsim.metrics.ledger import Window
 
 def facility_joules(log: Log, tables: dict[str, Any], accounts: Accounts, window: Window) -> float:
     """The integral of facility power over the window."""
-    wall_j = 0.0
+    wall_j = dict.fromkeys(accounts.sites, 0.0)
     for name, tier in accounts.tiers.items():
         direct_j = (tier.base_w + tier.spare_accelerators_w) * window.seconds
         for i, device in enumerate(log.accelerators):
@@ -26,8 +26,12 @@ def facility_joules(log: Log, tables: dict[str, Any], accounts: Accounts, window
                 direct_j += float(np.sum((device.idle_w + watts) * np.diff(times)))
         if tier.rest:
             direct_j -= _rested_joules(log, tables["states"], name, tier, window)
-        wall_j += direct_j / tier.psu_efficiency
-    return (wall_j + _transfer_joules(tables["transfers"], window)) * accounts.site.pue
+        wall_j[tier.site] += direct_j / tier.psu_efficiency
+    for link, name in enumerate(log.links):
+        moved_j, ends = _transfer_joules(tables["transfers"], link, window), accounts.ends_of(name)
+        for site in ends:
+            wall_j[site] += moved_j / len(ends)
+    return sum(joules * accounts.sites[site].pue for site, joules in wall_j.items())
 
 
 def _rested_joules(log: Log, states: Any, tier: str, accounts: TierAccounts, window: Window) -> float:
@@ -88,8 +92,9 @@ def _host_power(
     return edges, np.array([watts_at[level] for level in levels])
 
 
-def _transfer_joules(transfers: Any, window: Window) -> float:
-    """Joules of transfers, spread evenly from start to end."""
-    start, end = transfers["start_s"], transfers["end_s"]
+def _transfer_joules(transfers: Any, link: int, window: Window) -> float:
+    """Joules of a link's transfers, spread evenly from start to end."""
+    mine = transfers["link"] == link
+    start, end, joules = (transfers[column][mine] for column in ("start_s", "end_s", "joules"))
     inside = np.clip(end, window.start_s, window.end_s) - np.clip(start, window.start_s, window.end_s)
-    return float(np.sum(transfers["joules"] * np.divide(inside, end - start, out=np.ones_like(end), where=end > start)))
+    return float(np.sum(joules * np.divide(inside, end - start, out=np.ones_like(end), where=end > start)))

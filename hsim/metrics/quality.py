@@ -1,47 +1,72 @@
-"""What answers are worth: with which weights tokens were made, and problems solved by token and by joule (PPT, PPT x TPW)."""
+"""What answers are worth: with which weights tokens were made, what is left of their model's scores, and of its PPT."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 from hsim.costs.sparsity import sparsity_of
+from hsim.description.model import Solved
 from hsim.description.scenario import EnginePool
 from hsim.description.system import System
-from hsim.metrics.result import PoolUse, Problems, Quality
+from hsim.metrics.result import PoolUse, Quality
 
 
-def weights_of(pool: EnginePool) -> tuple[tuple[str, str | None], ...]:
-    """The sets of weights of a pool, as precision and sparsity: its own, and the other where it has one."""
-    own = (pool.precision, pool.sparsity)
-    if pool.switch is None:
-        return (own,)
-    return own, (pool.switch.precision or pool.precision, pool.switch.sparsity)
+def weights_of(pool: EnginePool) -> dict[str, tuple[str, str | None]]:
+    """The sets of weights of a pool, its own and the other where it has one: precision and sparsity, by what they are called."""
+    sets: list[tuple[str, str | None]] = [(pool.precision, pool.sparsity)]
+    if pool.switch:
+        sets.append((pool.switch.precision or pool.precision, pool.switch.sparsity))
+    return {" ".join(filter(None, weights)): weights for weights in sets}
 
 
-def names_of(pool: EnginePool) -> tuple[str, ...]:
-    """The same in words, such as `bf16` and `fp8 2:4`."""
-    return tuple(" ".join(filter(None, weights)) for weights in weights_of(pool))
-
-
-def quality_of(system: System, pools: Sequence[PoolUse], tokens_per_j: float | None) -> tuple[Quality, ...]:
-    """Of the pool that generates, where anything is to say: its weights are pruned or change, or problems per token are known."""
-    name, model = system.scenario.stages.generate, system.model_of(system.scenario.stages.generate)
+def quality_of(system: System, pools: Sequence[PoolUse]) -> tuple[Quality, ...]:
+    """Of the pool that generates, where its weights are pruned, or change."""
+    name = system.scenario.stages.generate
     pool = system.engine_pools()[name]
-    if pool.switch is None and pool.sparsity is None and not model.problems_per_token:
+    if pool.switch is None and pool.sparsity is None:
         return ()
-    use = next(use for use in pools if use.pool == name)
-    fractions = use.weights or dict.fromkeys(names_of(pool), 1.0)
-    kept = dict(zip(names_of(pool), (_kept(system, sparsity) for _, sparsity in weights_of(pool)), strict=True))
-    scores = [None if kept[weights] is None else f * (kept[weights] or 0.0) for weights, f in fractions.items() if f]
-    known = [score for score in scores if score is not None]
-    return (
-        Quality(
-            pool=name,
-            fractions=fractions,
-            score_fraction=sum(known) if len(known) == len(scores) else None,
-            problems=tuple(_problems(system, fractions, kept, tokens_per_j)),
-        ),
-    )
+    fractions = _fractions(name, pool, pools)
+    scores = [(fraction, _kept(system, weights_of(pool)[called][1])) for called, fraction in fractions.items()]
+    known = all(kept is not None for fraction, kept in scores if fraction)
+    score = sum(fraction * (kept or 0.0) for fraction, kept in scores) if known else None
+    return (Quality(name, fractions, score),)
+
+
+def solved_by(system: System, pools: Sequence[PoolUse] = ()) -> list[Solved]:
+    """What is known of the answering model's PPT with the weights that it served with: at their precisions, tokens made
+    with each weighed by their number, pruned ones by what pruning leaves of scores. Without pools, of its own weights.
+    """
+    name = system.scenario.stages.generate
+    pool, known = system.engine_pools()[name], system.model_of(name).problems_per_token
+    if pool.switch is None and pool.sparsity is None:
+        return [solved for solved in known if solved.precision == pool.precision]
+    parts = [(f, *weights_of(pool)[called]) for called, f in _fractions(name, pool, pools).items() if f]
+    found = []
+    for benchmark in dict.fromkeys(solved.benchmark for solved in known):
+        by_precision = {solved.precision: solved for solved in known if solved.benchmark == benchmark}
+        weighed = [(f, by_precision.get(precision), _kept(system, sparsity)) for f, precision, sparsity in parts]
+        if all(solved is not None and kept is not None for _, solved, kept in weighed):
+            found.append(_mixed([(f * (kept or 0.0), solved) for f, solved, kept in weighed if solved]))
+    return found
+
+
+def _mixed(parts: Sequence[tuple[float, Solved]]) -> Solved:
+    """PPT of tokens of which so many were made each way."""
+
+    def mean(end: str) -> float:
+        figures = [(part, solved.problems_per_token) for part, solved in parts]
+        return sum(part * (getattr(figure, end) or figure.value or 0.0) for part, figure in figures)
+
+    first = parts[0][1]
+    figure = first.problems_per_token.model_copy(update={end: mean(end) for end in ("low", "value", "high")})
+    return first.model_copy(update={"problems_per_token": figure})
+
+
+def _fractions(name: str, pool: EnginePool, pools: Sequence[PoolUse]) -> Mapping[str, float]:
+    """The parts of a pool's tokens by set of weights; all with its own where it does not change."""
+    use = next((use for use in pools if use.pool == name), None)
+    own = next(iter(weights_of(pool)))
+    return use.weights if use and use.weights else {own: 1.0}
 
 
 def _kept(system: System, sparsity: str | None) -> float | None:
@@ -50,24 +75,3 @@ def _kept(system: System, sparsity: str | None) -> float | None:
         return 1.0
     assert system.sparsity
     return sparsity_of(system.sparsity, sparsity, system.figures).quality_fraction
-
-
-def _problems(
-    system: System, fractions: dict[str, float], kept: dict[str, float | None], tokens_per_j: float | None
-) -> Iterator[Problems]:
-    """Each benchmark of which problems per token are known at every precision that was served."""
-    name = system.scenario.stages.generate
-    pool = system.engine_pools()[name]
-    precisions = dict(zip(names_of(pool), (precision for precision, _ in weights_of(pool)), strict=True))
-    solved = system.model_of(name).problems_per_token
-    for benchmark in dict.fromkeys(entry.benchmark for entry in solved):
-        known = {s.precision: s.problems_per_token.value for s in solved if s.benchmark == benchmark}
-        parts = []
-        for weights, fraction in fractions.items():
-            per_token, left = known.get(precisions[weights]), kept[weights]
-            if fraction and (per_token is None or left is None):
-                break
-            parts.append(fraction * (per_token or 0.0) * (left or 0.0))
-        else:
-            per_token = sum(parts)
-            yield Problems(benchmark, per_token, None if tokens_per_j is None else per_token * tokens_per_j)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -85,24 +86,14 @@ class PoolUse:
 
 
 @dataclass(frozen=True)
-class Problems:
-    """Problems of a benchmark solved for each output token, and for each joule (full, facility) where joules are known."""
-
-    benchmark: str
-    per_token: float
-    per_joule: float | None
-
-
-@dataclass(frozen=True)
 class Quality:
-    """What a pool's answers are worth: fractions of tokens by set of weights, what that leaves of the unpruned model's
-    scores (None: nobody published it), and the problems that they solve.
+    """What a pool's answers are worth: fractions of tokens by set of weights, and what that leaves of the unpruned model's
+    scores (None: nobody published it).
     """
 
     pool: str
-    fractions: dict[str, float]
+    fractions: Mapping[str, float]
     score_fraction: float | None
-    problems: tuple[Problems, ...]
 
 
 @dataclass(frozen=True)
@@ -120,7 +111,10 @@ class Energy:
 
 @dataclass(frozen=True)
 class Money:
-    """Dollars of the window: servers rented (electricity included), or owned (capex and electricity)."""
+    """Dollars of the window: servers rented (electricity included), or owned (capex and electricity), by site.
+
+    `basis` is rent, own, or `rent and own`.
+    """
 
     basis: str
     servers_usd: float
@@ -139,9 +133,48 @@ class Assumption:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A figure, and its 95 % interval over replications.
+
+    `value` None: not estimable. `low` and `high` None: a single path, which has no interval.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the interval's width, where there is one."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    def times(self, factor: float) -> Interval:
+        """All of it so many times."""
+        ends = (None if end is None else end * factor for end in (self.value, self.low, self.high))
+        return Interval(*ends)
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Problems of one benchmark solved for each joule, everything included: PPT x TPW, if tokens go to such problems.
+
+    PPT lies between `ppt_low` and `ppt_high` problems a token; its interval in `per_j` is that of TPW alone.
+    """
+
+    benchmark: str
+    ppt_low: float
+    ppt: float
+    ppt_high: float
+    source: str
+    per_j: Interval
+
+
+@dataclass(frozen=True)
 class Result:
     """One run: a terminating window, one path, no sampling interval. `tasks` were completed.
 
+    `gco2_of` are the parts of its CO2 that are counted: of operation, and embodied in the servers where a site says so. `keeps` are, where there is an edge, fractions of tasks: kept there,
+    wrongly so, asked again in the cloud, and sent on since it was full.
     `unavailable` says why energy, money or CO2 is None; `evidence` counts the figures that the run stood on by tier;
     `accuracy` says how far the cost models behind it have erred on measured runs.
     """
@@ -167,6 +200,8 @@ class Result:
     energy: Energy | None
     money: Money | None
     gco2_per_task: float | None
+    gco2_of: dict[str, float]
+    keeps: dict[str, float]
     stages: tuple[StageAnatomy, ...]
     pools: tuple[PoolUse, ...]
     bottleneck: str
@@ -175,6 +210,7 @@ class Result:
     unavailable: dict[str, str]
     evidence: dict[str, int]
     assumptions: tuple[Assumption, ...]
+    problems: tuple[Problems, ...] = ()
     quality: tuple[Quality, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -183,23 +219,6 @@ class Result:
 
 
 # ---- studies: several replications of one scenario
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure, and its 95 % interval over replications.
-
-    `value` None: not estimable. `low` and `high` None: a single path, which has no interval.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def half_width(self) -> float | None:
-        """Half the interval's width, where there is one."""
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 @dataclass(frozen=True)
@@ -332,6 +351,8 @@ class Study:
     energy: EnergyStudy | None
     money: MoneyStudy | None
     gco2_per_task: Interval | None
+    gco2_of: dict[str, Interval]
+    keeps: dict[str, Interval]
     calibration: Calibration | None
     stages: tuple[StageAnatomy, ...]
     pools: tuple[PoolUse, ...]
@@ -341,6 +362,7 @@ class Study:
     unavailable: dict[str, str]
     evidence: dict[str, int]
     assumptions: tuple[Assumption, ...]
+    problems: tuple[Problems, ...] = ()
     quality: tuple[Quality, ...] = ()
 
     def figures(self) -> dict[str, Interval]:
@@ -359,6 +381,11 @@ class Study:
             found["usd_per_1k_output_tokens"] = self.money.usd_per_1k_output_tokens
         if self.gco2_per_task:
             found["gco2_per_task"] = self.gco2_per_task
+        if len(self.gco2_of) > 1:
+            found |= {f"{part}_gco2_per_task": grams for part, grams in self.gco2_of.items()}
+        if self.keeps and self.energy:
+            found["marginal_tst_j"] = self.energy.tst_j["marginal"]["facility"]
+        found |= self.keeps
         for metric, latency in self.latency.items():
             for name in ("mean_s", "p50_s", "p90_s", "p95_s", "p99_s"):
                 found[f"{metric}.{name}"] = getattr(latency, name)
@@ -407,8 +434,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class TriedFleet:
-    """A fleet that a fair comparison tried."""
+    """A fleet that a fair comparison tried: its name, and servers by that of their profile."""
 
+    fleet: str
     servers: dict[str, int]
     usd_per_h: float
     replications: int
@@ -418,7 +446,7 @@ class TriedFleet:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scenarios beside the first of them. `fleets` says, for fair ones, what was tried: the last passed, if any did.
+    """Scenarios beside the first of them. `fleets` says, for fair ones, what was tried: one passed, or none.
 
     `differences[i]` belongs to studies[i + 1]; it is empty where either has no steady state.
     """

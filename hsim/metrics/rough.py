@@ -60,10 +60,10 @@ def _fresh(system: System, assume: Mapping[str, float]) -> Figures:
     return Figures(assume, documents=system.figures.documents)
 
 
-def facility_joules_in(worlds: Sequence[Accounts], nominal: Accounts, ledger: Ledger, log: Log) -> Floats:
-    """Facility joules of a ledger's window by the books of other worlds. Shape (worlds,)."""
+def site_joules_in(worlds: Sequence[Accounts], nominal: Accounts, ledger: Ledger, log: Log) -> dict[str, Floats]:
+    """Facility joules of a ledger's window at each site by the books of other worlds. Shapes (worlds,)."""
     cores, states, window = log.cores.arrays(), log.states.arrays(), ledger.window
-    totals = np.zeros(len(worlds))
+    totals = {site: np.zeros(len(worlds)) for site in nominal.sites}
     for name, own in nominal.tiers.items():
         entries = [e.joules for e in ledger.entries if e.component == "accelerator" and e.tier == name]
         chips_j = sum(entries) - own.spare_accelerators_w * window.seconds
@@ -76,9 +76,11 @@ def facility_joules_in(worlds: Sequence[Accounts], nominal: Accounts, ledger: Le
             constant_w = tier.base_w + tier.spare_accelerators_w + len(hosts) * tier.host.idle_w
             busy_j = sum(tier.host.dynamic_w(n) * s for n, s in zip(levels, seconds, strict=True))
             rested_j = _rested_chips_j(tier, rests, log) + _rested_servers_j(tier, rests)
-            totals[k] += (chips_j + constant_w * window.seconds + busy_j + rested_j) / tier.psu_efficiency
-    links_j = sum(entry.joules for entry in ledger.entries if entry.component == "link")
-    return np.asarray((totals + links_j) * np.array([world.site.pue for world in worlds]))
+            totals[own.site][k] += (chips_j + constant_w * window.seconds + busy_j + rested_j) / tier.psu_efficiency
+    for entry in ledger.entries:
+        if entry.component == "link":
+            totals[entry.site] += entry.joules
+    return {name: totals[name] * site.pue for name, site in nominal.sites.items()}
 
 
 def _rested_chips_j(tier: TierAccounts, rests: Sequence[ServerRest], log: Log) -> float:

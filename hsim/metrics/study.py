@@ -31,8 +31,17 @@ from hsim.metrics.result import (
     WarmUp,
 )
 from hsim.metrics.statistics import Estimate
-from hsim.metrics.summarise import anatomy_of, hsim_version, pools_of, scenario_hash, unavailable_of
-from hsim.units import HOUR_S, KWH_J
+from hsim.metrics.summarise import (
+    KEPT,
+    anatomy_of,
+    hsim_version,
+    parts_of_co2,
+    pools_of,
+    problems_of,
+    scenario_hash,
+    unavailable_of,
+)
+from hsim.units import HOUR_S
 
 Floats = NDArray[np.float64]
 
@@ -50,8 +59,8 @@ WORLD_TAIL = 0.05
 class Replication:
     """One path of a study.
 
-    `offered` is the load that its tasks bring to each pool; `truncated` of the drawn answers were cut. `world_j` are
-    facility joules of the window by the books of other worlds, shape (worlds,).
+    `offered` is the load that its tasks bring to each pool; `truncated` of the drawn answers were cut. `world_bills` are
+    those of the window by the books of other worlds, shape (worlds, BILLED).
     """
 
     number: int
@@ -59,7 +68,7 @@ class Replication:
     offered: dict[str, float]
     truncated: int
     warnings: tuple[str, ...]
-    world_j: Floats
+    world_bills: Floats
 
 
 @dataclass(frozen=True)
@@ -213,8 +222,17 @@ def estimates_of(paths: Sequence[Measured], accounts: Accounts, energy: bool = T
         found["tst_j"] = statistics.ratio(joules, completed)
         found["tpw_tokens_per_j"] = statistics.ratio(tokens, joules)
         found["mean_w"] = statistics.ratio(joules, seconds)
-        found["gco2_per_task"] = statistics.ratio(joules / KWH_J * accounts.site.gco2_per_kwh, completed)
-    usd = _dollars(accounts, np.array(seconds), joules)
+        grams = {part: [getattr(path.bill, f"{part}_g") for path in paths] for part in parts_of_co2(accounts)}
+        if not np.isnan(list(grams.values())).any():
+            found["gco2_per_task"] = statistics.ratio(np.sum(list(grams.values()), axis=0), completed)
+            if len(grams) > 1:
+                found |= {f"{part}_gco2_per_task": statistics.ratio(its, completed) for part, its in grams.items()}
+        found["marginal_tst_j"] = statistics.ratio(joules_of(paths, "marginal"), completed)
+    if all(path.keeps for path in paths):
+        came = [path.keeps.tasks for path in paths if path.keeps]
+        for key in KEPT:
+            found[f"{key}_fraction"] = statistics.ratio([getattr(path.keeps, key) for path in paths], came)
+    usd = _dollars(accounts, np.array(seconds), np.array([path.bill.electricity_usd for path in paths]))
     if not np.isnan(usd).any():
         found["usd_per_task"] = statistics.ratio(usd, completed)
         found["usd_per_1k_output_tokens"] = statistics.ratio(1000 * usd, tokens)
@@ -237,11 +255,9 @@ def _attained(paths: Sequence[Measured], metric: str, confidence: float = statis
     return statistics.proportion([o.within for o in kept], [o.points for o in kept], memory, confidence)
 
 
-def _dollars(accounts: Accounts, seconds: Floats, joules: Floats) -> Floats:
+def _dollars(accounts: Accounts, seconds: Floats, electricity_usd: Floats) -> Floats:
     """What each window cost."""
-    servers = sum(tier.usd_per_s for tier in accounts.tiers.values()) * seconds
-    owned = accounts.site.cost.basis == "own"
-    return np.asarray(servers + joules / KWH_J * accounts.site.usd_per_kwh if owned else servers)
+    return np.asarray(sum(tier.usd_per_s for tier in accounts.tiers.values()) * seconds + electricity_usd)
 
 
 def study_of(material: Material, warm_up: WarmUp | None) -> Study:
@@ -255,9 +271,9 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
     if unstable:
         unavailable = dict.fromkeys(("latency", "energy", "money", "co2"), "there is no steady state")
     estimates = estimates_of(paths, material.accounts, "energy" not in unavailable)
-    stages, pools = anatomy_of(paths, scenario), pools_of(paths)
+    stages, pools, parts = anatomy_of(paths, scenario), pools_of(paths), parts_of_co2(material.accounts)
     intervals = {name: interval(estimate) for name, estimate in estimates.items()}
-    known = "energy" not in unavailable
+    energy = None if "energy" in unavailable else _energy(paths, intervals)
     return Study(
         scenario=system.name,
         scenario_sha256=scenario_hash(scenario),
@@ -278,10 +294,14 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
         goodput_tasks_per_s=intervals["goodput_tasks_per_s"],
         latency={} if unstable else _latencies(paths, intervals),
         slo=() if unstable else slo_verdicts(material),
-        energy=None if "energy" in unavailable else _energy(paths, intervals),
+        energy=energy,
         money=None if "money" in unavailable else _money(material.accounts, intervals),
         gco2_per_task=intervals.get("gco2_per_task"),
+        gco2_of={part: intervals.get(f"{part}_gco2_per_task", intervals["gco2_per_task"]) for part in parts}
+        if "gco2_per_task" in intervals
+        else {},
         calibration=None if unstable else calibration_of(material),
+        keeps={name: intervals[name] for name in (f"{key}_fraction" for key in KEPT) if name in intervals},
         stages=stages,
         pools=pools,
         bottleneck=bottleneck_of(stages, pools),
@@ -290,7 +310,8 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
         unavailable=unavailable,
         evidence=evidence_of(system),
         assumptions=assumptions_of(system),
-        quality=quality_of(system, pools, intervals["tpw_tokens_per_j"].value if known else None),
+        problems=problems_of(system, energy.tpw_tokens_per_j["full"]["facility"], pools) if energy else (),
+        quality=quality_of(system, pools),
     )
 
 
@@ -349,7 +370,7 @@ def _energy(paths: Sequence[Measured], intervals: Mapping[str, Interval]) -> Ene
 def _money(accounts: Accounts, intervals: Mapping[str, Interval]) -> MoneyStudy:
     per_h = sum(tier.usd_per_s for tier in accounts.tiers.values()) * HOUR_S
     task, tokens = intervals["usd_per_task"], intervals["usd_per_1k_output_tokens"]
-    return MoneyStudy(accounts.site.cost.basis, task, tokens, per_h)
+    return MoneyStudy(accounts.basis, task, tokens, per_h)
 
 
 # ---- the other uncertainty
@@ -385,16 +406,18 @@ def _by_the_books(material: Material, estimates: Mapping[str, Estimate]) -> dict
     paths, accounts = material.paths, material.worlds.accounts
     if not accounts or "tst_j" not in estimates:
         return {}
-    joules = np.sum([replication.world_j for replication in material.replications], axis=0)
+    bills = np.sum([replication.world_bills for replication in material.replications], axis=0)
+    joules, electricity_usd, operation_g, embodied_g = bills.T
     seconds, completed = sum(path.window.seconds for path in paths), sum(path.completed for path in paths)
-    site = material.accounts.site
-    usd = np.array([float(_dollars(a, np.array(seconds), j)) for a, j in zip(accounts, joules, strict=True)])
+    usd = np.array([float(_dollars(a, np.array(seconds), e)) for a, e in zip(accounts, electricity_usd, strict=True)])
     tokens = sum(path.output_tokens for path in paths)
     values = {
         "tst_j": joules / completed,
         "tpw_tokens_per_j": tokens / joules,
         "mean_w": joules / seconds,
-        "gco2_per_task": joules / KWH_J * site.gco2_per_kwh / completed,
+        "gco2_per_task": (operation_g + embodied_g) / completed,
+        "operation_gco2_per_task": operation_g / completed,
+        "embodied_gco2_per_task": embodied_g / completed,
         "usd_per_task": usd / completed,
         "usd_per_1k_output_tokens": 1000 * usd / tokens,
     }

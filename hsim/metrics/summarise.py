@@ -15,7 +15,7 @@ from hsim.description.system import System
 from hsim.errors import HsimError
 from hsim.log import Log, Stage
 from hsim.metrics.accounts import Accounts
-from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES, Window
+from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES
 from hsim.metrics.measured import Lens, Measured, Objective, measure
 from hsim.metrics.notes import (
     accuracy_of,
@@ -26,21 +26,23 @@ from hsim.metrics.notes import (
     evidence_of,
     warnings_of,
 )
-from hsim.metrics.quality import quality_of
+from hsim.metrics.quality import quality_of, solved_by
 from hsim.metrics.result import (
     POOLS_JOINED,
     Energy,
+    Interval,
     Money,
     PoolUse,
+    Problems,
     Result,
     SloOutcome,
     Spread,
     StageAnatomy,
 )
 from hsim.metrics.statistics import MIN_TAIL_POINTS
-from hsim.units import KWH_J
 from hsim.workload.tasks import Drawn
 
+KEPT = ("kept", "wrongly_kept", "asked_again", "edge_full")  # of Keeps, as fractions of tasks
 STATISTICS = "one terminating path: first arrival to last completion; no sampling interval"
 
 
@@ -54,7 +56,6 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
     window, count, tokens = path.window, path.served, round(path.output_tokens)
     unavailable = unavailable_of(system)
     energy = None if "energy" in unavailable else _energy(path)
-    kwh = energy.total_j / KWH_J if energy else None
     stages, pools = anatomy_of([path], scenario), pools_of([path])
     return Result(
         scenario=system.name,
@@ -76,8 +77,12 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
         latency={name: spread(values) for name, values in path.latency.items()},
         slo=tuple(_outcome(scenario, objective) for objective in path.objectives),
         energy=energy,
-        money=None if "money" in unavailable else _money(accounts, window, kwh, count, tokens),
-        gco2_per_task=None if kwh is None else kwh * accounts.site.gco2_per_kwh / count,
+        money=None if "money" in unavailable else _money(accounts, path),
+        gco2_per_task=None if "co2" in unavailable else path.bill.grams / count,
+        gco2_of={}
+        if "co2" in unavailable
+        else {part: getattr(path.bill, f"{part}_g") / count for part in parts_of_co2(accounts)},
+        keeps={f"{key}_fraction": getattr(path.keeps, key) / path.keeps.tasks for key in KEPT} if path.keeps else {},
         stages=stages,
         pools=pools,
         bottleneck=bottleneck_of(stages, pools),
@@ -91,7 +96,8 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
         unavailable=unavailable,
         evidence=evidence_of(system),
         assumptions=assumptions_of(system),
-        quality=quality_of(system, pools, energy.tpw_tokens_per_j["full"]["facility"] if energy else None),
+        problems=problems_of(system, Interval(energy.tpw_tokens_per_j["full"]["facility"]), pools) if energy else (),
+        quality=quality_of(system, pools),
     )
 
 
@@ -150,25 +156,45 @@ def unavailable_of(system: System) -> dict[str, str]:
     why: dict[str, str] = {}
     prices = ("rent_usd_per_h", "capex_usd")
     for name, explanation in system.figures.unknown.items():
-        why.setdefault("money" if name.endswith(prices) else "energy", explanation)
+        what = "money" if name.endswith(prices) else "co2" if name.endswith("embodied_kgco2") else "energy"
+        why.setdefault(what, explanation)
     if "energy" in why:
         why["co2"] = why["energy"]
-        if system.scenario.site.cost.basis == "own":
+        if any(site.cost.basis == "own" for site in system.scenario.sites_in_use().values()):
             why.setdefault("money", why["energy"])
+    model = system.model_of(system.scenario.stages.generate)
+    if model.problems_per_token and not solved_by(system):
+        precisions = ", ".join(dict.fromkeys(solved.precision for solved in model.problems_per_token))
+        why["problems"] = f"problems per token of {model.name} are known in {precisions} alone"
     return why
 
 
-def _money(accounts: Accounts, window: Window, kwh: float | None, count: int, output_tokens: int) -> Money:
-    site = accounts.site
-    servers_usd = sum(tier.usd_per_s for tier in accounts.tiers.values()) * window.seconds
-    electricity_usd = kwh * site.usd_per_kwh if site.cost.basis == "own" and kwh is not None else 0.0
-    total_usd = servers_usd + electricity_usd
+def parts_of_co2(accounts: Accounts) -> tuple[str, ...]:
+    """What is counted in a result's CO2."""
+    embodied = any(site.embodied for site in accounts.sites.values())
+    return ("operation", "embodied") if embodied else ("operation",)
+
+
+def problems_of(system: System, tpw: Interval, pools: Sequence[PoolUse]) -> tuple[Problems, ...]:
+    """Problems per joule of each benchmark for which the answering model's PPT is known with the weights that it served with."""
+    found = []
+    for solved in solved_by(system, pools):
+        ppt = solved.problems_per_token
+        if ppt.value is not None and tpw.value is not None:
+            low, high = (ppt.value if end is None else end for end in (ppt.low, ppt.high))
+            found.append(Problems(solved.benchmark, low, ppt.value, high, ppt.source, tpw.times(ppt.value)))
+    return tuple(found)
+
+
+def _money(accounts: Accounts, path: Measured) -> Money:
+    servers_usd = sum(tier.usd_per_s for tier in accounts.tiers.values()) * path.window.seconds
+    total_usd = servers_usd + path.bill.electricity_usd
     return Money(
-        basis=site.cost.basis,
+        basis=accounts.basis,
         servers_usd=servers_usd,
-        electricity_usd=electricity_usd,
-        usd_per_task=total_usd / count,
-        usd_per_1k_output_tokens=total_usd / output_tokens * 1000,
+        electricity_usd=path.bill.electricity_usd,
+        usd_per_task=total_usd / path.served,
+        usd_per_1k_output_tokens=total_usd / round(path.output_tokens) * 1000,
     )
 
 
@@ -181,9 +207,7 @@ def anatomy_of(paths: Sequence[Measured], scenario: Scenario) -> tuple[StageAnat
         if sums:
             visits, *times_s, work_j, idle_j = (float(value) / served for value in np.sum(sums, axis=0))
             joules = (None if np.isnan(value) else value for value in (work_j, idle_j))
-            anatomy.append(
-                StageAnatomy(stage, POOLS_JOINED.join(scenario.stages.pools(stage)), visits, *times_s, *joules)
-            )
+            anatomy.append(StageAnatomy(stage, POOLS_JOINED.join(scenario.serving(stage)), visits, *times_s, *joules))
     return tuple(anatomy)
 
 

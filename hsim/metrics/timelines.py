@@ -177,7 +177,7 @@ def _board_w(log: Log, tables: Any, accounts: Accounts) -> Iterator[Timeline]:
 def _facility_w(log: Log, tables: Any, accounts: Accounts) -> Iterator[Timeline]:
     """Accelerators, cores and the rest of each tier, and links: with what supplies and site lose for them."""
     for name, tier in accounts.tiers.items():
-        gross = accounts.site.pue / tier.psu_efficiency
+        gross = accounts.sites[tier.site].pue / tier.psu_efficiency
         servers = [i for i, host in enumerate(log.hosts) if host.tier == name]
         idle = [_idle_of(log, tables, accounts, server) for server in servers]
         chips = [_steps_of(log, tables, i) for i, device in enumerate(log.accelerators) if device.tier == name]
@@ -189,10 +189,11 @@ def _facility_w(log: Log, tables: Any, accounts: Accounts) -> Iterator[Timeline]
         yield _sum(f"{name} fans, memory, network", [own.base for own in idle], gross)
     transfers = tables["transfers"]
     seconds = transfers["end_s"] - transfers["start_s"]
-    watts = np.divide(transfers["joules"], seconds, out=np.zeros_like(seconds), where=seconds > 0)
+    ends = [[accounts.sites[site].pue for site in accounts.ends_of(name)] for name in log.links]
+    pue = np.array([sum(its) / len(its) for its in ends] or [1.0])[transfers["link"].astype(np.int64)]
+    watts = np.divide(transfers["joules"] * pue, seconds, out=np.zeros_like(seconds), where=seconds > 0)
     if len(watts):
-        lines = [stacked("links", "W", transfers["start_s"], transfers["end_s"], watts)]
-        yield _sum("links", lines, accounts.site.pue)
+        yield stacked("links", "W", transfers["start_s"], transfers["end_s"], watts)
 
 
 def _sum(name: str, parts: list[Timeline], times: float = 1.0) -> Timeline:

@@ -75,15 +75,16 @@ def needs_of(system: System, alone: bool = True) -> Needs:
 def _alone(system: System, prepared: Prepared) -> tuple[dict[str, statistics.Floats], int]:
     """Latencies of tasks each of which has the fleet to itself: company never makes one faster.
 
-    But where prompts have prefixes in common, cores wait to fill batches, several pools serve a stage, servers and engines
-    go down until work comes for them, or engines take other weights under load, it may: then nothing is said.
+    But where prompts have prefixes in common, cores wait to fill batches, several pools serve a stage, tasks leave a full
+    edge, servers and engines go down until work comes for them, or engines take other weights under load, it may: then
+    nothing is said.
     """
     shares = any(visit.prefix for task in prepared.drawn.tasks for visit in task.rounds)
     batches = any(pool.max_batch > 1 for pool in system.core_pools().values())
     sleeps = any(tier.sleep_after_s for tier in system.scenario.fleet.values())
     unloads = any(pool.unload_after_s or pool.switch for pool in system.engine_pools().values())
     several = any(len(system.scenario.stages.pools(stage)) > 1 for stage in ("understand", "tool"))
-    if shares or batches or several or sleeps or unloads:
+    if shares or batches or several or sleeps or unloads or system.scenario.keep:
         return {}, 0
     workload = system.scenario.workload.model_copy(
         update={

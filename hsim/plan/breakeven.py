@@ -12,7 +12,7 @@ from typing import Any
 from hsim.description.choices import Choice
 from hsim.errors import DescriptionError
 from hsim.plan.bounds import conditions_of, cost_bound
-from hsim.plan.planner import PlanOptions, planned
+from hsim.plan.planner import PlanOptions, planned_whole
 from hsim.plan.preview import holding, previews
 from hsim.plan.problem import Problem, read_problem
 from hsim.plan.result import Plan, Progress
@@ -132,7 +132,7 @@ def breakeven(
             chosen = [f"{architectures.path}={json.dumps(value)}", f"workload.arrivals.rate_per_s={rate}"]
             problem = read_problem(scenario, [*settings, *chosen])
             aim = problem.planning.minimise
-            best[str(value)] = _planned(planned(problem, options, progress)) if options else _previewed(problem)
+            best[str(value)] = _planned(planned_whole(problem, options, progress)) if options else _previewed(problem)
         points.append(Point(rate, best, _winner(best)))
     return BreakEven(architectures.path, aim, options is not None, tuple(points))
 

@@ -68,8 +68,9 @@ def idle_w(system: System) -> float:
             if system.tier_of(pool_name).name == name and (chip := system.tier_of(pool_name).chip)
         )
         host_w = system.tiers[name].count * tier.host.idle_w
-        watts += (tier.base_w + tier.spare_accelerators_w + loaded_w + host_w) / tier.psu_efficiency
-    return watts * accounts.site.pue
+        wall_w = (tier.base_w + tier.spare_accelerators_w + loaded_w + host_w) / tier.psu_efficiency
+        watts += wall_w * accounts.sites[tier.site].pue
+    return watts
 
 
 def neighbours(problem: Problem, number: int, options: Options) -> tuple[tuple[str, ...], Comparison | None]:
@@ -106,22 +107,20 @@ def headroom(simulation: Simulation, rules: Rules, number: int) -> Headroom:
         rates.append(times)
         return (search.cheapest([len(rates) - 1], found := list[Found]()) or found[0]).verdict
 
-    holds, fails, times = 1.0, None, 2.0
-    for _ in range(DOUBLINGS):
-        if verdict(times) != "PASS":
-            fails = times
+    holds, refuted, beyond = 1.0, None, None
+    for doubling in range(1, DOUBLINGS + 1):
+        if (found := verdict(2.0**doubling)) != "PASS":
+            beyond, refuted = 2.0**doubling, 2.0**doubling if found == "FAIL" else None
             break
-        holds, times = times, 2 * times
-    certified, refuted = holds, None
-    for _ in range(HALVINGS if fails else 0):
-        assert fails is not None
-        middle = (holds + fails) / 2
+        holds = 2.0**doubling
+    for _ in range(HALVINGS if beyond else 0):
+        assert beyond is not None
+        middle = (holds + beyond) / 2
         if (found := verdict(middle)) == "PASS":
-            holds = certified = middle
+            holds = middle
         else:
-            fails = middle
-            refuted = middle if found == "FAIL" else refuted
-    return Headroom(certified, refuted, problem.planning.confidence)
+            beyond, refuted = middle, middle if found == "FAIL" else refuted
+    return Headroom(holds, refuted, problem.planning.confidence)
 
 
 def cores_per_accelerator(system: System, study: Study) -> str:

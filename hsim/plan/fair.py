@@ -12,26 +12,37 @@ from hsim.comparison import compare
 from hsim.errors import DescriptionError
 from hsim.metrics.result import Comparison, TriedFleet
 from hsim.metrics.statistics import CONFIDENCE
-from hsim.plan.planner import PlanOptions, plan
+from hsim.plan.planner import PlanOptions, planned_whole
 from hsim.plan.problem import Problem, read_problem
-from hsim.plan.result import Judged, Plan
+from hsim.plan.result import Judged, Plan, Progress
 from hsim.runs.store import as_json, write_atomically
 from hsim.runs.studies import Options
 
 
 def compare_fairly(
-    scenarios: Sequence[str | Path], settings: Sequence[str] = (), options: Options | None = None
+    scenarios: Sequence[str | Path],
+    settings: Sequence[str] = (),
+    options: Options | None = None,
+    progress: Progress | None = None,
 ) -> Comparison:
     """Compare the first scenario with others, each at the cheapest fleet of its lists that is certified.
 
     Raises DescriptionError for scenarios without objectives, or with different ones, and for servers without a price.
     """
-    options = options or Options()
     problems = [read_problem(scenario, settings) for scenario in scenarios]
     _check_alike(problems)
+    return at_their_best(problems, options or Options(), progress)
+
+
+def at_their_best(problems: Sequence[Problem], options: Options, progress: Progress | None = None) -> Comparison:
+    """Compare the best fleet of the first problem with those of others; `fleets` are of all, found or not.
+
+    Whatever is interrupted ends it: half of a comparison says nothing.
+    """
     with TemporaryDirectory() as here:  # what was simulated once is kept, here if nowhere else
         keeping = options if options.out else replace(options, out=Path(here))
-        plans = [plan(problem, PlanOptions(options.processes, keeping.out)) for problem in problems]
+        searching = PlanOptions(options.processes, keeping.out)
+        plans = [planned_whole(problem, searching, progress) for problem in problems]
         chosen = [
             problem.system(found.chosen.fleet.number)
             for problem, found in zip(problems, plans, strict=True)
@@ -52,9 +63,16 @@ def _check_alike(problems: Sequence[Problem]) -> None:
 
 
 def _tried(found: Plan) -> tuple[TriedFleet, ...]:
-    """What was looked at, cheapest first; the chosen fleet last."""
+    """What was looked at, cheapest first; one at most passes."""
     return tuple(
-        TriedFleet(each.fleet.servers, each.fleet.usd_per_h or 0.0, each.replications, _verdict(each), each.reason)
+        TriedFleet(
+            each.fleet.name,
+            each.fleet.servers,
+            each.fleet.usd_per_h or 0.0,
+            each.replications,
+            _verdict(each),
+            each.reason,
+        )
         for each in found.judged
     )
 

@@ -79,6 +79,14 @@ def planned(problem: Problem, options: PlanOptions, progress: Progress | None = 
             return _Planner(problem, options, running, those, _Watch(progress, stop)).plan()
 
 
+def planned_whole(problem: Problem, options: PlanOptions, progress: Progress | None = None) -> Plan:
+    """The same, where half of a plan would be no answer: raises KeyboardInterrupt after Ctrl-C."""
+    found = planned(problem, options, progress)
+    if not found.complete:
+        raise KeyboardInterrupt
+    return found
+
+
 class _Watch:
     """Tells how far a search is, and asks whether it is to stop."""
 

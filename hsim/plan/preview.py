@@ -60,6 +60,30 @@ class _Sample:
         self.tool_s = np.array([units[v.call.tool] if v.call else 0.0 for _, v in visits])
         self.outside_s = np.array([v.call.outside_wait_s if v.call else 0.0 for _, v in visits])
         self.visits_per_s = self.rate_per_s * len(visits) / len(tasks)
+        # Tokens of context of a sequence that decodes, on average over time.
+        self.context = float(np.average(self.prompt + self.output / 2, weights=self.output))
+        self._prompts_s: dict[str, Floats] = {}
+        self._steps_s: dict[tuple[str, int], float] = {}
+
+    # Fleets of a design differ in how many servers they have: what a prompt or a step takes is asked for once.
+
+    def prompts_s(self, pool: str) -> Floats:
+        """Seconds that each prompt takes by itself."""
+        if pool not in self._prompts_s:
+            self._prompts_s[pool] = _prefill_s(self.prepared.replicas[pool], self.fresh)
+        return self._prompts_s[pool]
+
+    def step_s(self, pool: str, batch: float) -> float:
+        """Seconds of a decode step of a batch, between whole ones interpolated."""
+        below = max(1, math.floor(batch))
+        first, second = (self._whole_step_s(pool, n) for n in (below, below + 1))
+        return first + max(0.0, batch - below) * (second - first)
+
+    def _whole_step_s(self, pool: str, batch: int) -> float:
+        if (pool, batch) not in self._steps_s:
+            costs = self.prepared.replicas[pool].costs
+            self._steps_s[pool, batch] = costs.segment(StepShape(batch, int(batch * self.context))).seconds
+        return self._steps_s[pool, batch]
 
 
 def _understand_s(prepared: Prepared, kind: str, tokens: int) -> float:
@@ -110,7 +134,7 @@ class _Approximation:
         understand_wait_s = self._cores_wait_s(stages.pools("understand"))
         tool_wait_s = self._cores_wait_s(stages.pools("tool"))
         prefill_pool = stages.prefill or stages.generate
-        prompts_s = _prefill_s(sample.prepared.replicas[prefill_pool], sample.fresh)
+        prompts_s = sample.prompts_s(prefill_pool)
         prompt_wait_s, share = self._prompts(prefill_pool, prompts_s)
         decode = self._decode(stages.generate, 0.0 if stages.prefill else share)
         later = np.maximum(sample.output - 1, 0.0)
@@ -164,14 +188,13 @@ class _Approximation:
     def _decode(self, pool: str, prefill_fraction: float) -> _Decode:
         """The batch at which steps put out tokens as fast as visits ask for them, by bisection."""
         spec, sample = self.sample.prepared.replicas[pool], self.sample
-        context = float(np.average(sample.prompt + sample.output / 2, weights=sample.output))
         kv_tokens = spec.kv_blocks * spec.pool.block_tokens
-        most = max(1.0, min(float(spec.pool.max_num_seqs), kv_tokens / (context + float(sample.output.mean()))))
+        most = max(1.0, min(float(spec.pool.max_num_seqs), kv_tokens / (sample.context + float(sample.output.mean()))))
         wanted_per_s = sample.visits_per_s * float(sample.output.mean()) / capacity(self.system, pool)
         left = max(1 - prefill_fraction, 1e-9)
 
         def too_few(batch: float) -> bool:
-            return batch * left / _step_s(spec, batch, context) < wanted_per_s
+            return batch * left / sample.step_s(pool, batch) < wanted_per_s
 
         low, high = 0.0, most
         for _ in range(HALVINGS):
@@ -179,14 +202,7 @@ class _Approximation:
             low, high = (middle, high) if too_few(middle) else (low, middle)
         full = prefill_fraction >= 1 or too_few(most)
         self.utilisation[pool] = max(1.0, prefill_fraction) if full else max(high / most, prefill_fraction)
-        return _Decode(_step_s(spec, high, context), min(prefill_fraction, 1.0), high / most)
-
-
-def _step_s(spec: ReplicaSpec, batch: float, context: float) -> float:
-    """Seconds of a decode step of a batch, between whole ones interpolated."""
-    below = max(1, math.floor(batch))
-    steps = [spec.costs.segment(StepShape(n, int(n * context))).seconds for n in (below, below + 1)]
-    return steps[0] + max(0.0, batch - below) * (steps[1] - steps[0])
+        return _Decode(sample.step_s(pool, high), min(prefill_fraction, 1.0), high / most)
 
 
 def _prefill_s(spec: ReplicaSpec, tokens: Floats) -> Floats:

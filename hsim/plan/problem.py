@@ -225,7 +225,7 @@ def _bought(document: Document, chosen: Mapping[tuple[str, ...], Choice]) -> Doc
     """
     data = {key: value for key, value in document.data.items() if key != "plan"}
     named = [[value] if isinstance(value, str) else value for value in data["stages"].values() if value]
-    used = {name for names in named for name in names}
+    used = {name for names in named for name in names} | {(data.get("keep") or {}).get("pool")}
     pools = {name: pool for name, pool in data["pools"].items() if name in used}
     tier_of = {name: pool["runs_on"].rpartition(".")[0] for name, pool in pools.items()}
     free = {path[1] for path in chosen if path[0] == "pools" and path[-1] == "runs_on"}
@@ -322,12 +322,13 @@ def each_server(system: System) -> dict[str, tuple[float, float]]:
 
     The most: accelerators at their caps, cores all busy, and what is always on.
     """
-    figures, prices = system.figures, accounts_of(system).tiers
+    figures, accounts = system.figures, accounts_of(system)
+    prices = accounts.tiers
     found = {}
     for name, tier in system.tiers.items():
         watts = figures.if_known(tier.server, "base_w") + tier.server.sockets * figures.if_known(tier.cpu, "max_w")
         if tier.chip:
             watts += tier.accelerators_per_server * figures.if_known(tier.chip, "power.cap_w")
-        watts *= system.scenario.site.pue / figures.if_known(tier.server, "psu_efficiency")
+        watts *= accounts.sites[prices[name].site].pue / figures.if_known(tier.server, "psu_efficiency")
         found[name] = (prices[name].usd_per_s / tier.count * HOUR_S, watts)
     return found

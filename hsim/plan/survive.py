@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from hsim.plan.planner import PlanOptions, planned
+from hsim.plan.planner import PlanOptions, planned_whole
 from hsim.plan.problem import OWN, Loss, Problem, only, with_losses
 from hsim.plan.result import Judged, Plan, Progress
 
@@ -41,8 +41,8 @@ def survive(
 ) -> Survival:
     """Plan, take away one server of each tier (or one replica of each pool of accelerators), and plan against that."""
     options = options or PlanOptions()
-    found = planned(problem, options, progress)
-    if found.chosen is None or not found.complete:
+    found = planned_whole(problem, options, progress)
+    if found.chosen is None:
         return Survival(found, {}, None)
     alone = only(problem, found.chosen.fleet.number)
     losses = losses_of(alone, kind)
@@ -50,7 +50,7 @@ def survive(
     survives = all(each.verdict == "PASS" for each in judged.values())
     hardened = None
     if len(problem.fleets) > 1 and not survives:
-        hardened = planned(with_losses(problem, losses_of(problem, kind)), options, progress)
+        hardened = planned_whole(with_losses(problem, losses_of(problem, kind)), options, progress)
     return Survival(found, judged, hardened)
 
 
@@ -70,5 +70,5 @@ def _after(alone: Problem, loss: Loss) -> Problem:
 
 
 def _judged(problem: Problem, options: PlanOptions, progress: Progress | None) -> Judged:
-    (judged,) = planned(problem, replace(options, neighbours=False, headroom=False), progress).judged
+    (judged,) = planned_whole(problem, replace(options, neighbours=False, headroom=False), progress).judged
     return judged

@@ -19,7 +19,7 @@ from hsim.metrics.ledger import Window
 from hsim.metrics.result import Comparison, Interval, SloOutcome, SloVerdict, StageAnatomy, Study
 from hsim.metrics.statistics import MIN_TAIL_POINTS
 from hsim.metrics.timelines import Timeline, Timelines
-from hsim.report import BOUNDARY_NAMES, LATENCY_NAMES, SHORT_NAMES, figure_name
+from hsim.report.names import BOUNDARY_NAMES, LATENCY_NAMES, SHORT_NAMES, figure_name
 from hsim.units import readable, readable_seconds, scale_of
 
 Floats = NDArray[np.float64]

@@ -10,7 +10,7 @@ from rich.text import Text
 from hsim.description.hardware import StepTable
 from hsim.description.inventory import TIERS, Entry, errors_of
 from hsim.description.quantities import Figure
-from hsim.report import _table
+from hsim.report.tables import _table
 from hsim.units import readable
 
 # The unit of a figure is the end of its name; the longest ending that fits is it.

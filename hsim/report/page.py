@@ -20,7 +20,9 @@ from hsim.description.catalogue import shipped
 from hsim.description.system import System
 from hsim.errors import HsimError
 from hsim.metrics.result import Study
-from hsim.report import FIGURE_NAMES, SHORT_NAMES, figures, study_head, study_parts
+from hsim.report import figures
+from hsim.report.names import FIGURE_NAMES, SHORT_NAMES
+from hsim.report.tables import study_head, study_parts
 from hsim.runs.closeup import Closeup
 from hsim.runs.exports import scenario_text
 from hsim.units import readable_error, readable_range, readable_seconds

@@ -16,7 +16,8 @@ from hsim.plan.pareto import Front
 from hsim.plan.result import Bound, Judged, Plan, Preview
 from hsim.plan.sensitivity import Sensitivity
 from hsim.plan.survive import Survival
-from hsim.report import SHORT_NAMES, VERDICT_STYLES, _cell, _table, figure_name
+from hsim.report.names import SHORT_NAMES, figure_name
+from hsim.report.tables import VERDICT_STYLES, _cell, _table
 from hsim.units import plain_error, readable, readable_error, readable_seconds, scale_of
 
 SHOWN = 12  # rows of a table of fleets; --all shows every one

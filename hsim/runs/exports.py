@@ -29,7 +29,7 @@ def export_path(system: System, out: Path, replication: int = 0, tables: bool = 
     is gzipped. Raises HsimError where pyarrow is not installed, before anything runs.
     """
     if tables:
-        _pyarrow()
+        pyarrow_module("write the trace alone with --only trace")
     seeded_system = seeded(system, replication)
     prepared, log = path_log(Job(seeded_system, replication, None))
     about = provenance(seeded_system)
@@ -68,7 +68,7 @@ def scenario_text(system: System) -> str:
 
 def parquet(frame: Frame, about: dict[str, str]) -> bytes:
     """A table as a parquet file: `about` in the file's metadata under hsim.*, and in each column's its unit."""
-    pa = _pyarrow()
+    pa = pyarrow_module()
     from pyarrow.parquet import write_table
 
     fields = [pa.field(name, _kind(pa, cells), metadata={"unit": unit_of(name)}) for name, cells in frame.items()]
@@ -85,10 +85,11 @@ def _kind(pa: Any, cells: Any) -> Any:
     return pa.int64() if cells.dtype.kind == "i" else pa.float64()
 
 
-def _pyarrow() -> Any:
+def pyarrow_module(instead: str = "") -> Any:
+    """The library that writes parquet. Raises HsimError where it is not installed, with what could be done instead."""
     try:
         import pyarrow
     except ModuleNotFoundError:
-        remedy = "pip install pyarrow, or write the trace alone with --only trace"
+        remedy = f"pip install pyarrow{', or ' if instead else ''}{instead}"
         raise HsimError(f"pyarrow is not installed; parquet tables need it: {remedy}") from None
     return pyarrow

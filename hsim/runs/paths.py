@@ -16,10 +16,10 @@ from hsim.drivers.prepared import Prepared, prepare
 from hsim.drivers.simulated import run
 from hsim.log import Log
 from hsim.metrics.accounts import Accounts
+from hsim.metrics.economics import bills_in
 from hsim.metrics.measured import Cohort, Lens, measure
 from hsim.metrics.notes import beyond_measured
 from hsim.metrics.result import Result
-from hsim.metrics.rough import facility_joules_in
 from hsim.metrics.study import Replication
 from hsim.metrics.summarise import summarise
 from hsim.metrics.vllm_bench import vllm_bench
@@ -103,7 +103,7 @@ def replicate(job: Job) -> Replication:
         offered,
         prepared.drawn.truncated,
         (*prepared.drawn.notes, *beyond_measured(log, system)),
-        facility_joules_in(job.books, prepared.accounts, path.ledger, log),
+        bills_in(job.books, prepared.accounts, path.ledger, log),
     )
 
 

@@ -10,7 +10,9 @@ import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
+from types import UnionType
 from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -73,7 +75,7 @@ def as_json(result: Record) -> str:
 def run_key(system: System, tasks: Sequence[Task]) -> str:
     """What a run is known by: all that it depends on, its drawn tasks, seed and the very source of hsim included."""
     content = {f.name: _plain(getattr(system, f.name)) for f in fields(system) if f.name not in ("document", "figures")}
-    content["version"] = [hsim_version(), _source_digest()]
+    content["version"] = [hsim_version(), source_digest()]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for task in tasks:
         digest.update(repr(task).encode())
@@ -94,7 +96,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _source_digest() -> str:
+@cache
+def source_digest() -> str:
+    """What the very source of hsim is known by."""
     folder, digest = Path(__file__).parent.parent, hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
@@ -134,7 +138,7 @@ class Store:
             with np.load(file, allow_pickle=False) as arrays:
                 data = json.loads(arrays["data"].tobytes())
                 return _decode(Replication, data, dict(arrays))  # type: ignore[no-any-return]
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ResultError(f"{file}: is not a replication that hsim wrote ({error}); delete it") from None
 
     def put(self, name: str, replication: Replication) -> None:
@@ -164,6 +168,8 @@ def _decode(kind: Any, data: Any, arrays: Mapping[str, Any]) -> Any:
         hints = get_type_hints(kind)
         return kind(**{name: _decode(hints[name], inner, arrays) for name, inner in data.items()})  # type: ignore[operator]
     origin, inside = get_origin(kind), get_args(kind)
+    if origin is UnionType:  # of something, or None
+        return None if data is None else _decode(inside[0], data, arrays)
     if origin is np.ndarray:
         return arrays[data]
     if origin is dict:

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 from hsim.description.scenario import Workload
 from hsim.description.system import System
 from hsim.drivers.prepared import Prepared, prepare
-from hsim.errors import HsimError
+from hsim.errors import WorkersError
 from hsim.metrics.accounts import Accounts, accounts_of
 from hsim.metrics.measured import Cohort
 from hsim.metrics.result import Study, WarmUp
@@ -32,6 +32,7 @@ from hsim.metrics.study import (
     study_of,
     warm_up_of,
 )
+from hsim.runs.cluster import cluster
 from hsim.runs.paths import Job, replicate, seeded
 from hsim.runs.store import Store, as_json, write_atomically
 
@@ -48,7 +49,8 @@ class Options:
     """How a study is done; none of it changes a replication.
 
     `processes` None takes every core. `worlds` simulates so many worlds of roughly known figures; 0 changes the books
-    alone. `out` is where runs are kept.
+    alone. `out` is where runs are kept. `cluster` is the address of a scheduler of dask.distributed, whose workers then run
+    the replications instead of processes here.
     """
 
     replications: int = REPLICATIONS
@@ -56,6 +58,7 @@ class Options:
     worlds: int = 0
     out: Path | None = None
     stepwise: bool = False
+    cluster: str | None = None
 
 
 def study(system: System, options: Options = Options()) -> Study:
@@ -73,7 +76,12 @@ def study(system: System, options: Options = Options()) -> Study:
 
 
 class Workers(Protocol):
-    """Those who run jobs."""
+    """Those who run jobs, so many at a time."""
+
+    @property
+    def at_a_time(self) -> int:
+        """How many jobs are run at once."""
+        ...
 
     def __call__(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Replication]]:
         """Each replication with its place among the jobs, as it is finished."""
@@ -212,6 +220,8 @@ def _called(cohort: Cohort | None) -> str:
 class _Alone:
     """Workers: this process."""
 
+    at_a_time = 1
+
     def __call__(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Replication]]:
         return ((place, replicate(job)) for place, job in enumerate(jobs))
 
@@ -222,17 +232,17 @@ class _Alone:
 class _Processes:
     """Workers: the processes of a pool."""
 
-    def __init__(self, pool: ProcessPoolExecutor) -> None:
-        self._pool = pool
+    def __init__(self, pool: ProcessPoolExecutor, processes: int) -> None:
+        self._pool, self.at_a_time = pool, processes
 
     def __call__(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Replication]]:
-        places = {self._pool.submit(replicate, job): place for place, job in enumerate(jobs)}
         try:
+            places = {self._pool.submit(replicate, job): place for place, job in enumerate(jobs)}
             for future in as_completed(places):
                 yield places[future], future.result()
         except BrokenProcessPool:
             what = "a process ended before its replication did; is memory short? use fewer --processes"
-            raise HsimError(what) from None
+            raise WorkersError(what) from None
 
     def stop(self) -> None:
         """End at once: the pool then finds itself broken, and gives up what is left.
@@ -249,7 +259,11 @@ def _leave_ctrl_c_to_the_parent() -> None:
 
 @contextmanager
 def workers(options: Options) -> Iterator[Workers]:
-    """Workers in so many processes, or in this one. What they give does not depend on how many there are."""
+    """Workers in so many processes, in this one, or on a cluster. What they give does not depend on which, or how many."""
+    if options.cluster is not None:
+        with cluster(options.cluster) as there:
+            yield there
+        return
     processes = options.processes or _cores()
     if processes == 1:
         yield _Alone()
@@ -257,7 +271,7 @@ def workers(options: Options) -> Iterator[Workers]:
     # Spawned, not forked: a fork would inherit whatever threads and locks the caller has.
     context = multiprocessing.get_context("spawn")
     with _single_threaded(), ProcessPoolExecutor(processes, context, _leave_ctrl_c_to_the_parent) as pool:
-        those = _Processes(pool)
+        those = _Processes(pool, processes)
         try:
             yield those
         except BaseException:  # nobody waits for what is under way

@@ -1,0 +1,154 @@
+"""C2: machines for prompts and machines for tokens, at the same power (Splitwise, arXiv 2311.18677)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from cases import Case, Row, scenario
+from hsim import load, simulate_path
+from hsim.metrics.measured import samples_of
+from hsim.runs.paths import Job, path_log
+
+TRACE = "traces/azure2023_conv.csv.gz"
+TASKS = 600
+LINK = ["assume={rdma-200g: {bytes_per_s: 200e9}}"]
+# Of a request alone on an A100 machine: times that 50, 90 and 99 % may take.
+OBJECTIVES = {"ttft": (2.0, 3.0, 6.0), "tpot": (1.25, 1.5, 5.0), "e2e": (1.25, 1.5, 5.0)}
+QUANTILES = (0.5, 0.9, 0.99)
+MACHINES = {
+    "baseline-a100": (0, 14),
+    "baseline-h100": (8, 0),
+    "aa": (0, 14),
+    "hh": (8, 0),
+    "ha": (5, 5),
+    "hh-capped": (8, 0),
+}
+CLOSEST = 0.04  # of the highest rate: where the search for it ends
+# Milliseconds on 8 GPUs: prompts of 512 and 2,048 tokens; a token of 1 and of 64 sequences.
+STEPS = {"hgx-a100-8": (94.0, 274.0, 44.9, 71.6), "hgx-h100-8": (53.0, 137.0, 29.8, 50.2)}
+CONTEXT = 1024  # tokens of each sequence while token steps were timed: theirs is not in the notes
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Where the conversations are."""
+
+    file: Path
+
+    def settings(self, design: str, rate_per_s: float) -> list[str]:
+        """A design under a load."""
+        told = [f"architecture={design}", f"workload.arrivals.rate_per_s={rate_per_s}", f"workload.tasks={TASKS}"]
+        told.append(f"workload.classes.conversation.sampled_from.file={self.file}")
+        return told + (LINK if design not in ("baseline-a100", "baseline-h100") else [])
+
+
+def seconds(trace: Trace, design: str, rate_per_s: float) -> dict[str, np.ndarray]:
+    """Each latency by task, nan where a task has none (one token has no time between tokens). Shapes (tasks,)."""
+    system = load(scenario("c2-splitwise"), trace.settings(design, rate_per_s))
+    _, log = path_log(Job(system, 0, None))
+    tables = log.arrays()
+    found = {}
+    for metric, sample in samples_of(tables["tasks"], tables["visits"]).items():
+        found[metric] = np.full(TASKS, np.nan)
+        found[metric][sample.owner] = sample.seconds
+    return found
+
+
+@cache
+def alone(trace: Trace) -> dict[str, np.ndarray]:
+    """The same tasks, each alone on an A100 machine."""
+    return seconds(trace, "baseline-a100", 1e-3)
+
+
+def holds(trace: Trace, design: str, rate_per_s: float) -> bool:
+    """Whether all objectives are kept at a rate."""
+    at, reference = seconds(trace, design, rate_per_s), alone(trace)
+    return all(
+        bool((np.nanquantile(at[metric] / reference[metric], QUANTILES) <= limits).all())
+        for metric, limits in OBJECTIVES.items()
+    )
+
+
+@cache
+def highest_rate(trace: Trace, design: str) -> float:
+    """The highest rate at which a design keeps all objectives, to within CLOSEST; 0 where it never does."""
+    low, high = 0.0, 4.0
+    while holds(trace, design, high):
+        low, high = high, 2 * high
+    while high - low > CLOSEST * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(trace, design, middle) else (low, middle)
+        if high < 0.5:
+            return 0.0
+    return low
+
+
+def step_ms(server: str, tokens_in: int, tokens_out: int, users: int) -> tuple[float, float]:
+    """Milliseconds to the first token and of each later one, in a closed loop of so many users."""
+    told = [f"fleet.machines.server={server}", "fleet.machines.count=1", f"workload.tasks={users}"]
+    told += [f"workload.arrivals={{kind: closed, users: {users}}}", "assume={vllm: {request_latency_s: 0}}"]
+    told.append(f"workload.classes={{step: {{input_tokens: {tokens_in}, output_tokens: {tokens_out}}}}}")
+    latency = simulate_path(load(scenario("c2-splitwise"), told)).latency
+    return 1e3 * latency["ttft"].mean_s, 1e3 * latency["tpot"].mean_s if "tpot" in latency else 0.0
+
+
+def step_rows() -> list[Row]:
+    """Prompts and tokens of one machine."""
+    rows = []
+    for server, theirs in STEPS.items():
+        name = server.split("-")[1].upper()
+        ours = (
+            step_ms(server, 512, 1, 1)[0],
+            step_ms(server, 2048, 1, 1)[0],
+            step_ms(server, CONTEXT, 33, 1)[1],
+            step_ms(server, CONTEXT, 33, 64)[1],
+        )
+        what = ("prompt of 512 tokens", "prompt of 2,048 tokens", "token, 1 sequence", "token, 64 sequences")
+        rows += [Row(f"{name} x 8, {w}", t, o, "ms", WHY_STEPS) for w, t, o in zip(what, theirs, ours, strict=True)]
+    return rows
+
+
+def usd_per_h(design: str) -> float:
+    """What a design's machines cost to rent."""
+    h100, a100 = MACHINES[design]
+    return 23.6 * h100 + 22.3 * a100
+
+
+def power_w(trace: Trace, design: str, rate_per_s: float) -> float:
+    """Mean watts of the whole design at a rate."""
+    result = simulate_path(load(scenario("c2-splitwise"), trace.settings(design, rate_per_s)))
+    assert result.energy is not None
+    return result.energy.mean_w
+
+
+def cluster_rows(trace: Trace) -> list[Row]:
+    """Rates of the designs, and power under caps."""
+    rate = {design: highest_rate(trace, design) for design in MACHINES}
+    both = min(rate["hh"], rate["hh-capped"])
+    capped = 100 * (power_w(trace, "hh-capped", both) / power_w(trace, "hh", both) - 1)
+    return [
+        Row("AA over mixed A100, as many machines: rate", 2.15, rate["aa"] / rate["baseline-a100"], "", WHY_AA),
+        Row("HH over mixed A100, at the same power: rate", 2.35, rate["hh"] / rate["baseline-a100"], "", WHY_HH),
+        Row("HA over mixed H100, at the same power: rate", 1.18, rate["ha"] / rate["baseline-h100"], "", WHY_HA),
+        Row("the same: rent", -10.0, 100 * (usd_per_h("ha") / usd_per_h("baseline-h100") - 1), "%", WHY_RENT),
+        Row("HH with capped token machines over HH: rate", 1.0, rate["hh-capped"] / rate["hh"], "", WHY_CAP),
+        Row("the same at the same rate: power", -25.0, capped, "%", WHY_CAP_POWER),
+    ]
+
+
+def case(data: Path | None) -> Case:
+    """Steps of one machine; designs of a cluster where the trace is at hand."""
+    rows = step_rows()
+    if data:
+        rows += cluster_rows(Trace(data / TRACE))
+    else:
+        rows.append(Row("rates of the designs", 2.15, None, "", "needs --data: the Azure trace of 2023"))
+    source = "arXiv 2311.18677; splitwise-sim @8f99e7d"
+    return Case("C2", "Splitwise: prompts and tokens apart", "c2-splitwise", source, tuple(rows))
+
+
+WHY_STEPS = WHY_AA = WHY_HH = WHY_HA = WHY_RENT = WHY_CAP = WHY_CAP_POWER = ""
