@@ -139,7 +139,9 @@ def simulate(
 def compare(
     scenarios: Annotated[
         list[str],
-        typer.Argument(help="Scenario files, or names of shipped scenarios, perhaps name@architecture; two or more."),
+        typer.Argument(
+            help="Scenario files, or names of shipped scenarios; two or more. 'NAME path=value' sets that in one."
+        ),
     ],
     settings: Settings = [],  # noqa: B006
     replications: Replications = 10,
@@ -675,8 +677,9 @@ def dashboard(
     ] = "127.0.0.1",
 ) -> None:
     """Open the what-if dashboard in a browser: fleets, load and objectives by slider."""
-    from hsim.dashboard.launch import launch
+    from hsim.dashboard.launch import check_installed, launch
 
+    check_installed()
     print(f"hsim: http://{address}:{port} (Ctrl-C stops it)", file=sys.stderr)
     raise typer.Exit(launch(port, address))
 

@@ -28,7 +28,8 @@ class Outcome(IntEnum):
     SERVED = 0
     TIMED_OUT = 1
     SHED = 2
-    FAILED = 3  # live: its work raised, hung or died
+    FAILED = 3  # its work was lost too often; live: it raised, hung or died
+    LOST = 4  # of a visit only: its device broke down; it may have been sent again
 
 
 class Kept(IntEnum):
@@ -51,6 +52,16 @@ class Power(IntEnum):
     BOOT = 1
     IDLE = 2
     LOADED = 3
+
+
+class Service(IntEnum):
+    """Whether a device takes new work: it is closed while it goes, is down or comes up, broken from a breakdown until it
+    is open again.
+    """
+
+    OPEN = 0
+    CLOSED = 1
+    BROKEN = 2
 
 
 class Table:
@@ -139,7 +150,7 @@ def host_memory(pool: str) -> str:
     return f"{pool} host memory"
 
 
-_OF_OPTIONS = ("states", "gaps", "keeping", "switches", "memory")
+_OF_OPTIONS = ("states", "gaps", "keeping", "service", "losses", "switches", "memory")
 
 
 @dataclass
@@ -167,6 +178,13 @@ class Log:
     keeping: Table = field(default_factory=lambda: Table("task", "time_s", "choice", "easy"))
     # From time_s on; device -1 is the server itself. Before its first row each is on, its model loaded.
     states: Table = field(default_factory=lambda: Table("host", "device", "time_s", "state"))
+
+    # From time_s on. Pools and devices as in visits; before its first row each is open.
+    service: Table = field(default_factory=lambda: Table("pool", "device", "time_s", "state"))
+    # Prompts that were lost with their device, and what had been computed of them.
+    losses: Table = field(
+        default_factory=lambda: Table("device", "time_s", "task", "prefilled_tokens", "output_tokens")
+    )
 
     def on_engines(self, visits: Any) -> NDArray[np.bool_]:
         """Which of these rows of visits were served by model replicas. Shape (rows,)."""

@@ -33,6 +33,10 @@ class Mutant:
 
 
 GAP = "test_tool_gaps.py"
+SWITCH = "test_precision.py::test_laws_hold_whatever_goes_over_and_back"
+PIPELINE = "test_special_chips.py::test_alone_a_sequence_passes_one_stage_after_another_while_the_others_rest"
+CHIPS = "test_special_chips.py::test_so_many_chips_hold_a_model_and_one_fewer_do_not"
+POOLED = "test_memory_pools.py::test_bytes_of_a_pool_are_conserved_and_laws_hold_however_little_it_has"
 SLEEP = "test_power_states.py"
 REPLICA = "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries"
 CORES = "test_exact.py::test_cores_are_exactly_a_first_come_first_served_queue[hyper-exponential-2]"
@@ -66,9 +70,11 @@ MUTANTS = (
     Mutant("cores: last come first served", "engine/cores.py", "[self.waiting.popleft()]", "[self.waiting.pop()]", CORES),
     Mutant("cores: the last job waits for good", "engine/cores.py", "following = self._next_batch() if self.waiting else []", "following = self._next_batch() if len(self.waiting) > 1 else []\n        if self.waiting and not following:\n            self.waiting.clear()", CORES),
     Mutant("cores: contention forgets that a core is free", "engine/cores.py", "if cores < 0: self._rearm()", "if cores < -99:\n                self._rearm()", CLOCK),
-    Mutant("cores: contention by all cores, not by the others", "engine/cores.py", "others = (self.busy - 1) /", "others = self.busy /", CLOCK),
-    Mutant("cores: contention spares jobs already running", "engine/cores.py", "self._worked_s += self._speed * (now - self._since_s)", "self._worked_s += now - self._since_s", CLOCK),
-    Mutant("cores: work ends when it was first foreseen", "engine/cores.py", "if self._slowed and self._first_end_s() > self.env.now:", "if False:", CLOCK),
+    Mutant("cores: contention by all cores, not by the others", "engine/cores.py", "max(0, n - 1) / max(1, cores - 1)", "n / max(1, cores - 1)", CLOCK),
+    Mutant("cores: contention spares jobs already running", "engine/cores.py", "clock.worked_s += clock.speed * (now - self._since_s)", "clock.worked_s += now - self._since_s", CLOCK),
+    Mutant("cores: work ends when it was first foreseen", "engine/cores.py", "if self._slowed and end_s > self.env.now:", "if False:", CLOCK),
+    Mutant("cores: all work slows down by one curve", "engine/cores.py", "curve = contention or self._own", "curve = self._own", CLOCK),
+    Mutant("cpu: a curve of contention is steps", "costs/cpu.py", "return times + (longer - times) * (part - at) / (following - at)", "return times", CLOCK),
     Mutant("cores: a batch may be of several operations", "engine/cores.py", "if job.operation == first.operation]", "if job]", BATCHES),
     Mutant("cores: a batch waits for its window though it is full", "engine/cores.py", "if len(alike) < self.max_batch and self.env.now", "if self.env.now", BATCHES),
     Mutant("cores: nobody looks when a window is over", "engine/cores.py", "self._dispatch() # those that wait", "pass  # those that wait", BATCHES),
@@ -94,7 +100,7 @@ MUTANTS = (
     Mutant("life: who is given up goes on", "engine/life.py", "if outcome or env.now >= deadline_s:", "if env.now >= 2 * deadline_s:", GIVEN_UP),
     Mutant("life: users do not think", "engine/life.py", "env.at(env.now + task.think_s, task.id)", "env.at(env.now, task.id)", USERS),
     Mutant("life: users do not wait for answers", "engine/life.py", "yield from live(env, log, pipeline, task)", "env.process(live(env, log, pipeline, task))", USERS),
-    Mutant("life: a task sheds nothing", "engine/life.py", "outcome = visit.outcome", "outcome = Outcome.SERVED", "test_life.py::test_a_visit_that_finds_a_full_queue_is_shed[1]"),
+    Mutant("life: a task sheds nothing", "engine/life.py", "place, outcome = pool.name, visit.outcome", "place, outcome = pool.name, Outcome.SERVED", "test_life.py::test_a_visit_that_finds_a_full_queue_is_shed[1]"),
     Mutant("life: keys and values weigh as much as text", "engine/life.py", "pipeline.kv_bytes_per_token * this.input_tokens", "pipeline.bytes_per_token * this.input_tokens", HANDED_OVER),
     Mutant("life: what a prefill replica kept stays there", "engine/life.py", "_let_go(pipeline, visit.source)", "pass", "test_life.py::test_keys_and_values_stay_where_they_were_made_until_they_have_arrived_elsewhere"),
     Mutant("life: half of the shared context is forgotten", "engine/life.py", "this.shared_tokens),) if", "this.shared_tokens // 2),) if", ROUNDS),
@@ -149,7 +155,7 @@ MUTANTS = (
     Mutant("kv: a context keeps its last token", "engine/kv.py", "self._keep(key, min(tokens // self.block_tokens, prompt.held_blocks))", "self._keep(key, min((tokens + self.block_tokens) // self.block_tokens, prompt.held_blocks + 1))", ROUNDS),
     # power states
     Mutant("power: a server that boots is at rest", "engine/power.py", "if not math.isnan(self._up_at_s): return False", "pass", SLEEP),
-    Mutant("power: a rest counts from the first", "engine/power.py", "self._rest_since_s = self.env.now if not self._armed", "if not self._armed", SLEEP),
+    Mutant("power: a rest counts from the first", "engine/power.py", "self._rest_since_s = self.env.now self._arm()", "self._arm()", SLEEP),
     Mutant("power: engines load while their server boots", "engine/power.py", "self.under.wake() return", "self.under.wake()", SLEEP),
     Mutant("power: a cache outlives its power", "engine/replica.py", "self.kv.forget()", "pass", SLEEP),
     Mutant("power: an engine that unloads loads for nothing", "engine/power.py", "self._up_at_s = self.env.now + self.sleep.wake_s", "self._up_at_s = self.env.now", SLEEP),
@@ -158,7 +164,15 @@ MUTANTS = (
     # contexts in tool gaps
     Mutant("gaps: what is held is free still", "engine/kv.py", "self.free_blocks -= blocks self._kept[key] = blocks", "self._kept[key] = blocks", GAP),
     Mutant("gaps: what went to host memory stays here too", "engine/gaps.py", "del self._moving[key] self._drop(key)", "del self._moving[key]", GAP),
-    Mutant("gaps: a context comes back at once", "engine/gaps.py", "return self._back.transfer(prompt.task, tokens * self.spec.kv_bytes_per_token)", "return None", GAP),
+    Mutant("gaps: a context comes back at once", "engine/gaps.py", "self._returning[prompt] = None back = self._way.back(", "return None\n        back = self._way.back(", GAP),
+    # other weights, pipelines, memories
+    Mutant("switch: going over takes no time", "engine/precision.py", "segment.seconds + due.seconds", "segment.seconds", SWITCH),
+    Mutant("switch: every step after it pays", "engine/precision.py", "self._due = None return Segment", "return Segment", SWITCH),
+    Mutant("switch: nobody stays for long", "engine/precision.py", "if now_s - self._since_s < spec.stay_s:", "if False:", SWITCH),
+    Mutant("pipeline: stages that rest work too", "costs/composed.py", "self._groups * min(self._stages, max(1, math.ceil(m / self._groups)))", "self._groups * self._stages", PIPELINE),
+    Mutant("pipeline: every stage holds a copy", "costs/memory.py", "placement.data_parallel * each_group", "placement.data_parallel * placement.pipeline_parallel * each_group", CHIPS),
+    Mutant("memory: a pool is never full", "engine/memory.py", "return self.used_bytes + n_bytes <= self.capacity_bytes", "return True", POOLED),
+    Mutant("memory: what is read back stays", "engine/memory.py", "self._use(-n_bytes)", "self._use(0 * n_bytes)", POOLED),
     Mutant("gaps: who held it is gone, and it stays", "engine/life.py", "replica.abandon((\"task\", task.id))", "pass", GAP),
     Mutant("gaps: the last that runs gives way to those that wait", "engine/replica.py", "if len(self.running) > 1 or not kv.let_go_oldest():", "if True:", GAP),
     # policies

@@ -185,6 +185,25 @@ def test_dirty_electricity_from_the_start_is_as_the_other_weights_alone() -> Non
     assert run(prepared_of(clean)).result().pools[0].weights == {"bf16": 1.0, "fp8": 0.0}
 
 
+def test_hours_of_dirty_electricity_are_served_with_the_other_weights() -> None:
+    """A task every five minutes for three hours, dirty in the second: what is decoded then, and no more, is with fp8."""
+    data = switched(generate_only(), policy="carbon", above=400, below=200)
+    data["site"] = {"hourly": {"gco2_per_kwh": [100, 500, 100] * 8}}
+    data["workload"] |= {"arrivals": {"kind": "uniform", "rate_per_s": 1 / 310}, "tasks": 34}
+    done = run(prepared_of(data))
+    switches = done.tables["switches"]
+    assert switches["other"].tolist() == [1.0, 0.0]
+    starts = done.visits["started_s"]
+    over, back = (float(starts[starts >= hour * 3600].min()) for hour in (1, 2))
+    assert switches["time_s"].tolist() == [over, back]
+    steps = done.steps
+    dirty = (steps["start_s"] >= over) & (steps["start_s"] < back)
+    tokens = steps["steps"] * steps["decodes"]
+    weights = done.result().pools[0].weights
+    assert weights is not None
+    assert weights["fp8"] == pytest.approx(tokens[dirty].sum() / tokens.sum())
+
+
 def test_both_sets_in_memory_leave_less_for_keys_and_values_than_the_larger_alone() -> None:
     own, both, read = (
         prepared_of(data).replicas["decode"].kv_blocks
@@ -275,7 +294,7 @@ def test_pruning_shows_in_what_answers_are_worth_and_stays_unknown_where_nobody_
 @pytest.mark.parametrize("architecture", ["switching", "resident", "pruned"])
 def test_the_shipped_scenario_runs(architecture: str) -> None:
     few = ["workload.tasks=120", "workload.arrivals.rate_per_s=20"]
-    done = run(prepare(system_of(f"quantise-under-load@{architecture}", few)))
+    done = run(prepare(system_of("quantise-under-load", [f"architecture={architecture}", *few])))
     result = done.result()
     assert result.energy is not None
     assert result.quality[0].score_fraction is not None

@@ -100,7 +100,7 @@ def test_no_pipeline_beats_the_peaks_of_its_chips() -> None:
 @pytest.mark.parametrize("architecture", ["sram", "prefill-gpu-decode-sram", "prefill-cards"])
 def test_the_shipped_scenario_keeps_its_books_stepwise_and_coalesced(architecture: str) -> None:
     few = ["workload.tasks=25", "workload.measure=terminating"]
-    prepared = prepare(system_of(f"special-chips@{architecture}", few))
+    prepared = prepare(system_of("special-chips", [f"architecture={architecture}", *few]))
     done, slow = run(prepared), run(prepared, stepwise=True)
     for table in ("tasks", "transfers"):
         for column, values in done.tables[table].items():

@@ -20,8 +20,10 @@ TOY_RATE_PER_S = 30
 
 GPUS = {"a10g-1": 1.01, "hgx-a100-8": 3.67, "hgx-h100-8": 12.29}  # USD an hour of one GPU
 A10G_ONLY = ["assume={a10g: {peak_flops_per_s.bf16: 66e12}}"]
-INPUTS, OUTPUTS = (64, 256, 1024, 2048), (64, 256, 1024)
+INPUTS, OUTPUTS = (64, 256, 1024, 3072), (64, 256, 1024)
 USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SLICES = 4  # of each size, each of which goes to one kind of GPU
+NEVER = 1e6  # GPUs that a slice would need of a kind that cannot serve it in time
 RATES_PER_S = (1, 2, 4, 8, 16, 32)
 SHORT, LONG = "sharegpt300_llmservingsim.csv.gz", "arxiv_summarization_lengths.csv.gz"
 DATASETS = {"chat": (SHORT,), "documents": (LONG,), "mixed": (SHORT, LONG)}
@@ -90,11 +92,15 @@ def savings(parts: dict[tuple[int, int], float], tpot_s: float) -> tuple[float, 
     usd, found = tuple(GPUS.values()), []
     able = {size: [requests_per_s(gpu, tpot_s, *size) for gpu in GPUS] for size in parts}
     for rate in RATES_PER_S:
-        needed = [[rate * part / each if each else 1e6 for each in able[size]] for size, part in parts.items()]
+        needed = [
+            [rate * part / SLICES / each if each else NEVER for each in able[size]]
+            for size, part in parts.items()
+            for _ in range(SLICES)
+        ]
         mix = solved(usd, needed).cost
         fit = [gpu for gpu in range(len(usd)) if all(able[size][gpu] for size in parts)]
         found += [100 * (1 - mix / solved((usd[gpu],), [[row[gpu]] for row in needed]).cost) for gpu in fit]
-    return min(found), max(found)
+    return max(0.0, min(found)), max(found)
 
 
 def per_dollar(size: tuple[int, int], tpot_s: float = 0.12) -> float:

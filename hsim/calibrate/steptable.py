@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hsim.calibrate.agenda import Served, step_parts
-from hsim.calibrate.fit import BOUNDS, DRAWS, law_of, relative_nonnegative, rising, unsteadiness
+from hsim.calibrate.fit import BOUNDS, law_of, relative_nonnegative, rising, together, unsteadiness
 from hsim.calibrate.options import Law
 from hsim.calibrate.points import Point
 from hsim.costs.composed import Timing
@@ -18,6 +18,7 @@ from hsim.costs.measured import MeasuredCosts
 from hsim.costs.shapes import Segment, StepShape
 from hsim.description.hardware import StepTable
 from hsim.description.yamlfile import Document, validated
+from hsim.metrics.statistics import t_quantile
 
 FEWEST_POINTS = 2  # of each axis: a line needs them
 
@@ -59,8 +60,13 @@ def predicted_s(table: StepTable, point: Point) -> float:
     return MeasuredCosts(table, SecondsAlone()).segment(shape_of(point)).seconds - table.between_s
 
 
-def fit_steps(points: Sequence[Point], served: Served, name: TableName) -> tuple[StepTable | None, Law]:
-    """The table of step points, and its errors on the steps that were kept out; None where too few were measured."""
+def fit_steps(
+    points: Sequence[Point], served: Served, name: TableName, between_s: float = 0.0
+) -> tuple[StepTable | None, Law]:
+    """The table of step points, and its errors on the steps that were kept out; None where too few were measured.
+
+    `between_s` is what the live loop takes from one step to the next.
+    """
     by_role: dict[str, list[Point]] = {}
     for point in points:
         by_role.setdefault(str(point.parameters["role"]), []).append(point)
@@ -75,7 +81,7 @@ def fit_steps(points: Sequence[Point], served: Served, name: TableName) -> tuple
         "description": f"steps of {name.engine} with {served.model.name} in {served.precision} on {name.chip}",
         "model": served.model.model_dump(), "precision": served.precision,
         "median_error_fraction": None, "p90_error_fraction": None, **decode, **chunk, "extra_chunk_s": 0.0,
-        "between_s": next((p.seconds for p in by_role.get("between", ())), 0.0),
+        "between_s": between_s,
         "mixed_decodes": [1], "mixed_chunk_tokens": [1], "mixed_s": [[0.0]], "scale": None,
     }  # fmt: skip
     fields["extra_chunk_s"] = _extra_chunk_s(_table(fields), by_role.get("chunks", ()))
@@ -88,15 +94,15 @@ def fit_steps(points: Sequence[Point], served: Served, name: TableName) -> tuple
 
 
 def _scale(points: Sequence[Point], logs: Sequence[float], name: TableName) -> dict[str, Any] | None:
-    """The figure by which the whole table may be off: what steps kept out of it were on average, and how far this machine
-    moves between rounds, by bootstrap.
+    """The figure by which the whole table may be off: what steps kept out of it were on average, by Student's t, and how far
+    this machine moves between rounds. None where fewer than two steps were kept out.
     """
-    if not logs:
+    if len(logs) < 2:  # one has no spread
         return None
-    rng, spread = np.random.default_rng(0), unsteadiness(points)
-    drawn = [rng.choice(logs, len(logs)).mean() + rng.normal(0.0, spread) for _ in range(DRAWS)]
-    low, high = np.exp(np.quantile(drawn, BOUNDS)).tolist()
-    source = f"bootstrap of {len(logs)} random steps kept out, and of how far rounds are apart; {name.source}"
+    off = t_quantile(BOUNDS[1], len(logs) - 1) * np.std(logs, ddof=1) / math.sqrt(len(logs))
+    half = together(np.asarray(off), np.asarray(unsteadiness(points)))
+    low, high = np.exp([np.mean(logs) - half, np.mean(logs) + half]).tolist()
+    source = f"{len(logs)} random steps kept out, and how far rounds are apart; {name.source}"
     return {"value": 1.0, "tier": "fitted", "source": source, "low": min(1.0, low), "high": max(1.0, high)}
 
 

@@ -14,7 +14,7 @@ LOCALHOST = "127.0.0.1"
 OPTIONS: dict[str, str | int | bool] = {
     "server.address": LOCALHOST,
     "server.headless": True,
-    "server.maxUploadSize": 1,
+    "server.maxUploadSize": 8,
     "server.maxMessageSize": 50,
     "server.fileWatcherType": "none",
     "browser.gatherUsageStats": False,
@@ -32,10 +32,14 @@ def arguments(port: int, address: str) -> list[str]:
     return [sys.executable, "-m", "streamlit", "run", str(Path(__file__).parent / "__main__.py"), *flags]
 
 
-def launch(port: int, address: str = LOCALHOST) -> int:
-    """Run the server until it is stopped; its exit code. Raises HsimError where Streamlit is not installed."""
+def check_installed() -> None:
+    """Raises HsimError where Streamlit or plotly is not installed."""
     if find_spec("streamlit") is None or find_spec("plotly") is None:
         raise HsimError("the dashboard needs Streamlit and plotly; install hsim with its extra `dashboard`")
+
+
+def launch(port: int, address: str = LOCALHOST) -> int:
+    """Run the server until it is stopped; its exit code."""
     command = arguments(port, address)
     if sys.platform != "win32":
         os.execv(command[0], command)  # the server takes this process's place, and its signals

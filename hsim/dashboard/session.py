@@ -10,7 +10,7 @@ import streamlit as st
 
 from hsim.dashboard.jobs import Bounds, Job, Runner
 from hsim.dashboard.state import Question, State, decode, encode
-from hsim.dashboard.work import Preview, Request
+from hsim.dashboard.work import Preview, Request, Update
 from hsim.errors import HsimError
 
 PREVIEW_S = 10.0
@@ -114,6 +114,15 @@ def previewed(request: Request, questions: Sequence[Question]) -> list[Job]:
         return []
     jobs = [job_of(f"preview-{i}", Preview(question), "preview") for i, question in enumerate(questions)]
     return [job.wait(PREVIEW_WAIT_S) for job in jobs]
+
+
+def answered(request: Request) -> Update:
+    """The answer to a small request, now. Raises HsimError where it has none."""
+    job = runners()["preview"].start(request).wait(PREVIEW_S)
+    if job.state != "done" or job.update is None:
+        job.stop()
+        raise HsimError(job.error or "it takes too long to read; cut a part out of it")
+    return job.update
 
 
 def halt(job: Job) -> None:

@@ -127,14 +127,18 @@ def _latency_tile(found: Study | Result, figures: Mapping[str, Interval]) -> Til
         if slo := next((s for s in found.slo if s.metric == candidate), None):
             metric, wanted = candidate, slo.p
             break
-    known = {name: figures[f"{metric}.{name}"] for name in QUANTILES if f"{metric}.{name}" in figures}
-    known = {name: interval for name, interval in known.items() if interval.value is not None}
-    if not known:
+    name = nearest_quantile(figures, metric, wanted)
+    if name not in figures or figures[name].value is None:
         return Tile(SHORT_NAMES[metric], "–", "", "not estimable" if found.latency else "there is no steady state")
-    name = min(known, key=lambda n: (abs(QUANTILES[n] - wanted), -QUANTILES[n]))
-    title = f"{SHORT_NAMES[metric]}, {name.removesuffix('_s')}"
     limit = f"objective {readable_seconds(slo.max_s)}" if slo else "no objective"
-    return Tile(title, *_split(known[name], "s"), limit)
+    return Tile(figure_name(name)[0], *_split(figures[name], "s"), limit)
+
+
+def nearest_quantile(figures: Mapping[str, Interval], metric: str, wanted: float) -> str:
+    """The name of the estimable quantile of a metric that is nearest to the wanted one; of its mean where none is."""
+    known = [name for name in QUANTILES if (found := figures.get(f"{metric}.{name}")) and found.value is not None]
+    near = min(known, key=lambda name: (abs(QUANTILES[name] - wanted), -QUANTILES[name]), default="mean_s")
+    return f"{metric}.{near}"
 
 
 def scaled(interval: Interval | None, factor: float) -> Interval | None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from hsim.description.model import ModelArchitecture
 from hsim.description.quantities import Distribution, Figure
@@ -38,7 +46,9 @@ class Operation(Strict):
     """Cost of a CPU operation on one busy core.
 
     base + per_unit n + per_unit_squared n^2 + per_unit_beyond max(0, n - knee_units) seconds: beyond the knee its data
-    no longer fit in a cache. `unit` says what n counts (tokens, calls, candidates ...).
+    no longer fit in a cache. `unit` says what n counts (tokens, calls, candidates ...). `contention_slowdown` is how many
+    times longer it takes while so many cores of a socket are busy, itself included, where it was measured: else that
+    of the CPU holds.
     """
 
     unit: str
@@ -47,7 +57,16 @@ class Operation(Strict):
     per_unit_squared_s: Figure | None = None
     per_unit_beyond_s: Figure | None = None
     knee_units: NonNegativeFloat | None = None
+    contention_slowdown: dict[str, Figure] = {}
     code: OperationCode | None = None
+
+    @field_validator("contention_slowdown")
+    @classmethod
+    def _cores_rise(cls, by_cores: dict[str, Figure]) -> dict[str, Figure]:
+        cores = [int(n) if n.isdigit() else 0 for n in by_cores]
+        if cores != sorted(set(cores)) or min(cores, default=2) < 2:
+            raise ValueError(f"is by {', '.join(by_cores)}; its keys are rising numbers of busy cores, from 2 on")
+        return by_cores
 
     @model_validator(mode="after")
     def _knee_has_a_slope(self) -> Operation:
@@ -70,8 +89,9 @@ class CoreProducts(Strict):
 class CpuProfile(Profile):
     """A CPU socket. Power above idle is (max_w - idle_w) * busy_fraction ** load_power_exponent.
 
-    A core takes contention_slowdown times as long when all are busy as when it is alone, in proportion in between.
-    Without `products`, no engine runs on its cores.
+    A core takes contention_slowdown times as long when all are busy as when it is alone, in proportion in between; an
+    operation may have a curve of its own. Each job holds its core for hand_over_s beside its own seconds: to be handed
+    to whatever process works there, and its result back. Without `products`, no engine runs on its cores.
     """
 
     kind: Literal["cpu"]
@@ -81,6 +101,7 @@ class CpuProfile(Profile):
     load_power_exponent: Figure
     memory_bytes_per_s: Figure
     contention_slowdown: Figure
+    hand_over_s: Figure | None = None
     operations: dict[str, Operation]
     products: CoreProducts | None = None
 
@@ -285,7 +306,8 @@ class ServerProfile(Profile):
 class LinkProfile(Profile):
     """A network link: a message takes latency_s, then its bytes share bytes_per_s equally with those under way.
 
-    Each message holds the link for per_message_s beside its bytes: setting up a copy, or a system call.
+    Each message holds the link for per_message_s beside its bytes: setting up a copy, or a system call. A live run on one
+    machine really moves what passes on a link that is `carried_by` something; on others it lets the modelled time pass.
     """
 
     kind: Literal["link"]
@@ -293,6 +315,7 @@ class LinkProfile(Profile):
     bytes_per_s: Figure
     joules_per_byte: Figure
     per_message_s: Figure | None = None
+    carried_by: Literal["pipe", "shared-memory"] | None = None
 
 
 class Representation(Strict):

@@ -21,6 +21,7 @@ from pydantic import (
 
 from hsim.description.catalogue import scenario_file
 from hsim.description.choices import choices_of, first_of, with_chosen
+from hsim.description.elastic import Drain, Failures, Retries, Scaling
 from hsim.description.hardware import KvPrecision, Precision, Tool
 from hsim.description.keeping import Keep
 from hsim.description.quantities import Constant, Distribution
@@ -225,6 +226,7 @@ class FleetTier(Strict):
     """So many servers of one kind, at the site of that name, or else at the scenario's own.
 
     One that has done nothing for `sleep_after_s` is switched off until work comes for it; the first `stay_on` never are.
+    Or `scaling` says how many serve. They may have `failures`, and planned `drains`, by their number from 0 on.
     """
 
     server: str
@@ -232,6 +234,19 @@ class FleetTier(Strict):
     site: str | None = None
     sleep_after_s: PositiveFloat | None = None
     stay_on: NonNegativeInt = 0
+    scaling: Scaling | None = None
+    failures: Failures | None = None
+    drains: dict[NonNegativeInt, Drain] = {}
+
+    @property
+    def leaves(self) -> bool:
+        """Whether its servers go out of service and come back."""
+        return bool(self.scaling or self.failures or self.drains)
+
+    @property
+    def goes_down(self) -> bool:
+        """Whether its servers are ever switched off, for whatever reason."""
+        return self.leaves or self.sleep_after_s is not None
 
 
 class Memory(Strict):
@@ -299,10 +314,12 @@ class EnginePool(Strict):
     in which weights are pruned; `switch` lets replicas go over to other weights under load. `kv_precision` is that of keys and values where it is not
     the activations'. Under `power_cap_w` each accelerator runs at the highest clock whose power fits. A
     replica that has done nothing for `unload_after_s` gives its accelerators' memory back, and loads its model again when
-    work comes for it. `tool_gaps` says what becomes of a context's KV cache while its task waits for a tool; to offload
-    it each replica may use `host_kv_bytes` of its server's memory, over `host_link`; or what is free of the shared `memory`
-    that is named, over its host_link (if it has one) and that memory's own. Of a replica's weights `host_weight_bytes` stay in
-    its server's memory, or in the shared one, and are read from there in every step: one copy serves all replicas there.
+    work comes for it; or `scaling` says how many replicas serve, and the others unload. With `failures` replicas break down
+    while their servers go on, and load again. `tool_gaps` says what becomes of a context's KV cache while its task waits for
+    a tool; to offload it each replica may use `host_kv_bytes` of its server's memory, over `host_link`; or what is free of
+    the shared `memory` that is named, over its host_link (if it has one) and that memory's own. Of a replica's weights
+    `host_weight_bytes` stay in its server's memory, or in the shared one, and are read from there in every step: one copy
+    serves all replicas there.
     """
 
     runs_on: str
@@ -326,6 +343,8 @@ class EnginePool(Strict):
     prefix_caching: bool | None = None
     max_waiting: PositiveInt | None = None
     unload_after_s: PositiveFloat | None = None
+    scaling: Scaling | None = None
+    failures: Failures | None = None
     tool_gaps: str = "cache"
     host_link: str | None = None
     host_kv_bytes: PositiveFloat | None = None
@@ -344,6 +363,16 @@ class EnginePool(Strict):
         """Whether its replicas are cores of the tier's servers."""
         return self.runs_on.endswith(".cpu")
 
+    @property
+    def leaves(self) -> bool:
+        """Whether its replicas go out of service and come back, beside their servers."""
+        return bool(self.scaling or self.failures)
+
+    @property
+    def unloads(self) -> bool:
+        """Whether its replicas are ever without their model on a server that is on."""
+        return self.leaves or self.unload_after_s is not None
+
     @model_validator(mode="after")
     def _cores_are_for_cpus(self) -> EnginePool:
         if not self.on_cores:
@@ -354,7 +383,7 @@ class EnginePool(Strict):
             raise ValueError("cores_per_replica is missing; say how many cores each replica on a CPU has")
         only = (
             "tensor_parallel", "data_parallel", "pipeline_parallel", "expert_parallel", "kv_precision", "power_cap_w",
-            "unload_after_s", "sparsity", "switch", "host_weight_bytes", "memory",
+            "unload_after_s", "scaling", "failures", "sparsity", "switch", "host_weight_bytes", "memory",
         )  # fmt: skip
         for key in only:
             if key in self.model_fields_set:
@@ -521,6 +550,7 @@ class Scenario(Strict):
     memory: dict[str, Memory] = {}
     payload: Payload = Payload()
     balance: Balance = Balance()
+    retries: Retries = Retries()
     keep: Keep | None = None
     tools: dict[str, Tool] = {}
     slo: Slos = Slos()

@@ -21,6 +21,7 @@ from hsim.backends.meters import Meter, meters_at_hand
 from hsim.backends.worker import DECODER_SPIN_S, Worker, WorkerSettings, shared_cores
 from hsim.backends.worker import Done as Answer
 from hsim.description.hardware import OperationCode
+from hsim.drivers.carried import Carriers, check_carried
 from hsim.drivers.clocks import Clock, WallClock
 from hsim.drivers.endpoint import Remote, RemoteSpec, Sent, check_remote
 from hsim.drivers.prepared import Prepared
@@ -290,6 +291,13 @@ def _value(event: Event) -> Any:
     return event.value
 
 
+def services(log: Log) -> dict[tuple[float, float, float], float]:
+    """Seconds of service by task, round and stage."""
+    visits = log.visits.arrays()
+    keys = zip(visits["task"], visits["round"], visits["stage"], strict=True)
+    return dict(zip(keys, visits["served_s"] - visits["started_s"], strict=True))
+
+
 @dataclass(frozen=True)
 class MeteredJoules:
     """What one meter counted over a live run; None where it could not, and why."""
@@ -341,19 +349,22 @@ class Stand:
     ) -> None:
         for one in prepared:
             _check_live(one, allow_code)
+            check_carried(one)
             check_remote(one) if endpoint else _check_decoders(one)
         self.prepared, self.device, self.crew, self.endpoint = prepared, device, Crew(), endpoint
         self.notes: tuple[str, ...] = ()
         self.remote: Remote | None = None
+        self.carriers: Carriers | None = None
 
     def __enter__(self) -> Stand:
         try:
             self.remote = Remote(self.endpoint) if self.endpoint else None
             self.notes = _start_workers(self.crew, self.prepared, None if self.remote else self.device)
+            self.carriers = Carriers(self.prepared[0])
         except BaseException:  # Ctrl-C too
             self.close()
             raise
-        self.notes += self.remote.notes if self.remote else ()
+        self.notes += self.carriers.notes + (self.remote.notes if self.remote else ())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -362,8 +373,9 @@ class Stand:
     def close(self) -> None:
         """End workers and connections."""
         self.crew.close()
-        if self.remote:
-            self.remote.close()
+        for other in (self.remote, self.carriers):
+            if other:
+                other.close()
 
     def run(self, prepared: Prepared) -> LiveRun:
         """Run every task of one. Ctrl-C, or a worker that dies again and again, ends it early: `stopped` says so."""
@@ -374,6 +386,8 @@ class Stand:
         sent = Sent(executor.record.failures)
         try:
             pipeline = build(env, log, prepared, executor)
+            if self.carriers:
+                pipeline = self.carriers.taken_over(env, log, pipeline, prepared)
             if self.remote:
                 pipeline = self.remote.taken_over(env, log, pipeline, sent)
             run_tasks(env, log, pipeline, prepared.drawn.tasks)
@@ -399,9 +413,14 @@ def _check_live(prepared: Prepared, allow_code: bool) -> None:
     system = prepared.system
     where = system.document.where
     for name in prepared.sleep:
-        raise DescriptionError(
-            where(("fleet", name, "sleep_after_s")), "a live run cannot switch servers off", "leave it out"
-        )
+        key = "sleep_after_s" if system.scenario.fleet[name].sleep_after_s is not None else ""
+        at = where(("fleet", name, key) if key else ("fleet", name))
+        raise DescriptionError(at, "a live run cannot switch servers off", "leave it out")
+    for name, spec in prepared.replicas.items():
+        if spec.pool.leaves:
+            raise DescriptionError(
+                where(("pools", name)), "a live run cannot scale or break replicas", "leave that out"
+            )
     for name in system.scenario.stages.pools("understand"):
         if name in prepared.replicas:
             raise DescriptionError(
@@ -488,13 +507,10 @@ def _planned_workers(prepared: Sequence[Prepared], device: str | None) -> list[t
     system = first.system
     context = max(r.input_tokens + r.output_tokens for one in prepared for task in one.drawn.tasks for r in task.rounds)
     plan: list[tuple[str, int, DecoderSpec | ToolSpec]] = []
-    for name, spec in first.replicas.items() if device else ():
-        assert device
-        dtype: Any = spec.pool.precision
-        model = system.model_of(name)
-        slots, room = spec.pool.max_num_seqs, min(max(context, LEAST_CONTEXT), model.max_context_tokens)
-        decoder = DecoderSpec(model, slots, room, dtype, device)
-        plan += [("decoder", len(plan) + i, decoder) for i in range(spec.pool.replicas)]
+    if device is not None:
+        for name, spec in first.replicas.items():
+            decoder = _decoder(first, name, context, device)
+            plan += [("decoder", len(plan) + i, decoder) for i in range(spec.pool.replicas)]
     sizes: dict[str, int] = {}
     for one in prepared:
         for operation, units in _sizes(one).items():
@@ -511,6 +527,14 @@ def _planned_workers(prepared: Sequence[Prepared], device: str | None) -> list[t
             for _ in range(cores)
         ]
     return plan
+
+
+def _decoder(prepared: Prepared, name: str, context_tokens: int, device: str) -> DecoderSpec:
+    """The decoder of an engine pool, with room for so much context in each slot."""
+    pool, model = prepared.replicas[name].pool, prepared.system.model_of(name)
+    dtype: Any = pool.precision  # a decoder that has no such precision says so when it is opened
+    room = min(max(context_tokens, LEAST_CONTEXT), model.max_context_tokens)
+    return DecoderSpec(model, pool.max_num_seqs, room, dtype, device)
 
 
 def _sizes(prepared: Prepared) -> dict[str, int]:

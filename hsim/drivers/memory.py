@@ -41,6 +41,11 @@ def memory_specs(system: System) -> dict[str, MemorySpec]:
         if memory.bytes > there:
             what = f"{memory.bytes / GB:,.0f} GB of memory are more than {tier.count} x {tier.server.name} have"
             raise DescriptionError(at, what, f"at most {there:.3g} bytes")
+        for pool_name, pool in pools.items():
+            here, there_too = (system.scenario.site_of(t) for t in (memory.on, system.tier_of(pool_name).name))
+            if pool.memory == name and here != there_too:
+                what = f"pool {pool_name!r} stands at {there_too!r}, and the memory at {here!r}"
+                raise DescriptionError(at, what, "name a memory of its own site")
         weights = sum(pool.host_weight_bytes or 0.0 for pool in pools.values() if pool.memory == name)
         if weights > memory.bytes:
             what = f"{weights / GB:,.1f} GB of weights are to stay in {memory.bytes / GB:,.1f} GB"

@@ -60,7 +60,7 @@ def _generating(prepared: Prepared, tasks: Sequence[Task]) -> Iterator[tuple[str
 def _understanding_s(prepared: Prepared, tasks: Sequence[Task], batch: int) -> float:
     costs = prepared.understand
     return sum(
-        costs[task.class_name].seconds(task.understand_tokens) - costs[task.class_name].base_s * (1 - 1 / batch)
+        costs[task.class_name].seconds(task.understand_tokens) - costs[task.class_name].once_s * (1 - 1 / batch)
         for task in tasks
         if task.understand_tokens
     )
@@ -69,7 +69,7 @@ def _understanding_s(prepared: Prepared, tasks: Sequence[Task], batch: int) -> f
 def _tools_s(prepared: Prepared, tasks: Sequence[Task], batch: int) -> float:
     tools = prepared.system.tools
     each_s = {
-        name: cost.seconds(tools[name].units) - cost.base_s * (1 - 1 / batch) for name, cost in prepared.tools.items()
+        name: cost.seconds(tools[name].units) - cost.once_s * (1 - 1 / batch) for name, cost in prepared.tools.items()
     }
     return sum(each_s[this.call.tool] for task in tasks for this in task.rounds if this.call)
 

@@ -21,6 +21,7 @@ from hsim.description.model import ModelArchitecture
 from hsim.description.scenario import Workload
 from hsim.description.system import FilledPool, System, Tier
 from hsim.description.yamlfile import did_you_mean
+from hsim.drivers.elastic import Elastic, elastic_of
 from hsim.drivers.gaps import expected_gaps, gap_spec
 from hsim.drivers.keeping import keep_spec
 from hsim.drivers.memory import check_streamed, link_spec, memory_specs, streamed
@@ -83,6 +84,7 @@ class Prepared:
     balance: BalanceSpec | None
     request_latency_s: dict[str, float]
     expected_gap_s: dict[str, float]
+    elastic: Elastic | None
     accounts: Accounts
     memories: dict[str, MemorySpec]
 
@@ -118,6 +120,7 @@ def prepare(system: System) -> Prepared:
         balance=_balance(system),
         request_latency_s={name: _request_latency_s(system, name) for name in replicas},
         expected_gap_s=expected_gaps(system, tools) if gaps else {},
+        elastic=elastic_of(system),
         accounts=accounts_of(system),
         memories=memory_specs(system),
     )
@@ -167,7 +170,7 @@ def _besides(workload: Workload, model: ModelArchitecture) -> dict[str, int]:
 
 
 def _sleep(system: System) -> dict[str, Sleep]:
-    """When the servers of each tier that has sleep_after_s are switched off, and how long they take to boot.
+    """When the servers of each tier that goes down are switched off by themselves, and how long they take to boot.
 
     Raises DescriptionError where KV cache would be sent to a server, or an engine, that is down.
     """
@@ -185,9 +188,9 @@ def _sleep(system: System) -> dict[str, Sleep]:
                 )
                 raise DescriptionError(where(path), what, "leave it out")
     return {
-        name: Sleep(fleet[name].sleep_after_s, system.figures.value(tier.server, "boot_s"))  # type: ignore[arg-type]
+        name: Sleep(fleet[name].sleep_after_s or inf, system.figures.value(tier.server, "boot_s"))
         for name, tier in system.tiers.items()
-        if fleet[name].sleep_after_s is not None
+        if fleet[name].goes_down
     }
 
 
@@ -225,7 +228,7 @@ def _replica_on_cores(system: System, name: str, pool: FilledPool) -> ReplicaSpe
         kv_blocks=kv_capacity_on_cores(placement, pool.gpu_memory_utilization, figures, at) // pool.block_tokens,
         idle_w=0.0,
         host_cores=pool.cores_per_replica + ceil(figures.value(engine, "host_cores_per_replica")),
-        load_s=figures.value(engine, "load_s") if system.scenario.fleet[tier.name].sleep_after_s is not None else 0.0,
+        load_s=figures.value(engine, "load_s") if system.scenario.fleet[tier.name].goes_down else 0.0,
     )
 
 
@@ -246,7 +249,7 @@ def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
     other = other_weights(system, name, placement) if pool.switch else None
     host_cores = figures.value(engine, "host_cores_per_replica")
     host_cores += placement.devices * figures.value(engine, "host_cores_per_accelerator")
-    goes_down = pool.unload_after_s is not None or system.scenario.fleet[tier.name].sleep_after_s is not None
+    goes_down = pool.unloads or system.scenario.fleet[tier.name].goes_down
     return ReplicaSpec(
         pool=pool,
         costs=_step_costs(system, name, placement),

@@ -5,23 +5,27 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from math import inf
 from typing import Any
 
 from hsim.costs.cpu import OperationCost
+from hsim.drivers.elastic import assemble
 from hsim.drivers.prepared import Prepared
 from hsim.drivers.sites import join_sites
 from hsim.engine.balance import Alternatives
 from hsim.engine.cores import Cores, Host
 from hsim.engine.environment import EngineEnvironment
 from hsim.engine.executor import Executor, ModelledTime
+from hsim.engine.failures import BreakableCores, BreakableReplica
 from hsim.engine.keeping import Keeping
 from hsim.engine.life import Balancing, OperationTime, Pipeline, Reader, Send, arrive_in_time, run_tasks
 from hsim.engine.link import Link, Message, Network, Window
 from hsim.engine.memory import SharedMemory
 from hsim.engine.pool import Pool
-from hsim.engine.power import Sleeper
+from hsim.engine.power import Sleep, Sleeper
 from hsim.engine.replica import Replica
-from hsim.engine.visits import Job, Prompt
+from hsim.engine.service import ElasticPool
+from hsim.engine.visits import Prompt
 from hsim.log import Device, Log, PoolRecord, Stage
 from hsim.metrics.quality import weights_of
 from hsim.workload.tasks import Task
@@ -74,10 +78,13 @@ def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Execut
         tier = prepared.system.tier_of(name)
         pool = prepared.system.core_pools()[name]
         batching = (pool.max_batch, pool.batch_window_s)
-        devices = [Cores(env, host, cores, executor, batching) for host in hosts[tier.name]]
-        pools[name] = Pool[Job](name, devices, prepared.routers[name], len(log.pools))
+        kind = BreakableCores if prepared.elastic and prepared.elastic.breaks(name) else Cores
+        devices = [kind(env, host, cores, executor, batching) for host in hosts[tier.name]]
+        pools[name] = _pool(env, log, prepared, name, devices)
         what = f"{cores} cores on each of {tier.count} x {tier.server.name}"
         log.pools[name] = PoolRecord(what, False, tuple(d.index for d in devices), cores * tier.count)
+    if prepared.elastic:
+        assemble(env, prepared.elastic, hosts, pools)
     links = _links(env, log, prepared)
     clients = join_sites(env, log, prepared.system, prepared.site_links, links) if prepared.site_links else None
     stages, wire = prepared.system.scenario.stages, prepared.wire
@@ -97,9 +104,18 @@ def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Execut
         readers={name: _readers(prepared, name) for name in serving[Stage.UNDERSTAND] if name in prepared.replicas},
         request_latency_s={} if executor.real else prepared.request_latency_s,
         expected_gap_s=prepared.expected_gap_s,
+        retries=prepared.system.scenario.retries,
         clients=clients,
         keeping=Keeping(env, log, pools[prepared.keep.pool], prepared.keep) if prepared.keep else None,
     )
+
+
+def _pool(env: EngineEnvironment, log: Log, prepared: Prepared, name: str, devices: Sequence[Any]) -> Pool[Any]:
+    """A pool of devices; an elastic one if any of them goes out of service."""
+    router, number = prepared.routers[name], len(log.pools)
+    if prepared.elastic and prepared.elastic.moves(name):
+        return ElasticPool[Any](env, log, name, devices, router, number)
+    return Pool[Any](name, devices, router, number)
 
 
 def _balancing(env: EngineEnvironment, prepared: Prepared, pools: dict[str, Pool[Any]]) -> Balancing | None:
@@ -130,7 +146,7 @@ def _readers(prepared: Prepared, pool: str) -> dict[str, Reader]:
 
 
 def _timed(cost: OperationCost) -> OperationTime:
-    return OperationTime(cost.operation, cost.seconds, cost.base_s)
+    return OperationTime(cost.operation, cost.seconds, cost.once_s, cost.contention)
 
 
 def _links(env: EngineEnvironment, log: Log, prepared: Prepared) -> dict[tuple[str, str], Send]:
@@ -162,8 +178,10 @@ def _hosts(env: EngineEnvironment, log: Log, prepared: Prepared) -> dict[str, li
         power = prepared.hosts[name]
         for number in range(tier.count):
             host = Host(env, log, len(log.hosts), power, prepared.slowdown[name])
-            if name in prepared.sleep and number >= prepared.system.scenario.fleet[name].stay_on:
-                host.sleeper = Sleeper(env, log, (host.index, -1), prepared.sleep[name])
+            spec, stays = prepared.system.scenario.fleet[name], number < prepared.system.scenario.fleet[name].stay_on
+            if name in prepared.sleep and (spec.leaves or not stays):
+                sleep = Sleep(inf, prepared.sleep[name].wake_s) if stays else prepared.sleep[name]
+                host.sleeper = Sleeper(env, log, (host.index, -1), sleep)
                 host.sleeper.rest()
             hosts.setdefault(name, []).append(host)
             log.hosts.append(Device(f"{name}/{number}", name, power.idle_w, power.cores))
@@ -174,10 +192,11 @@ def _engine_pool(
     env: EngineEnvironment, log: Log, prepared: Prepared, name: str, hosts: list[Host], executor: Executor
 ) -> Pool[Prompt]:
     spec, tier = prepared.replicas[name], prepared.system.tier_of(name)
+    kind = BreakableReplica if prepared.elastic and prepared.elastic.breaks(name) else Replica
     replicas = []
     for number, server in enumerate(prepared.system.placements()[name]):
         host = hosts[server]
-        replicas.append(Replica(env, log, len(log.accelerators), spec, host, executor))
+        replicas.append(kind(env, log, len(log.accelerators), spec, host, executor))
         ways, cores = 0 if spec.pool.on_cores else spec.pool.accelerators, spec.host_cores
         device = Device(
             f"{name}/{number}", tier.name, spec.idle_w, host=host.index, host_cores=cores, accelerators=ways
@@ -186,7 +205,7 @@ def _engine_pool(
     on = f"{spec.pool.accelerators} {tier.chip.name}" if tier.chip else ""
     if spec.pool.on_cores:
         on = f"{spec.pool.cores_per_replica} cores of {tier.cpu.name}"
-    number = len(log.pools)
+    pool = _pool(env, log, prepared, name, replicas)
     log.pools[name] = PoolRecord(
         f"{len(replicas)} x {on}",
         True,
@@ -195,4 +214,4 @@ def _engine_pool(
         spec.kv_blocks * spec.pool.block_tokens,
         tuple(weights_of(spec.pool)),
     )
-    return Pool[Prompt](name, replicas, prepared.routers[name], number)
+    return pool

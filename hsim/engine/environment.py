@@ -10,7 +10,8 @@ import simpy
 from simpy.events import Event
 
 # The order of events at one instant: work that ends, tasks that go on, tasks that arrive, idle devices that start,
-# work that one pool takes from another, and devices that have had nothing to do for long enough.
+# work that one pool takes from another, devices that have had nothing to do for long enough, and what goes out of
+# service or comes back.
 # Within each, task ids decide. It is the same whatever order the events were scheduled in, so that coalesced and
 # step-by-step runs cannot differ by it.
 WORK_ENDS = 0
@@ -19,6 +20,7 @@ TASK_ARRIVES = 1 << 40
 DEVICE_STARTS = 1 << 41
 WORK_MOVES = DEVICE_STARTS + 1
 DEVICE_SLEEPS = 1 << 42
+SERVICE_CHANGES = 1 << 43
 
 
 class Call:
@@ -38,6 +40,7 @@ class EngineEnvironment(simpy.Environment):
     """
 
     now: float = 0.0  # SimPy's is a property, and is asked for often
+    lives: int = 0  # under way or still to begin: what happens again and again ends when there are none
 
     def run_out(self) -> None:
         """Let everything happen that stands in the agenda, and all that follows: SimPy's loop without its detours."""

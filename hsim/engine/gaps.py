@@ -60,6 +60,7 @@ class Gaps:
         self._moves = count()
         self._shared = spec.memory is not None
         self._store, self._way = Store(0.0), Way(_nowhere, _nowhere)  # contexts there, moving ones included
+        self._returning: dict[Prompt, None] = {}
         if spec.link and not self._shared:
             self._store, self._way = Store(spec.host_bytes), own_way(env, log, spec.way, spec.link)
 
@@ -130,7 +131,21 @@ class Gaps:
             return None
         # The blocks are taken when the prompt is admitted; until then what came back counts as in the queue with it.
         prompt.brought_tokens, prompt.prefix = tokens, ()
-        return self._way.back(prompt.task, tokens * self.spec.kv_bytes_per_token)
+        self._returning[prompt] = None
+        back = self._way.back(prompt.task, tokens * self.spec.kv_bytes_per_token)
+        assert back.callbacks is not None
+        back.callbacks.append(lambda _: self._returning.pop(prompt, None))
+        return back
+
+    def lose(self) -> None:
+        """The server or its engine has broken down: its own memory is empty, what was on its way is gone, and what comes back
+        finds no cache. A memory that is shared keeps what it has.
+        """
+        for key in tuple(self._moving if self._shared else self._store):
+            self._store.take(key)
+        self._moving.clear()
+        for prompt in self._returning:
+            prompt.brought_tokens = 0
 
     def abandon(self, key: Hashable) -> None:
         """A task will not come back for its context."""

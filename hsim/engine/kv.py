@@ -166,6 +166,13 @@ class KvCache:
         self._cached.clear()
         self._cached_blocks = 0
 
+    def lose(self) -> None:
+        """Everything is lost, whoever uses it."""
+        self.forget()
+        self._shared.clear()
+        self._kept.clear()
+        self.free_blocks = self.capacity_blocks
+
     def _held(self, key: Hashable) -> int:
         shared = self._shared.get(key)
         return shared[1] if shared else self._cached.get(key, 0) or self._kept.get(key, 0)

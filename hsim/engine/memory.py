@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -48,6 +48,9 @@ class Store:
         if tokens:
             self._use(-n_bytes)
         return tokens
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._kept)
 
     def __contains__(self, key: object) -> bool:
         return key in self._kept

@@ -97,13 +97,18 @@ class Replica:
     def _own_sleeper(self) -> Sleeper | None:
         """What says whether its model is loaded, if that can change."""
         after_s = self.spec.pool.unload_after_s
-        if after_s is None and self.host.sleeper is None:
+        if not self.spec.pool.unloads and self.host.sleeper is None:
             return None
         sleep = Sleep(inf if after_s is None else after_s, self.spec.load_s)
         sleeper = Sleeper(self.env, self.log, (self.host.index, self.index), sleep, self.host.sleeper)
         sleeper.devices.append(self)
         sleeper.rest()
         return sleeper
+
+    @property
+    def sleeper(self) -> Sleeper | None:
+        """What loads and unloads its model, if anything does."""
+        return self._sleeper
 
     # ---- what others see and do
 
@@ -428,9 +433,10 @@ class Replica:
             self._end_given_up()
         self._plan()
 
-    def _book(self, run: Run, upto: int) -> None:
-        """Book the run's steps up to `upto`: everybody's shares, the log's row, tokens, blocks."""
-        segment, shape, first, now = run.segment, run.shape, run.taken, self.env.now
+    def _book(self, run: Run, upto: int, end_s: float | None = None) -> None:
+        """Book the run's steps up to `upto`, which ended now or at end_s: shares, the log's row, tokens, blocks."""
+        segment, shape, first = run.segment, run.shape, run.taken
+        now = self.env.now if end_s is None else end_s
         steps = upto - first
         start_s = run.end_s(first) if first else run.start_s
         host_j, cores = self.host.joules_per_core(), self.spec.host_cores

@@ -85,6 +85,14 @@ class Shares:
         self.host_dynamic_j += host_dynamic_j / (decodes + shape.chunks)
         self.host_idle_j += self.host_idle_w * each_s
 
+    def add_broken(self, run: Run, seconds: float, joules: float, host_dynamic_j: float) -> None:
+        """Add a step that broke off after so long: its joules by new tokens, as those of any step."""
+        shape = run.shape
+        self.token_j += joules / (shape.decodes + shape.chunk_tokens)
+        self.idle_j += self.idle_w * seconds / shape.sequences
+        self.host_dynamic_j += host_dynamic_j / shape.sequences
+        self.host_idle_j += self.host_idle_w * seconds / shape.sequences
+
     def charge_chunk(self, prompt: Prompt, chunk: int, since: tuple[float, ...]) -> None:
         """Charge a prompt for steps that each took the same chunk of it, since the sums were `since`."""
         prompt.dynamic_j += chunk * (self.token_j - since[0])

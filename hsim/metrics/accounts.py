@@ -109,9 +109,9 @@ def _ends(system: System) -> dict[str, tuple[str, ...]]:
 
 def _rest(system: System, tier: Tier) -> Rest | None:
     """What the books need of a tier whose servers, or engines, go down; None where none does."""
-    figures, switched = system.figures, system.scenario.fleet[tier.name].sleep_after_s is not None
+    figures, switched = system.figures, system.scenario.fleet[tier.name].goes_down
     pools = {name: pool for name, pool in system.engine_pools().items() if system.tier_of(name) is tier}
-    if not switched and all(pool.unload_after_s is None for pool in pools.values()):
+    if not switched and not any(pool.unloads for pool in pools.values()):
         return None
     chip_w = figures.if_known(tier.chip, "power.idle_w") if tier.chip else 0.0
     used = [0] * tier.count

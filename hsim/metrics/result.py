@@ -97,6 +97,24 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class ServiceUse:
+    """Who was in service, where servers or replicas leave it. Figures by pool are those of its replicas or servers.
+
+    `available_fraction` is the part of their time that they were not broken, from a breakdown until they took work again;
+    `serving` how many took new work, on average. Visits that were lost with their device were sent again, or their tasks
+    failed; `lost_tokens` had been generated for them and `lost_j` of work been spent, which are in the joules of the window.
+    """
+
+    failed_tasks: int
+    lost_visits: int
+    lost_tokens: int
+    lost_j: float | None
+    boots: int
+    available_fraction: dict[str, float]
+    serving: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Energy:
     """Joules of the window. Tables are by attribution, then by measurement boundary."""
 
@@ -204,6 +222,7 @@ class Result:
     keeps: dict[str, float]
     stages: tuple[StageAnatomy, ...]
     pools: tuple[PoolUse, ...]
+    service: ServiceUse | None
     bottleneck: str
     warnings: tuple[str, ...]
     accuracy: tuple[str, ...]
@@ -356,6 +375,7 @@ class Study:
     calibration: Calibration | None
     stages: tuple[StageAnatomy, ...]
     pools: tuple[PoolUse, ...]
+    service: ServiceUse | None
     bottleneck: str
     warnings: tuple[str, ...]
     accuracy: tuple[str, ...]

@@ -35,6 +35,7 @@ from hsim.metrics.result import (
     PoolUse,
     Problems,
     Result,
+    ServiceUse,
     SloOutcome,
     Spread,
     StageAnatomy,
@@ -51,8 +52,9 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
     scenario = system.scenario
     path = measure(log, Lens(accounts, scenario.slo))
     if not path.served:
-        failed = path.timed_out + path.shed
-        raise HsimError(f"{system.document.file}: none of {failed} tasks was completed; each was shed or timed out")
+        raise HsimError(
+            f"{system.document.file}: none of {path.cohort.tasks} tasks was completed; each was shed, timed out or lost"
+        )
     window, count, tokens = path.window, path.served, round(path.output_tokens)
     unavailable = unavailable_of(system)
     energy = None if "energy" in unavailable else _energy(path)
@@ -85,6 +87,7 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
         keeps={f"{key}_fraction": getattr(path.keeps, key) / path.keeps.tasks for key in KEPT} if path.keeps else {},
         stages=stages,
         pools=pools,
+        service=service_of([path], system),
         bottleneck=bottleneck_of(stages, pools),
         warnings=(
             *choices_taken(system),
@@ -228,3 +231,22 @@ def pools_of(paths: Sequence[Measured]) -> tuple[PoolUse, ...]:
         else:
             uses.append(PoolUse(name, record.what, busy, imbalance=imbalance))
     return tuple(uses)
+
+
+def service_of(paths: Sequence[Measured], system: System) -> ServiceUse | None:
+    """Who was in service in the windows of all paths together; None where nothing ever leaves it."""
+    leaves = any(tier.leaves for tier in system.scenario.fleet.values())
+    if not leaves and not any(pool.leaves for pool in system.engine_pools().values()):
+        return None
+    window_s, served = sum(path.window.seconds for path in paths), [path.in_service for path in paths]
+    totals = {name: np.sum([astuple(one.pools[name]) for one in served], axis=0).tolist() for name in served[0].pools}
+    lost_j = sum(one.lost_j for one in served)
+    return ServiceUse(
+        failed_tasks=sum(path.gave_up for path in paths),
+        lost_visits=sum(one.lost_visits for one in served),
+        lost_tokens=sum(one.lost_tokens for one in served),
+        lost_j=None if np.isnan(lost_j) else lost_j,
+        boots=sum(one.boots for one in served),
+        available_fraction={name: 1 - broken_s / all_s for name, (_, broken_s, all_s) in totals.items()},
+        serving={name: open_s / window_s for name, (open_s, _, _) in totals.items()},
+    )

@@ -65,8 +65,9 @@ def needs_of(system: System, alone: bool = True) -> Needs:
     blocks = [needed_s(prepared, tasks[i * each : (i + 1) * each]) for i in range(BLOCKS)]
     busy_s = {pool: statistics.mean([block[pool] / each for block in blocks]) for pool in blocks[0]}
     loses = any(kind.timeout_s for kind in workload.classes.values()) or any(
-        pool.max_waiting for pool in system.engine_pools().values()
+        pool.max_waiting or pool.failures for pool in system.engine_pools().values()
     )
+    loses = loses or any(tier.failures for tier in system.scenario.fleet.values())
     alone_s, failed = _alone(system, prepared) if alone else ({}, 0)
     rate = getattr(workload.arrivals, "rate_per_s")  # noqa: B009  # every open arrival process has one
     return Needs(prepared, rate, {} if loses else busy_s, alone_s, failed)  # what is lost makes room
@@ -81,8 +82,8 @@ def _alone(system: System, prepared: Prepared) -> tuple[dict[str, statistics.Flo
     """
     shares = any(visit.prefix for task in prepared.drawn.tasks for visit in task.rounds)
     batches = any(pool.max_batch > 1 for pool in system.core_pools().values())
-    sleeps = any(tier.sleep_after_s for tier in system.scenario.fleet.values())
-    unloads = any(pool.unload_after_s or pool.switch for pool in system.engine_pools().values())
+    sleeps = any(tier.goes_down for tier in system.scenario.fleet.values())
+    unloads = any(pool.unloads or pool.switch for pool in system.engine_pools().values())
     several = any(len(system.scenario.stages.pools(stage)) > 1 for stage in ("understand", "tool"))
     if shares or batches or several or sleeps or unloads or system.scenario.keep:
         return {}, 0
@@ -95,7 +96,7 @@ def _alone(system: System, prepared: Prepared) -> tuple[dict[str, statistics.Flo
     )
     alone = replace(system, scenario=system.scenario.model_copy(update={"workload": workload}))
     path = replicate(Job(seeded(alone, ALONE_BLOCK % 2**32), 0, None)).path
-    return {name: path.latency[name] for name in PER_TASK if name in path.latency}, path.timed_out + path.shed
+    return {name: path.latency[name] for name in PER_TASK if name in path.latency}, path.cohort.tasks - path.served
 
 
 # ---- one fleet after another

@@ -151,7 +151,7 @@ class Simulation:
 def _kept(replication: Replication, metrics: Sequence[str], energy: bool) -> Kept:
     path = replication.path
     missed = {o.metric: 1 - o.within / o.points for o in path.objectives}
-    if path.timed_out + path.shed == path.cohort.tasks:  # nobody was served, and no latency has a point
+    if path.served == 0:  # nobody was served, and no latency has a point
         missed = dict.fromkeys(metrics, 1.0)
     return Kept(missed, path.ledger.joules() if energy else math.nan, path.completed)
 

@@ -113,7 +113,22 @@ def _failures(result: Result | Study) -> list[str]:
     said = [f"{result.timed_out:,} tasks timed out"] if result.timed_out else []
     said += [f"{result.shed:,} were shed"] if result.shed else []
     said += [f"{result.preemptions:,} preemptions for want of KV cache"] if result.preemptions else []
-    return [f"Failures    {', '.join(said)}"] if said else []
+    if (service := result.service) and service.lost_visits:
+        lost = f" and {readable(service.lost_j, 'J')}" if service.lost_j is not None else ""
+        said += [
+            f"{service.lost_visits:,} visits lost with their device ({service.lost_tokens:,} tokens{lost} of work)"
+        ]
+        said += [f"{service.failed_tasks:,} tasks lost too often"] if service.failed_tasks else []
+    return [f"Failures    {', '.join(said)}"] * bool(said) + _in_service(result)
+
+
+def _in_service(result: Result | Study) -> list[str]:
+    """Who took work, where servers or replicas leave service."""
+    if not (service := result.service):
+        return []
+    shares = service.available_fraction
+    pools = (f"{name} {serving:.2f} ({shares[name]:.2%} available)" for name, serving in service.serving.items())
+    return [f"In service  {', '.join(pools)} on average; {service.boots:,} boots of servers"]
 
 
 def _slo_table(result: Result) -> Table:

@@ -32,11 +32,8 @@ DRAWN_BEYOND = ((1.5, 400), (1.5, 2000), (4.0, 2000))
 def system_of(scenario: str | Path, settings: Sequence[str] = (), allow_code: bool = False) -> System:
     """A scenario (a path, or the name of a shipped one) with `path=value` settings applied, and all that it names.
 
-    `name@architecture` is the scenario with that one of its architectures. Policies of the user's own are executed where code is allowed. Raises DescriptionError for what is not right in it.
+    Policies of the user's own are executed where code is allowed. Raises DescriptionError for what is not right in it.
     """
-    name, at, architecture = str(scenario).rpartition("@")
-    if at and not Path(scenario).is_file():
-        scenario, settings = name, [*settings, f"architecture={architecture}"]
     return replace(resolve(*load(scenario, settings)), allow_code=allow_code)
 
 

@@ -123,7 +123,7 @@ def _operations(worker: Worker, prepared: Prepared) -> Iterator[Paced]:
             time.sleep(JOBS_REST.before_s)
             times.append(_seconds(worker, (operation, middle)))
         what = f"{middle:g} units"
-        yield Paced(operation_term(operation), what, costs[operation].seconds(middle), statistics.fmean(times))
+        yield Paced(operation_term(operation), what, costs[operation].work_s(middle), statistics.fmean(times))
 
 
 def _seconds(worker: Worker, request: object) -> float:

@@ -1,7 +1,7 @@
 """The terms of a prediction, one by one: what each cost as predicted, as re-measured now, and as it was in live runs.
 
 A term is something whose cost the calibration states: decode steps, steps with prompt chunks, what passes between two
-steps, the hand-over of a job, each CPU operation. `repaired` gives the prediction that it would have been with other
+steps, the hand-over of a job, each CPU operation, transfers that are really made. `repaired` gives the prediction that it would have been with other
 costs of some terms: at the machine's pace now, or with the term to blame put right.
 """
 
@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from hsim.costs.cpu import OperationCost
 from hsim.costs.measured import MeasuredCosts
 from hsim.costs.shapes import Segment, StepCosts, StepShape
-from hsim.drivers.live import LiveRun
+from hsim.drivers.carried import carried
+from hsim.drivers.live import LiveRun, services
 from hsim.drivers.prepared import Prepared
+from hsim.engine.link import LinkSpec
 from hsim.log import Log, Stage
 from hsim.workload.tasks import Task
 
 DECODE, CHUNK, BETWEEN, HAND_OVER = "decode steps", "steps with prompt chunks", "between steps", "hand-over of a job"
+TRANSFERS = "transfers"  # over links whose bytes are really moved
 
 Factors = Mapping[str, float]
 """By term: what its cost is multiplied by; for BETWEEN and HAND_OVER, which may be predicted as nothing, seconds."""
@@ -62,15 +65,22 @@ def repaired(prepared: Prepared, factors: Factors) -> Prepared:
     def cost(of: OperationCost) -> OperationCost:
         factor = factors.get(operation_term(of.operation), 1.0)
         names = ("base_s", "per_unit_s", "per_unit_squared_s", "per_unit_beyond_s")
-        scaled = replace(of, **{name: getattr(of, name) * factor for name in names})
-        return replace(scaled, base_s=scaled.base_s + factors.get(HAND_OVER, 0.0))
+        scaled = {name: getattr(of, name) * factor for name in names}
+        return replace(of, **scaled, hand_over_s=factors.get(HAND_OVER, of.hand_over_s))
 
     return replace(
         prepared,
         replicas={n: replace(spec, costs=RepairedSteps(spec.costs, factors)) for n, spec in prepared.replicas.items()},
         understand={name: cost(of) for name, of in prepared.understand.items()},
         tools={name: cost(of) for name, of in prepared.tools.items()},
+        networks={name: _slower(link, factors.get(TRANSFERS, 1.0)) for name, link in prepared.networks.items()},
     )
+
+
+def _slower(link: LinkSpec, factor: float) -> LinkSpec:
+    """A link on which everything takes so many times longer."""
+    each_s = (link.latency_s * factor, link.per_message_s * factor)
+    return replace(link, latency_s=each_s[0], per_message_s=each_s[1], bytes_per_s=link.bytes_per_s / factor)
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,27 @@ def seen_terms(prepared: Prepared, predicted: Log, runs: Sequence[LiveRun]) -> l
     Steps are predicted for the very batches of the live runs; jobs as they were in the predicted run, where busy cores
     slowed them too.
     """
-    return [*_steps_seen(prepared, runs), *_jobs_seen(prepared, predicted, runs)]
+    return [
+        *_steps_seen(prepared, runs),
+        *_jobs_seen(prepared, predicted, runs),
+        *_transfers_seen(prepared, predicted, runs),
+    ]
+
+
+def _transfers_seen(prepared: Prepared, predicted: Log, runs: Sequence[LiveRun]) -> list[Seen]:
+    """Transfers over links that couriers have: on others a live run has the modelled time pass, which shows nothing."""
+    real = [i for i, name in enumerate(prepared.networks) if name in carried(prepared)]
+    was, *were = (_transfers_s(log, real) for log in (predicted, *(run.log for run in runs)))
+    measured = np.concatenate(were)
+    if not len(was) or not len(measured):
+        return []
+    return [Seen(TRANSFERS, len(measured), float(was.mean()), float(measured.mean()), None)]
+
+
+def _transfers_s(log: Log, links: Sequence[int]) -> NDArray[np.float64]:
+    """Seconds from each message's being asked for to its arrival, on some links. Shape (messages,)."""
+    rows = log.transfers.arrays()
+    return np.asarray((rows["end_s"] - rows["start_s"])[np.isin(rows["link"], links)])
 
 
 def _steps_seen(prepared: Prepared, runs: Sequence[LiveRun]) -> list[Seen]:
@@ -129,43 +159,39 @@ def _steps_of(run: LiveRun) -> tuple[NDArray[np.float64], ...]:
     return tuple(column[:count] for column in columns)
 
 
-def _services(log: Log) -> dict[tuple[float, float, float], float]:
-    """Seconds of service by task, round and stage."""
-    visits = log.visits.arrays()
-    keys = zip(visits["task"], visits["round"], visits["stage"], strict=True)
-    return dict(zip(keys, visits["served_s"] - visits["started_s"], strict=True))
-
-
 def _jobs_seen(prepared: Prepared, predicted: Log, runs: Sequence[LiveRun]) -> list[Seen]:
     operations = {
-        (task.id, *at): name for task in prepared.drawn.tasks for at, name in _operations_of(prepared, task).items()
+        (task.id, *at): cost for task in prepared.drawn.tasks for at, cost in _operations_of(prepared, task).items()
     }
-    expected = _services(predicted)
+    expected = services(predicted)
     rows: dict[str, list[tuple[float, float, float]]] = {}
-    overheads: list[float] = []
+    overheads: list[tuple[float, float]] = []
     for run in runs:
-        services, timed = _services(run.log), run.record.jobs.arrays()
+        took, timed = services(run.log), run.record.jobs.arrays()
         for task, number, stage, seconds, cpu_s in zip(*timed.values(), strict=True):
             key = (task, number, stage)
-            if key in expected and key in services:
-                operation = operations[int(task), int(number), Stage(int(stage))]
-                rows.setdefault(operation, []).append((expected[key], seconds, cpu_s))
-                overheads.append(services[key] - seconds)
+            if key in expected and key in took:
+                cost = operations[int(task), int(number), Stage(int(stage))]
+                rows.setdefault(cost.operation, []).append((expected[key] - cost.hand_over_s, seconds, cpu_s))
+                overheads.append((cost.hand_over_s, took[key] - seconds))
     found = []
     for operation, mine in sorted(rows.items()):
         predicted_s, seconds, cpu_s = np.mean(mine, axis=0).tolist()
         found.append(Seen(operation_term(operation), len(mine), predicted_s, seconds, cpu_s / seconds))
-    return [*found, Seen(HAND_OVER, len(overheads), 0.0, float(np.mean(overheads)), None)] if overheads else found
+    if overheads:
+        predicted_s, measured_s = np.mean(overheads, axis=0).tolist()
+        found.append(Seen(HAND_OVER, len(overheads), predicted_s, measured_s, None))
+    return found
 
 
-def _operations_of(prepared: Prepared, task: Task) -> dict[tuple[int, Stage], str]:
-    """The operation of each job of a task, by round and stage."""
-    found: dict[tuple[int, Stage], str] = {}
+def _operations_of(prepared: Prepared, task: Task) -> dict[tuple[int, Stage], OperationCost]:
+    """What each job of a task costs, by round and stage."""
+    found: dict[tuple[int, Stage], OperationCost] = {}
     if task.understand_tokens and task.class_name in prepared.understand:
-        found[0, Stage.UNDERSTAND] = prepared.understand[task.class_name].operation
+        found[0, Stage.UNDERSTAND] = prepared.understand[task.class_name]
     for i, this in enumerate(task.rounds):
         if this.call:
-            found[i, Stage.TOOL] = prepared.tools[this.call.tool].operation
+            found[i, Stage.TOOL] = prepared.tools[this.call.tool]
     return found
 
 
