@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from dataclasses import replace
@@ -137,7 +138,10 @@ def simulate(
 
 @app.command()
 def compare(
-    scenarios: Annotated[list[str], typer.Argument(help="Scenario files, or names of shipped scenarios; two or more.")],
+    scenarios: Annotated[
+        list[str],
+        typer.Argument(help="Scenario files, or names of shipped scenarios; two or more."),
+    ],
     settings: Settings = [],  # noqa: B006
     replications: Replications = 10,
     processes: Processes = None,
@@ -672,8 +676,9 @@ def dashboard(
     ] = "127.0.0.1",
 ) -> None:
     """Open the what-if dashboard in a browser: fleets, load and objectives by slider."""
-    from hsim.dashboard.launch import launch
+    from hsim.dashboard.launch import check_installed, launch
 
+    check_installed()
     print(f"hsim: http://{address}:{port} (Ctrl-C stops it)", file=sys.stderr)
     raise typer.Exit(launch(port, address))
 
@@ -865,6 +870,8 @@ def main() -> None:
     except KeyboardInterrupt:  # before typer began
         print("hsim: interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        gc.freeze()  # else Python walks over all modules and tasks at its end, looking for cycles, before it lets go of them
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ import math
 import re
 
 GB = 1e9
+MIB = 2**20
 GIB = 2**30
 MS_PER_S = 1000.0
 US_PER_S = 1e6
 HOUR_S = 3600.0
+DAY_S = 24 * HOUR_S
 YEAR_S = 365.25 * 24 * 3600.0
 KWH_J = 3.6e6
 MJ_J = 1e6

@@ -14,6 +14,7 @@ from hsim.metrics.accounts import Accounts
 from hsim.metrics.economics import Bill
 from hsim.metrics.ledger import Entry, Ledger, Window
 from hsim.metrics.measured import Cohort, Measured, Objective
+from hsim.metrics.service import InService
 from hsim.metrics.study import Replication
 
 IDLE_W, BUSY_W = 100.0, 200.0
@@ -71,6 +72,7 @@ def _path(
         served=cohort.tasks,
         timed_out=0,
         shed=0,
+        gave_up=0,
         completed=completed,
         good=completed,
         preemptions=0,
@@ -79,6 +81,7 @@ def _path(
         objectives=(Objective("e2e", int((sojourn_s <= limit_s).sum()), cohort.tasks),),
         stages={"generate": np.array([cohort.tasks, 0, 0, service_s[: cohort.tasks].sum(), 0, 0, 0])},
         pools={},
+        in_service=InService({}, 0, 0, 0.0, 0),
         records={},
         ledger=Ledger(window, (Entry("server", "idle", "accelerator", "tier", joules),), {}, {HERE: 1.0}),
         ledger_gap_fraction=0.0,

@@ -200,6 +200,7 @@ def test_a_device_that_is_not_there_is_named(nvml, monkeypatch):
 
 
 def test_no_library_and_no_driver_are_told_apart(nvml, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zeus", None)
     nvml.broken["nvmlInit"] = 12
     (meter,) = accelerator_meters()
     assert meter.joules() is None
@@ -278,6 +279,7 @@ def test_a_counter_is_read_often_enough_not_to_miss_a_wrap():
 
 
 def test_no_permission_is_told_apart_from_no_rapl(sysfs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zeus", None)
     read_text = Path.read_text
 
     def refusing(self, *args, **kwargs):
@@ -292,6 +294,90 @@ def test_no_permission_is_told_apart_from_no_rapl(sysfs, tmp_path, monkeypatch):
     (absent,) = rapl_meters(tmp_path / "nothing")
     assert absent.joules() is None
     assert "has no CPU package" in absent.unavailable_reason
+
+
+# ---- zeus, where NVML and RAPL have nothing
+
+
+class ZeusBaseError(Exception):
+    """Under the name of zeus's own."""
+
+
+class FakeZeus:
+    """As much of zeus 0.16 as hsim uses: devices whose counters are in millijoules, or a fault that they raise."""
+
+    def __init__(self, totals):
+        self.totals, self.fault = totals, None
+
+    def __len__(self):
+        return len(self.totals)
+
+    def get_total_energy_consumption(self, index):
+        if self.fault:
+            raise ZeusBaseError(self.fault)
+        return self.totals[index]
+
+
+@pytest.fixture
+def zeus(monkeypatch):
+    def none(ensure_homogeneous=False):
+        raise ZeusBaseError("NVML and AMDSMI unavailable")
+
+    device, exception = types.ModuleType("zeus.device"), types.ModuleType("zeus.exception")
+    device.get_gpus, device.get_cpus, exception.ZeusBaseError = none, none, ZeusBaseError
+    for name, module in (("zeus", types.ModuleType("zeus")), ("zeus.device", device), ("zeus.exception", exception)):
+        monkeypatch.setitem(sys.modules, name, module)
+    return device
+
+
+def test_boards_that_nvml_does_not_know_are_read_by_zeus(nvml, zeus):
+    boards = FakeZeus([2_000_000, 9_000_000])
+    zeus.get_gpus = lambda ensure_homogeneous=False: boards
+    nvml.broken["nvmlInit"] = 12
+    first, second = accelerator_meters()
+    boards.totals = [2_750_000, 9_000_000]
+    assert (first.boundary, first.joules(), second.joules()) == ("accelerator board", 750.0, 0.0)
+    boards.fault = "the board is gone"
+    assert first.joules() is None
+    assert "zeus cannot read it (the board is gone)" in first.unavailable_reason
+
+
+def test_nvml_comes_before_zeus(nvml, zeus):
+    assert [meter.name for meter in accelerator_meters()] == ["gpu 0", "gpu 1"]
+
+
+def test_without_boards_without_zeus_and_with_neither_are_told_apart(nvml, zeus, monkeypatch):
+    nvml.broken["nvmlInit"] = 12
+    (meter,) = accelerator_meters()
+    assert meter.joules() is None
+    assert "zeus: NVML and AMDSMI unavailable" in meter.unavailable_reason
+    zeus.get_gpus = lambda ensure_homogeneous=False: FakeZeus([])
+    (meter,) = accelerator_meters()
+    assert "zeus finds none" in meter.unavailable_reason
+    monkeypatch.setitem(sys.modules, "zeus", None)
+    monkeypatch.setitem(sys.modules, "zeus.device", None)
+    (meter,) = accelerator_meters()
+    assert "pip install 'hsim[zeus]'" in meter.unavailable_reason
+    assert "NVML Shared Library Not Found" in meter.unavailable_reason
+
+
+def test_packages_that_only_a_daemon_may_read_are_read_by_zeus(sysfs, zeus, monkeypatch):
+    read_text = Path.read_text
+
+    def refusing(self, *args, **kwargs):
+        if self.name == "energy_uj":
+            raise PermissionError(13, "Permission denied")
+        return read_text(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", refusing)
+    (meter,) = rapl_meters(sysfs)
+    assert "may not be read by this user" in meter.unavailable_reason
+    assert "zeus: NVML and AMDSMI unavailable" in meter.unavailable_reason
+    packages = FakeZeus([types.SimpleNamespace(cpu_mj=5_000.0, dram_mj=None)])
+    zeus.get_cpus = lambda: packages
+    (package,) = rapl_meters(sysfs)
+    packages.totals = [types.SimpleNamespace(cpu_mj=6_500.0, dram_mj=None)]
+    assert (package.boundary, package.joules()) == ("CPU package", 1.5)
 
 
 # ---- the rest

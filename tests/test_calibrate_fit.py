@@ -359,6 +359,46 @@ def test_bounds_widen_with_the_unsteadiness_of_rounds_and_hold_the_value() -> No
     assert widths[0] < widths[1] < widths[2]
 
 
+@pytest.mark.parametrize("sizes", [(1, 4, 16), (1, 4, 16, 64), (1, 2, 4, 8, 16, 32, 64, 128)], ids=len)
+def test_bounds_hold_what_was_true_as_often_as_they_say(sizes: tuple[int, ...]) -> None:
+    """Relative noise of 4 % on a known law, many times: bounds of 5 to 95 % must hold it in 90 % of all fits.
+
+    A bootstrap of as few points held it in 68 to 77 %.
+    """
+    true, fits = np.array([2e-3, 3e-4]), 400
+    fitted, predicted = fit.fit_sum(lambda p: (1.0, p.number("units")), (0.0, 0.0))
+    draw, held = np.random.default_rng(len(sizes)), np.zeros(2)
+    for _ in range(fits):
+        noise = dict(zip(sizes, draw.normal(1.0, 0.04, len(sizes)), strict=True))
+        points = points_by("operation", lambda n, noise=noise: (true[0] + true[1] * n) * noise[n], sizes)  # type: ignore[misc]
+        found = fit.bounds(points, predicted, fitted(points))
+        assert found is not None
+        held += (found[0] <= true) & (true <= found[1])
+    error = np.sqrt(0.9 * 0.1 / fits)
+    np.testing.assert_allclose(held / fits, 0.9, rtol=0, atol=3.5 * error)
+
+
+def test_bounds_of_a_curved_law_hold_what_was_true_as_often_as_they_say() -> None:
+    """The same of a product's two-sided law, whose fractions are shown as one over what is fitted."""
+    units = [u for u in agenda(TARGET) if u.kind == "gemm" and u.round == 1 and u.parameters["dtype"] == "fp32"]
+    peaks, fits, held = (world.BANDWIDTH, world.PEAK), 30, np.zeros(3)
+    for number in range(fits):
+        draw = random.Random(number)
+        points = [replace(p, seconds=p.seconds * draw.gauss(1.0, 0.04)) for p in made(units[::4], 0.0)]
+        law = profiles._gemm_law(points, "fp32", peaks, "cpu", findings())
+        assert law is not None
+        held += [figure["low"] <= true <= figure["high"] for figure, true in zip(law.values(), world.GEMM, strict=True)]
+    error = np.sqrt(0.9 * 0.1 / fits)
+    assert (held / fits >= 0.9 - 3.5 * error).all()
+
+
+def test_where_nothing_is_left_to_judge_by_there_are_no_bounds() -> None:
+    two = points_by("operation", lambda n: 1e-3 + 1e-4 * n, (1, 4))
+    law = profiles._operation(two, "x", "u", findings())
+    assert law is not None
+    assert "low" not in law["base_s"] and "low" not in law["per_unit_s"]
+
+
 def test_few_points_are_tested_between_their_ends() -> None:
     points = points_by("operation", lambda n: 1e-3 + 1e-4 * n, (1, 4, 16, 64))
     fitted, predicted = fit.fit_sum(lambda p: (1.0, p.number("units")), (0.0, 0.0))
@@ -375,7 +415,7 @@ def test_a_step_table_says_how_far_it_may_be_off_as_a_whole() -> None:
     )
     assert table is not None and table.scale is not None
     assert table.scale.value == 1.0
-    assert table.scale.high == pytest.approx(1.2, rel=0.02)
+    assert table.scale.high == pytest.approx(1.2, rel=0.03)
 
 
 def test_whole_layers_are_checked_against_kernels_added_up() -> None:

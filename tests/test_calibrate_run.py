@@ -14,18 +14,27 @@ import calibrated_world
 import pytest
 from calibrated_world import MACHINE, World
 
-from hsim.backends.worker import Worker
+from hsim.backends.worker import Worker, WorkerSettings
 from hsim.calibrate import measure
-from hsim.calibrate.agenda import CHECKS
-from hsim.calibrate.bench import Facts
+from hsim.calibrate.agenda import CHECKS, Served, Target, agenda
+from hsim.calibrate.bench import BenchSpec, Facts
+from hsim.calibrate.measure import Workers
 from hsim.calibrate.options import CalibrationOptions, CalibrationReport
 from hsim.calibrate.run import calibrate
 from hsim.calibrate.store import write_atomically
 from hsim.calibrate.work import Unit
-from hsim.description.catalogue import load_profile
-from hsim.description.hardware import AcceleratorProfile, CpuProfile, EngineProfile, ServerProfile, StepTable
+from hsim.description.catalogue import load_model, load_profile
+from hsim.description.hardware import (
+    AcceleratorProfile,
+    CpuProfile,
+    EngineProfile,
+    LinkProfile,
+    ServerProfile,
+    StepTable,
+)
 from hsim.description.scenario import load
 from hsim.description.system import resolve
+from hsim.drivers.carried import carried
 from hsim.drivers.prepared import prepare
 from hsim.drivers.simulated import run as simulated
 from hsim.errors import BackendError, CalibrationError
@@ -251,18 +260,83 @@ def test_the_simulated_decoder_takes_what_the_measured_one_took(tmp_path: Path) 
         tmp_path / "local.yaml", "workload.arrivals.rate_per_s=0.01", "workload.tasks=20", f"{classes}.rounds=1",
         f"{classes}.input_tokens=100", f"{classes}.output_tokens=2",
     )  # fmt: skip
-    between_s = 2e-4
+    between_s = calibrated_world.BETWEEN_S + calibrated_world.BETWEEN_SEQUENCE_S
     prefill_s = 2e-3 + 100 * 1e-4 + 5e-9 * 100 * 101 / 2 + between_s
-    decode_s = 2e-3 + 1e-4 + 2e-8 * 101 + between_s
+    decode_s = calibrated_world.IN_LOOP * (2e-3 + 1e-4 + 2e-8 * 101) + between_s
     assert result.latency["ttft"].mean_s == pytest.approx(prefill_s, rel=0.02)
     assert result.latency["tpot"].mean_s == pytest.approx(decode_s, rel=0.02)
+
+
+def test_what_the_live_loop_takes_is_in_every_prediction(tmp_path: Path) -> None:
+    scenario = run(World(), tmp_path, 2000.0, simulate=False).scenario
+    assert scenario is not None
+    prepared = prepare(resolve(*load(scenario)))
+    table, cpu = (
+        load_profile(name, kind, "test", tmp_path)[0]
+        for name, kind in ((f"steps-tiny-12m-{CHIP}", StepTable), (f"{NAME}-cpu", CpuProfile))
+    )
+    assert table.between(10) == pytest.approx(calibrated_world.BETWEEN_S + 10 * calibrated_world.BETWEEN_SEQUENCE_S)
+    assert "1.10 at 1, " in table.source
+    assert cpu.hand_over_s is not None and cpu.hand_over_s.value == pytest.approx(calibrated_world.HAND_OVER_S)
+    assert "live loop" in cpu.hand_over_s.source
+    cost = prepared.understand["small-agent"]
+    assert cost.seconds(48) - cost.work_s(48) == pytest.approx(calibrated_world.HAND_OVER_S)
+    visits = simulated(prepared).visits.arrays()
+    alone = cost.seconds(float(visits["input_tokens"][0]))  # the first task's: one core and no decoder busy
+    assert visits["served_s"][0] - visits["started_s"][0] == pytest.approx(alone, rel=1e-6)
+
+
+def test_operations_slow_down_by_curves_of_their_own(tmp_path: Path) -> None:
+    run(World(), tmp_path, 2000.0, simulate=False)
+    cpu, _ = load_profile(f"{NAME}-cpu", CpuProfile, "test", tmp_path)
+    for operation in cpu.operations.values():
+        times = {n: figure.value for n, figure in operation.contention_slowdown.items()}
+        expected = {n: 1 + (calibrated_world.SLOWER_TOGETHER - 1) * (int(n) - 1) / 3 for n in ("2", "4")}
+        assert times == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("manner", ["pipe", "shared-memory"])
+def test_links_of_this_machine_are_profiles_that_a_live_run_carries(tmp_path: Path, manner: str) -> None:
+    scenario = run(World(), tmp_path, 2000.0, simulate=False).scenario
+    link, _ = load_profile(f"{NAME}-{manner}", LinkProfile, "test", tmp_path)
+    latency_s, message_s, byte_s = calibrated_world.PAYLOAD[manner]
+    assert link.carried_by == manner
+    assert link.per_message_s is not None
+    assert (link.latency_s.value, link.per_message_s.value) == pytest.approx((latency_s, message_s), rel=1e-3)
+    assert link.bytes_per_s.value == pytest.approx(1 / byte_s, rel=1e-3)
+    assert link.joules_per_byte.value is None
+    assert scenario is not None
+    settings = [f"links={{agents-decode: {NAME}-{manner}}}", "payload.bytes_per_token=1536", "payload.window_s=0.005"]
+    prepared = prepare(resolve(*load(scenario, settings)))
+    moved = simulated(prepared).transfers.arrays()
+    assert len(moved["task"]) >= len(prepared.drawn.tasks)
+    took_s = moved["end_s"] - moved["start_s"]
+    assert took_s.min() >= latency_s + message_s + moved["bytes"].min() * byte_s
+    assert carried(prepared) == {"agents-decode": manner}
+
+
+def test_two_figures_say_how_far_kernels_and_cpu_stages_err_where_no_fit_has_looked(tmp_path: Path) -> None:
+    report = run(World(noise=0.03), tmp_path, 2000.0, simulate=False)
+    kernels, stages = report.held_out
+    assert (kernels.what, kernels.target_fraction) == ("compute kernels", 0.08)
+    assert (stages.what, stages.target_fraction) == ("CPU stages", 0.15)
+    for one, beginnings in ((kernels, ("products", "decode att", "prefill att")), (stages, ("operation ",))):
+        laws = [law for law in report.laws if law.name.startswith(beginnings)]
+        errors = [error for law in laws for error in law.errors]
+        assert one.points == len(errors) > 0
+        assert one.mean_error == pytest.approx(sum(errors) / len(errors))
+        assert 0.003 < one.mean_error < 0.06
+        assert "met" in one.said
+    stored = json.loads((tmp_path / "calibration" / NAME / "fit.json").read_text())["held_out"]
+    assert [one["mean_error"] for one in stored] == [kernels.mean_error, stages.mean_error]
 
 
 def test_a_name_that_is_given_is_that_of_all_profiles(tmp_path: Path) -> None:
     report = run(World(), tmp_path, name="mine", simulate=False)
     profiles = [file.stem for file in report.files if file.parent.name == "hardware_profiles"]
     assert sorted(profiles) == [
-        "hsim-decoder-mine-core", "mine-core", "mine-core-server", "mine-cpu", "steps-tiny-12m-mine-core",
+        "hsim-decoder-mine-core", "mine-core", "mine-core-server", "mine-cpu", "mine-pipe", "mine-shared-memory",
+        "steps-tiny-12m-mine-core",
     ]  # fmt: skip
 
 
@@ -401,20 +475,31 @@ def test_a_minute_on_this_machine_gives_profiles_that_simulate(tmp_path: Path) -
 @pytest.mark.torch
 def test_steps_of_the_decoder_are_measured_at_any_place() -> None:
     pytest.importorskip("torch")
-    from hsim.backends.worker import WorkerSettings
-    from hsim.calibrate.agenda import Served, Target, agenda
-    from hsim.calibrate.bench import BenchSpec
-    from hsim.description.catalogue import load_model
-
     served = Served(load_model("tiny-12m", "test", Path()), "fp32", 4, 256, 64)
     units = [unit for unit in agenda(Target("cpu", ("fp32",), served)) if unit.kind == "step" and unit.round == 1]
     assert len([u for u in units if u.parameters["role"] == "check"]) == CHECKS
     with Worker(BenchSpec("cpu", 1), WorkerSettings("test")) as worker:
         worker.call(("serve", served))
         for unit in units[:CHECKS:4] + units[CHECKS::5]:
-            if unit.parameters["role"] != "between":
-                reading = worker.call(("measure", replace(unit, expected_s=0.01))).value
-                assert reading.seconds > 0 and not reading.failure
+            reading = worker.call(("measure", replace(unit, expected_s=0.01))).value
+            assert reading.seconds > 0 and not reading.failure
+
+
+@pytest.mark.torch
+def test_what_the_live_loop_takes_is_measured_on_calibrate_s_own_workers() -> None:
+    pytest.importorskip("torch")
+    served = Served(load_model("tiny-12m", "test", Path()), "fp32", 4, 256, 64)
+    units = [u for u in agenda(Target("cpu", ("fp32",), served)) if u.kind in ("loop", "payload") and u.round == 1]
+    assert {str(u.parameters.get("role")) for u in units} >= {"between", "hand-over"}
+    measurer = Workers(1)
+    try:
+        measurer.serve("cpu", served)
+        for unit in units:
+            reading = measurer.measure(replace(unit, expected_s=0.1))
+            assert not reading.failure
+            assert reading.seconds and 0 < reading.seconds < 5
+    finally:
+        measurer.close()
 
 
 def test_the_report_shows_every_law_against_its_points(tmp_path: Path) -> None:

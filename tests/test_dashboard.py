@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +15,11 @@ pytest.importorskip("streamlit")
 
 from streamlit.testing.v1 import AppTest
 
+from hsim.dashboard import traces
 from hsim.dashboard.jobs import Bounds, Job, Runner
 from hsim.dashboard.launch import OPTIONS, arguments
 from hsim.dashboard.limits import SCENARIO_BYTES, admitted, uploaded
-from hsim.dashboard.state import Question, State, decode, encode, inline
+from hsim.dashboard.state import Question, State, decode, encode, inline, shipped_scenarios
 from hsim.dashboard.variants import gpu_only, is_split, split
 from hsim.dashboard.work import FindFleet, Preview, Simulate
 from hsim.description.yamlfile import parse_document
@@ -80,6 +83,10 @@ def settled(app: AppTest) -> AppTest:
     return app
 
 
+def uploader(app: AppTest, label: str) -> Any:
+    return next(field for field in app.get("file_uploader") if field.label.startswith(label))
+
+
 def plots(app: AppTest) -> list[dict]:
     return [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
 
@@ -121,7 +128,9 @@ def test_what_if_shows_paired_differences() -> None:
     assert not app.exception
     assert len(app.metric) == 8
     assert "lower" in app.markdown[0].value
-    assert plots(app)[0]["data"][0]["name"] == "scenario less scenario"
+    better, worse, neither = plots(app)[0]["data"]
+    assert (better["name"], worse["name"], neither["name"]) == ("better", "worse", "no difference shown")
+    assert {"TST, energy a task", "Cost a task"} <= set(better["y"])  # one server less, and the same objectives
 
 
 def test_gpu_only_against_split_in_one_click() -> None:
@@ -133,35 +142,63 @@ def test_gpu_only_against_split_in_one_click() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "least"),
-    [("Anatomy", 4), ("Evidence", 2), ("Trade-offs", 1), ("Risk", 0)],
+    ("page", "view", "said", "least"),
+    [
+        ("Anatomy", "", "", 1),
+        ("Anatomy", "The joules", "Every joule of a task", 1),
+        ("Anatomy", "Over time", "One replication from its start", 1),
+        ("Anatomy", "Latencies", "How many take how long", 1),
+        ("Evidence", "", "Two uncertainties", 2),
+        ("Evidence", "What it stands on", "This result stands on", 0),
+        ("Evidence", "Calibration", "", 0),
+        ("Evidence", "Not modelled", "- ", 0),
+        ("Trade-offs", "", "What a task costs as the load grows", 1),
+        ("Trade-offs", "Fleets: cost, energy, latency", "Fleets around yours", 1),
+        ("Risk", "", "With any one server gone", 0),
+        ("Risk", "Headroom", "Passes at every load", 1),
+        pytest.param("Trade-offs", "GPU-only or split", "Split less GPU-only", 1, marks=pytest.mark.slow),
+        pytest.param("Risk", "Which number matters", "20% less and 20% more", 2, marks=pytest.mark.slow),
+    ],
 )
-def test_every_other_page_is_drawn(page: str, least: int) -> None:
-    app = settled(opened(State(QUESTION, replications=2, page=page)))
+def test_every_view_is_drawn_from_its_link(page: str, view: str, said: str, least: int) -> None:
+    app = settled(opened(State(QUESTION, replications=2, page=page, view=view)))
     assert not app.exception
-    assert not app.error or page == "Risk"
+    assert not app.error or (page, view) == ("Risk", "")
+    assert said in " ".join(text.value for text in app.markdown)
     assert len(plots(app)) >= least
 
 
-@pytest.mark.parametrize(
-    ("page", "view", "said"),
-    [
-        ("Trade-offs", 1, "Fleets around yours"),
-        ("Risk", 1, "Passes at every load"),
-        pytest.param("Trade-offs", 2, "Split less GPU-only", marks=pytest.mark.slow),
-        pytest.param("Risk", 2, "20% less and 20% more", marks=pytest.mark.slow),
-    ],
-)
-def test_every_view_is_drawn(page: str, view: int, said: str) -> None:
-    app = opened(State(QUESTION, replications=2))
-    app.button_group[0].set_value(page).run()
-    control = app.button_group[1]
-    control.set_value(control.options[view]).run()
-    app = settled(app)
+@pytest.mark.parametrize("name", [name for name in shipped_scenarios() if name != "azure-conversation"])
+def test_every_shipped_scenario_opens(name: str) -> None:
+    app = opened(State(Question(name).chosen(), page="What if"))
     assert not app.exception
     assert not app.error
-    assert said in " ".join(text.value for text in app.markdown)
-    assert plots(app) or app.dataframe
+    assert [button.label for button in app.button if button.key and button.key.startswith("preset-")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in shipped_scenarios() if name != "azure-conversation"])
+def test_every_shipped_scenario_has_a_preview(name: str) -> None:
+    job = done(Runner().start(Preview(Question(name).chosen())))
+    assert job.state == "done", job.error
+
+
+def test_a_view_that_is_chosen_stands_in_the_link_and_ends_with_its_page() -> None:
+    app = opened(State(QUESTION, replications=2, page="Anatomy"))
+    app.button_group[1].set_value("Latencies").run()
+    assert state_of(app).view == "Latencies"
+    app.button_group[0].set_value("Risk").run()
+    assert (state_of(app).page, state_of(app).view) == ("Risk", "")
+
+
+def test_the_objective_is_a_box_in_the_picture_of_fleets() -> None:
+    app = settled(opened(State(QUESTION, replications=2, page="Trade-offs", view="Fleets: cost, energy, latency")))
+    (picture,) = plots(app)
+    (box,) = picture["layout"]["shapes"]
+    assert (box["type"], box["y0"], box["y1"], box["yref"]) == ("rect", 0, 20, "y2")  # e2e within 20 s, p90 drawn
+    marks = [trace for trace in picture["data"] if trace["yaxis"] == "y2"]
+    assert marks
+    assert all(0 < trace["y"][0] < 20 and trace["error_y"]["array"] for trace in marks)
 
 
 def test_a_scenario_that_cannot_run_says_why_and_can_be_undone() -> None:
@@ -231,6 +268,22 @@ def test_a_link_names_scenarios_and_not_files() -> None:
         (SMALL.replace("epyc-9654-2s", "../../../tmp/x").encode(), "names a file"),
         (SMALL.replace("llama-3.1-8b", "/tmp/config.json").encode(), "names a file"),
         (SMALL.replace("{kind: closed, users: 3}", "{kind: trace, file: trace.csv}").encode(), "names a file"),
+        (SMALL.replace("{kind: closed, users: 3}", "{kind: trace, file: /etc/passwd}").encode(), "names a file"),
+        (
+            SMALL.replace("users: 3}", "users: 3, think_s: {kind: histogram, file: /etc/passwd}}").encode(),
+            "names a file",
+        ),
+        (
+            SMALL.replace("tasks: 24", "tasks: 24\n  x: {sampled_from: {file: a.csv, tokenizer: b}}").encode(),
+            "names a file",
+        ),
+        (
+            SMALL.replace("{kind: closed, users: 3}", "{kind: trace, file: trace-00ff00ff00ff00ff}").encode(),
+            "upload it again",
+        ),
+        (SMALL.replace("front.cpu}", "front.cpu, router: own.py:choose}").encode(), "names code"),
+        (SMALL.replace("front.cpu}", "front.cpu, priority: 'code: x.py:f'}").encode(), "names code"),
+        (SMALL.replace("front.cpu}", "front.cpu, router: /tmp/own.py:choose}").encode(), "names a file"),
         (SMALL.replace("tasks: 24", "tasks: 1000000000").encode(), "1,000,000,000 tasks"),
         (SMALL.replace("count: 1}", "count: 999999}").encode(), "servers"),
         (SMALL.replace("understand: {", "rounds: 1000000\n      understand: {").encode(), "rounds in all"),
@@ -243,6 +296,86 @@ def test_a_link_names_scenarios_and_not_files() -> None:
 def test_a_hostile_upload_gets_a_clear_message(text: bytes, said: str) -> None:
     with pytest.raises(DescriptionError, match=said):
         uploaded(text)
+
+
+TRACE = b"arrival_s,input_tokens,output_tokens\n" + b"".join(b"%.1f,%d,20\n" % (i / 10, 100 + i) for i in range(60))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"x" * (8 * 2**20 + 1), "at most 8 MiB"),
+        (gzip.compress(b"0" * 10**8), "more than 24 MiB once it is unpacked"),
+        (gzip.compress(TRACE)[:-20], "is it complete"),
+        (b"\x1f\x8b" + b"\0" * 50, "cannot be unpacked"),
+    ],
+)
+def test_a_hostile_trace_is_refused_before_it_is_kept(data: bytes, said: str) -> None:
+    before = set(traces.folder().iterdir())
+    with pytest.raises(DescriptionError, match=said):
+        traces.stored("../../etc/passwd", data)
+    assert set(traces.folder().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "the file is empty"),
+        (b"\xff\xfe\x00\x00", "is it text"),
+        (b"[" * 100_000, "cannot be read|not valid JSON"),
+        (b"arrival_s,input_tokens,output_tokens\n0,-5,1\n", "the trace:2"),
+        (b"root:x:0:0:root:/root:/bin/bash\n", "the trace"),
+    ],
+)
+def test_a_trace_that_cannot_be_read_is_named_and_removed(data: bytes, said: str) -> None:
+    name = traces.stored("evil/../trace.csv", data)
+    assert (traces.folder() / name).parent == traces.folder()
+    with pytest.raises(DescriptionError, match=said) as found:
+        traces.held(name)
+    assert str(traces.folder()) not in str(found.value)
+    assert not (traces.folder() / name).exists()
+
+
+def test_few_traces_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(traces, "folder", lambda: tmp_path)
+    names = [traces.stored("a.csv", b"%d" % i) for i in range(traces.KEPT + 3)]
+    assert len(list(tmp_path.iterdir())) == traces.KEPT
+    assert (tmp_path / names[-1]).exists()
+
+
+def test_a_shipped_scenario_without_its_trace_says_what_to_do_and_takes_one() -> None:
+    app = opened(State(Question("azure-conversation"), replications=2))
+    assert not app.error
+    assert not app.exception
+    assert "The trace is not shipped" in app.info[0].value
+    assert {"agents-split"} <= {button.label for button in app.button}
+    uploader(app, "A trace").upload("../t.csv", b"nonsense", "text/csv").run()
+    assert "the trace" in app.error[0].value
+    uploader(app, "A trace").upload("../t.csv.gz", gzip.compress(TRACE), "application/gzip").run()
+    state = state_of(app)
+    assert "workload.tasks=60" in state.question.settings
+    app = settled(app)
+    assert not app.exception
+    assert len(app.metric) == 4
+    again = opened(state)
+    assert [metric.value for metric in settled(again).metric] == [metric.value for metric in app.metric]
+    trace = admitted(state.question).scenario.workload.arrivals.file
+    (traces.folder() / trace).unlink()
+    with pytest.raises(DescriptionError, match="upload it again"):
+        admitted(state.question)
+
+
+def test_a_trace_takes_the_place_of_arrivals_and_lengths() -> None:
+    name = traces.stored("a.csv", TRACE)
+    question = QUESTION.changed(traces.replaying(QUESTION.document().data, traces.held(name), 50))
+    workload = admitted(question).scenario.workload
+    assert (workload.arrivals.kind, workload.tasks) == ("trace", 24)
+    kind = workload.classes["agent"]
+    assert (kind.input_tokens, kind.output_tokens, kind.understand is None) == (None, None, False)
+    job = done(Runner().start(Simulate(question, 2)))
+    assert job.update is not None, job.error
+    assert job.update.result.replications == 1
+    (traces.folder() / name).unlink()
 
 
 def test_a_file_of_a_hundred_megabytes_is_refused_unread() -> None:
@@ -259,10 +392,9 @@ def test_settings_of_a_link_name_no_file_either() -> None:
 
 def test_an_upload_on_the_page() -> None:
     app = opened(STATE)
-    uploader = app.get("file_uploader")[0]
-    uploader.upload("bad.yaml", b"a: &a [1]\nb: *a", "application/yaml").run()
+    uploader(app, "A YAML file").upload("bad.yaml", b"a: &a [1]\nb: *a", "application/yaml").run()
     assert "alias" in app.error[0].value
-    app.get("file_uploader")[0].upload(
+    uploader(app, "A YAML file").upload(
         "good.yaml", SMALL.replace("count: 2", "count: 3").encode(), "application/yaml"
     ).run()
     assert not app.error

@@ -18,7 +18,7 @@ from hsim.validate.loads import _closed, _kinds
 from hsim.validate.page import page
 from hsim.validate.quantities import Accounted, parts_of_e2e, quantities
 from hsim.validate.run import Compared, Validation
-from hsim.validate.terms import CHUNK, DECODE, Factors, operation_term, repaired, seen_terms
+from hsim.validate.terms import CHUNK, DECODE, HAND_OVER, Factors, operation_term, repaired, seen_terms
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +32,22 @@ def as_if_live(prepared: Prepared, factors: Factors) -> LiveRun:
     rows, record, told = log.steps.arrays(), Record(), Table(*log.steps.columns)
     for i in range(len(log.steps)):
         row = {name: float(cells[i]) for name, cells in rows.items()}
-        row["seconds"] /= factors.get(CHUNK if row["chunk_tokens"] else DECODE, 1.0)
+        factor = factors.get(CHUNK if row["chunk_tokens"] else DECODE, 1.0)
+        row["seconds"] /= np.interp(row["decodes"], *zip(*factor, strict=True)) if isinstance(factor, tuple) else factor
         told.append(tuple(row.values()))
         seconds = row["end_s"] - row["start_s"]
         record.steps.append((seconds, seconds, np.nan))
     visits = log.visits.arrays()
     for i in np.flatnonzero(visits["stage"] <= Stage.TOOL):
-        seconds = visits["served_s"][i] - visits["started_s"][i]
+        handed_s = factors.get(HAND_OVER, 0.0)
+        assert isinstance(handed_s, float)
+        seconds = visits["served_s"][i] - visits["started_s"][i] - handed_s
         record.jobs.append((visits["task"][i], visits["round"][i], visits["stage"][i], seconds, seconds))
     return LiveRun(replace(log, steps=told), (), (), record)
 
 
 def blamed(prepared: Prepared, factors: Factors) -> Blame:
-    return blame(run(prepared), prepared, [as_if_live(prepared, factors)], factors)
+    return blame(run(prepared), prepared, [as_if_live(prepared, factors)], {})
 
 
 @pytest.mark.parametrize("term", [DECODE, CHUNK])
@@ -60,6 +63,17 @@ def test_the_term_that_was_wrong_is_to_blame_and_putting_it_right_explains_all(p
     assert charges[other].e2e_if_right_s == pytest.approx(found.e2e_predicted_s, rel=1e-6)
 
 
+def test_an_error_that_goes_with_the_batch_is_repaired_for_each_batch(prepared: Prepared) -> None:
+    """Quicker alone and slower together: the mean over steps is about right, and each of them is wrong."""
+    found = blamed(prepared, {DECODE: ((1.0, 0.5), (4.0, 2.0))})
+    charges = {charge.term: charge for charge in found.charges}
+    assert found.e2e_measured_s != pytest.approx(found.e2e_predicted_s, rel=0.1)
+    assert charges[ALL].e2e_if_right_s == pytest.approx(found.e2e_measured_s, rel=0.02)
+    seen = charges[DECODE].seen
+    assert seen is not None
+    assert dict(seen.by_sequences)[1.0] == pytest.approx(0.5, rel=1e-6)
+
+
 def test_an_operation_that_takes_longer_is_found_among_its_like(prepared: Prepared) -> None:
     term = operation_term(next(iter(prepared.tools.values())).operation)
     seen = {one.term: one for one in seen_terms(prepared, run(prepared), [as_if_live(prepared, {term: 40.0})])}
@@ -69,6 +83,24 @@ def test_an_operation_that_takes_longer_is_found_among_its_like(prepared: Prepar
         for name, one in seen.items()
         if name not in (term, "hand-over of a job")
     )
+
+
+def test_a_hand_over_that_nobody_predicted_is_to_blame(prepared: Prepared) -> None:
+    found = blamed(prepared, {HAND_OVER: 0.5})
+    charges = {charge.term: charge for charge in found.charges}
+    seen = charges[HAND_OVER].seen
+    assert seen is not None
+    assert (seen.predicted_s, seen.measured_s) == (0.0, pytest.approx(0.5, rel=0.05))  # contended like a job's own work
+    assert found.verdict.startswith(f"{HAND_OVER} carry")
+    assert charges[HAND_OVER].e2e_if_right_s == pytest.approx(found.e2e_measured_s, rel=0.02)
+
+
+def test_a_hand_over_that_was_predicted_is_no_part_of_the_work(prepared: Prepared) -> None:
+    handed = repaired(prepared, {HAND_OVER: 0.5})
+    live = as_if_live(handed, {HAND_OVER: 0.5})
+    seen = {one.term: one for one in seen_terms(handed, run(handed), [live])}
+    assert seen[HAND_OVER].predicted_s == 0.5
+    assert all(one.factor == pytest.approx(1.0, rel=1e-6) for name, one in seen.items() if name.startswith("operation"))
 
 
 def test_nothing_is_to_blame_where_nothing_was_wrong(prepared: Prepared) -> None:

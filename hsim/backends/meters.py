@@ -15,6 +15,7 @@ import bisect
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -170,7 +171,7 @@ def accelerator_meters() -> list[Meter]:
         nvml = Nvml()
         devices = nvml.devices()
     except BackendError as error:
-        return [Unavailable("accelerators", _BOARD, str(error))]
+        return zeus_boards(str(error))
     if not devices:
         return [Unavailable("accelerators", _BOARD, "NVML: CUDA_VISIBLE_DEVICES leaves no device")]
     return [_accelerator_meter(nvml, device, f"gpu {i}") for i, device in enumerate(devices)]
@@ -218,7 +219,8 @@ def rapl_meters(root: Path = POWERCAP) -> list[Meter]:
     if not meters:
         reason = f"RAPL: {root} has no CPU package; virtual machines and some kernels do not show one"
         return [Unavailable("CPU packages", _PACKAGE, reason)]
-    return meters
+    unreadable = [meter.unavailable_reason for meter in meters if meter.unavailable_reason]
+    return zeus_packages(unreadable[0]) or meters if len(unreadable) == len(meters) else meters
 
 
 def _rapl_meter(zone: Path, name: str, boundary: str) -> Meter:
@@ -228,6 +230,66 @@ def _rapl_meter(zone: Path, name: str, boundary: str) -> Meter:
     try:
         wraps_at_j = _joules_in(zone / "max_energy_range_uj")
         return Counter(name, boundary, read_j, wraps_at_j, sample_s=wraps_at_j / _MOST_SOCKET_W / 2)
+    except BackendError as error:
+        return Unavailable(name, boundary, str(error))
+
+
+# ---- zeus, where it is installed: boards that NVML does not know (AMD's), packages that only its daemon may read
+
+
+def zeus_boards(why: str) -> list[Meter]:
+    """A meter for each board that zeus knows, or one Unavailable: NVML had none, and says why."""
+    try:
+        from zeus.device import get_gpus
+        from zeus.exception import ZeusBaseError
+    except ImportError:
+        remedy = "boards that NVML does not know: pip install 'hsim[zeus]'"
+        return [Unavailable("accelerators", _BOARD, f"{why}; {remedy}")]
+    try:
+        boards = get_gpus()
+        return [
+            _zeus_counter(f"gpu {i}, by zeus", _BOARD, partial(boards.get_total_energy_consumption, i), ZeusBaseError)
+            for i in range(len(boards))
+        ] or [Unavailable("accelerators", _BOARD, f"{why}; zeus finds none")]
+    except ZeusBaseError as error:
+        return [Unavailable("accelerators", _BOARD, f"{why}; zeus: {error}")]
+
+
+def zeus_packages(why: str) -> list[Meter]:
+    """A meter for each CPU package and its DRAM through zeus and its daemon, none where zeus is not installed: RAPL may not
+    be read by this user, and says why.
+    """
+    try:
+        from zeus.device import get_cpus
+        from zeus.exception import ZeusBaseError
+    except ImportError:
+        return []
+    try:
+        packages = get_cpus()
+        meters: list[Meter] = []
+        for i in range(len(packages)):
+            read = partial(packages.get_total_energy_consumption, i)
+            parts = {"cpu_mj": (f"package-{i}, by zeus", _PACKAGE), "dram_mj": (f"dram of package-{i}, by zeus", _DRAM)}
+            told = [part for part in parts if getattr(read(), part) is not None]
+            meters += [_zeus_counter(*parts[part], partial(_part, read, part), ZeusBaseError) for part in told]
+    except ZeusBaseError as error:
+        return [Unavailable("CPU packages", _PACKAGE, f"{why}; zeus: {error}")]
+    return meters
+
+
+def _part(read: Callable[[], Any], part: str) -> float:
+    return float(getattr(read(), part))
+
+
+def _zeus_counter(name: str, boundary: str, read_mj: Callable[[], float], fault: type[Exception]) -> Meter:
+    def read_j() -> float:
+        try:
+            return read_mj() / 1000
+        except fault as error:
+            raise BackendError(name, f"zeus cannot read it ({error})") from None
+
+    try:
+        return Counter(name, boundary, read_j)
     except BackendError as error:
         return Unavailable(name, boundary, str(error))
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
+from hsim.backends.couriers import Manner
 from hsim.calibrate.work import Parameters, Unit
 from hsim.description.hardware import Precision
 from hsim.description.model import ModelArchitecture
 
 ROUNDS = 4  # each point is measured again while the budget lasts: a later round is worth two levels less
 POWER_ROUNDS = 2
+# What the live loop takes: between two steps, to hand over a job, for a decode step of so many sequences.
+BETWEEN, HAND_OVER, LOOP_STEP = "between", "hand-over", "decode-step"
+JOB = "products"  # what a core does there: its weights come from memory, as an encoder's do
+LOOP_INPUT_TOKENS, LOOP_OUTPUT_TOKENS = 32, 24
+LOOP_CONTEXT = LOOP_INPUT_TOKENS + LOOP_OUTPUT_TOKENS // 2
 UNLIKE = 0.8  # contexts of a batch that is measured lie within this part of their mean
 CHECKS, FIRST_CHECKS = 24, 6  # steps at random points, kept out of the table to test it
 WINDOW_S = 6.0  # an energy counter that ticks every 0.1 s errs by 3 % over so long
@@ -20,6 +27,8 @@ MOST_CPU_FLOPS = 2e10  # larger products and attention take too long on a core
 MOST_CPU_WEIGHTS = 1 << 27  # and larger matrices too much of its memory
 KERNEL_S = {"cpu": 0.25, "cuda": 0.1}
 STEP_S = {"cpu": 1.2, "cuda": 0.2}  # on a CPU with its rests
+LOOP_S = 3.0
+PAYLOAD_S = 0.6
 OPERATION_S = 1.8  # with its rests
 CONTENTION_S = 0.6  # without: cores that rested would not work at the same time
 SELDOM = ("json-validate", "html-to-text", "bm25-search", "classify-intent", "summarise-lexrank")  # not in local.yaml
@@ -32,6 +41,8 @@ CONTEXTS = {"cpu": (128, 512, 2048), "cuda": (128, 1024, 8192)}
 PROMPTS = {"cpu": (16, 64, 128, 256, 512, 1024), "cuda": (64, 512, 2048, 8192)}
 COPIES_BYTES = (1 << 20, 1 << 24, 1 << 28)
 REDUCED_BYTES = (1 << 13, 1 << 17, 1 << 21, 1 << 25)
+PAYLOADS_BYTES = (1 << 10, 1 << 14, 1 << 18, 1 << 22)
+MESSAGES = 16
 PIECES = 64  # in which a transfer is made that is not batched
 EXPERTS = (
     (128, 8, 2048, 768),
@@ -80,7 +91,11 @@ class Target:
 def agenda(target: Target) -> list[Unit]:
     """Every unit worth measuring, best first; of equal worth a like part of every kind, wherever the budget ends."""
     beside = (_movement, _operations, _power)
-    parts = beside if target.host_only else (_steps, _gemms, _attention, _whole_layers, _experts, _all_reduces, *beside)
+    parts = (
+        beside
+        if target.host_only
+        else (_steps, _loop, _gemms, _attention, _whole_layers, _experts, _all_reduces, *beside)
+    )
     first = [unit for part in parts for unit in part(target)]
     rounds = [
         replace(unit, round=number, worth=unit.worth + 2 * (number - 1), setup_s=unit.setup_s if number == 1 else 0.0)
@@ -134,9 +149,16 @@ def _steps(target: Target) -> Iterator[Unit]:
                 "tokens": tokens,
             }
             yield _step(target, max(one, other), at)
-    yield _step(target, 0, {"role": "between", "decodes": 1, "context": served.max_context_tokens // 8})
     for chunks in (2, 4):
         yield _step(target, 1, {"role": "chunks", "tokens": room // chunks * chunks, "chunks": chunks})
+
+
+def _loop(target: Target) -> Iterator[Unit]:
+    """What the live loop itself takes, with one user, and with as many as there are slots. Of a round all is seen in one run."""
+    slots = target.served.slots
+    for users, worth in ((1, 1), (slots, 1), (max(2, slots // 4), 2)):
+        for role in (BETWEEN, HAND_OVER, LOOP_STEP):
+            yield Unit("loop", target.device, {"role": role, "users": users}, worth, LOOP_S if role == BETWEEN else 0.1)
 
 
 def _checks(target: Target) -> Iterator[Unit]:
@@ -289,7 +311,9 @@ def _movement(target: Target) -> Iterator[Unit]:
     for n_bytes in COPIES_BYTES:
         yield Unit("memory-copy", target.device, {"bytes": n_bytes}, 1, KERNEL_S[kind])
     yield Unit("launch", target.device, {}, 1, KERNEL_S[kind])
-    if kind != "cpu":
+    if kind == "cpu":
+        yield from _payloads(target)
+    else:
         for memory in ("pinned", "pageable"):
             for direction in ("h2d", "d2h"):
                 for n_bytes, worth in _ladder(TRANSFERS_BYTES):
@@ -297,6 +321,16 @@ def _movement(target: Target) -> Iterator[Unit]:
                     yield Unit("transfer", target.device, at, worth + 1, KERNEL_S[kind])
                 at = {"bytes": TRANSFERS_BYTES[2], "direction": direction, "memory": memory, "pieces": PIECES}
                 yield Unit("transfer", target.device, at, 2, KERNEL_S[kind])
+
+
+def _payloads(target: Target) -> Iterator[Unit]:
+    """What passes between stages, moved between two processes: alone, and many messages one after another."""
+    for manner in get_args(Manner):
+        for n_bytes, worth in _ladder(PAYLOADS_BYTES):
+            at: Parameters = {"by": manner, "bytes": n_bytes, "messages": 1}
+            yield Unit("payload", target.device, at, worth + 1, PAYLOAD_S)
+        at = {"by": manner, "bytes": PAYLOADS_BYTES[0], "messages": MESSAGES}
+        yield Unit("payload", target.device, at, 2, PAYLOAD_S)
 
 
 # ---- CPU operations, and power

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hsim.backends.hosts import Opened, StepItem, live_operation
-from hsim.calibrate.agenda import RAMP_S, WAITING_OPERATIONS, WINDOW_S, Served, one_layer, step_parts
+from hsim.calibrate.agenda import JOB, RAMP_S, WAITING_OPERATIONS, WINDOW_S, Served, one_layer, step_parts
 from hsim.calibrate.kernels import WALL_TIMED, Kernels
 from hsim.calibrate.sampling import JOBS_REST, STEPS_REST, Call, Rest, sample, sample_cuda
 from hsim.calibrate.work import CAPPED, DISAGREE, THROTTLED, Parameters, Reading, Unit
@@ -46,7 +46,8 @@ class Facts:
 class BenchSpec:
     """A Host (see backends.hosts) that measures on a device with so many threads.
 
-    Opened, it answers ("facts", None), ("serve", served), ("prepare", unit), ("measure", unit) and ("step", items).
+    Opened, it answers ("facts", None), ("serve", served), ("prepare", unit) and ("measure", unit), and as the live loop
+    asks: items of a step, and ("products", n).
     """
 
     device: str
@@ -75,17 +76,23 @@ class Bench:
         self._tools: dict[tuple[str, int], LiveTool] = {}
         self._ready: tuple[str, Call] | None = None
 
-    def run(self, request: tuple[str, Any]) -> Any:
+    def run(self, request: tuple[str, Any] | list[StepItem]) -> Any:
         """Answer a request."""
+        if isinstance(request, list):
+            self.decoder.assume_filled()
+            return self.decoder.step(request)
         what, about = request
         if what == "facts":
             return self.facts()
         if what == "serve":
             self.served = about
             return None
-        if what == "step":
-            self.decoder.assume_filled()
-            return self.decoder.step(about)
+        if what == JOB:
+            self._kernels = self._kernels or Kernels(self.device)
+            call = self._kernels.call("gemm", BUSY_CORE)
+            for i in range(about):
+                call(i)
+            return None
         call = self.prepared(about)
         return self.measure(about, call) if what == "measure" else None
 

@@ -317,8 +317,8 @@ class _Calibration:
             "left_out": self.left_out,
             "pace": {key: round(value, 4) for key, value in sweep.pace.items()},
             "said": (*said, *model.told),
+            "loads": [vars(point) | {"error_fraction": point.error_fraction} for point in loads],
         }
-        more["loads"] = [vars(point) | {"error_fraction": point.error_fraction} for point in loads]
         files = [write_fit(self.folder, findings, more), *write_profiles(self.options.out, findings)]
         scenario, written = self.files.scenario(model, table)
         return CalibrationReport(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hsim.calibrate.options import Law
 from hsim.calibrate.points import Point
+from hsim.metrics.statistics import t_quantile
 
 Array = NDArray[np.float64]
 
 FOLDS = 5
 FEW = 8  # points, of which each is left out alone
-DRAWS = 60
 BOUNDS = (0.05, 0.95)
+NORMAL = NormalDist()
+NUDGE = 1e-4  # of a coefficient: small enough that a curved law is straight over it
 GRID, ZOOM, FINEST = 9, 0.6, 1e-4  # points an axis; how much smaller each grid is; the last one's logarithmic width
 SOFT = 0.1  # a relative residual beyond this counts by its size, no longer by its square: outliers do not rule
 
@@ -62,26 +64,41 @@ def used_of(points: Sequence[Point], fewest: int) -> list[Point]:
     return clean if len(clean) > max(fewest, len(points) / 2) else list(points)
 
 
-def bounds(points: Sequence[Point], fit: Callable[[Sequence[Point]], Array], law: Array) -> tuple[Array, Array]:
-    """Low and high of a law's coefficients, by bootstrap. Shapes as the law's.
+def bounds(
+    points: Sequence[Point], predict: Callable[[Array, Point], float], law: Array, least: Array | None = None
+) -> tuple[Array, Array] | None:
+    """Low and high of a law's coefficients, 5 to 95 %, from the residuals of its points. Shapes as the law's.
 
-    In each draw points are drawn with replacement, and all of them are moved together by as much as this machine's
-    rounds are apart: it is quicker or slower as a whole. A draw whose points do not make a law is drawn again.
+    Least squares of relative errors, linear near the fit: with f points more than coefficients the standard errors are
+    those of Student's t with f degrees of freedom. And all points may be off together, by as much as this machine's
+    rounds are apart: it is quicker or slower as a whole. No coefficient goes below its `least` (0). None where no
+    point is left to judge by, or where the points do not tell the coefficients apart.
     """
-    rng = np.random.default_rng(0)
-    spread = unsteadiness(points)
-    drawn: list[Array] = []
-    for _ in range(2 * DRAWS):
-        chosen = [points[i] for i in rng.integers(0, len(points), len(points))]
-        pace = float(np.exp(rng.normal(0.0, spread)))
-        if len({point.name for point in chosen}) > len(law) or len(points) <= len(law):
-            drawn.append(fit([replace(point, seconds=point.seconds * pace) for point in chosen]))
-        if len(drawn) == DRAWS:
-            break
-    if not drawn:
-        return law, law
-    low, high = np.quantile(drawn, BOUNDS, axis=0)
-    return np.minimum(low, law), np.maximum(high, law)
+    freedom = len(points) - len(law)
+    ratios = np.array([predict(law, point) / point.seconds for point in points])
+    slopes = np.stack([_slope(points, predict, law, i) for i in range(len(law))], axis=-1)
+    sizes = np.linalg.norm(slopes, axis=0)
+    if freedom < 1 or not sizes.all() or np.linalg.matrix_rank(slopes / sizes) < len(law):
+        return None
+    residual = float(np.sum((ratios - 1.0) ** 2)) / freedom
+    inverse = np.linalg.inv(np.linalg.qr(slopes / sizes, mode="r"))  # its rows' squares: the diagonal of (A^T A)^-1
+    errors = np.sqrt(residual * np.sum(inverse**2, axis=1)) / sizes
+    half = together(t_quantile(BOUNDS[1], freedom) * errors, law * unsteadiness(points))
+    low = np.maximum(law - half, np.zeros(len(law)) if least is None else least)
+    return np.minimum(low, law), law + half
+
+
+def together(half: Array, spread: Array) -> Array:
+    """Half a width of bounds, and the standard deviation of what moves all points as one, as half a width."""
+    return np.asarray(np.hypot(half, NORMAL.inv_cdf(BOUNDS[1]) * spread))
+
+
+def _slope(points: Sequence[Point], predict: Callable[[Array, Point], float], law: Array, i: int) -> Array:
+    """How each point's relative prediction changes with one coefficient. Shape (points,)."""
+    step = NUDGE * law[i] or 1.0  # a coefficient at 0 is one of a sum, in which any step gives the same slope
+    nudged = law.copy()
+    nudged[i] += step
+    return np.array([(predict(nudged, point) - predict(law, point)) / step / point.seconds for point in points])
 
 
 def unsteadiness(points: Sequence[Point]) -> float:
@@ -95,7 +112,7 @@ def law_of(name: str, points: int, noisy: int, errors: Sequence[float], method: 
     if not len(errors):
         return Law(name, points, noisy, None, None, "no point could be held out")
     median, p90 = np.quantile(errors, (0.5, 0.9))
-    return Law(name, points, noisy, float(median), float(p90), method)
+    return Law(name, points, noisy, float(median), float(p90), method, tuple(errors))
 
 
 def relative_nonnegative(

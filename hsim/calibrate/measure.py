@@ -8,19 +8,21 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from hsim.backends.couriers import Couriers
 from hsim.backends.meters import rapl_meters
 from hsim.backends.worker import DECODER_SPIN_S, Worker, WorkerSettings
 from hsim.calibrate.agenda import RAMP_S, WINDOW_S, Served
-from hsim.calibrate.bench import BenchSpec, Facts, board_meter, step_items
+from hsim.calibrate.bench import BenchSpec, Facts, board_meter
+from hsim.calibrate.loop import THINK_S, LoopTimes, carry, drive
 from hsim.calibrate.peers import Group
-from hsim.calibrate.sampling import reading_of
+from hsim.calibrate.sampling import FEWEST_SAMPLES, reading_of
 from hsim.calibrate.work import Reading, Unit
 from hsim.description.hardware import OperationCode
 from hsim.errors import BackendError, CalibrationError
 
 MOST_DEATHS = 3
+TYPICAL_S = 0.001  # of a message: how many fit into a unit's time
 ANSWER_S = 300.0  # a unit that takes longer, its data made first, is given up
-ROUND_TRIPS = 50
 
 
 class Measurer(Protocol):
@@ -64,6 +66,8 @@ class Workers:
         self._devices: dict[str, Worker] = {}
         self._cores: list[Worker] = []
         self._group: tuple[int, Group] | None = None
+        self._couriers: dict[str, Couriers] = {}
+        self._looped: dict[tuple[str, int, int], LoopTimes] = {}
         self._deaths = 0
 
     def unmetered(self, device: str) -> str:
@@ -92,6 +96,9 @@ class Workers:
         self._end_group()
         for worker in (*self._devices.values(), *self._cores):
             worker.close()
+        for couriers in self._couriers.values():
+            couriers.close()
+        self._couriers.clear()
         self._devices.clear()
         self._cores.clear()
 
@@ -106,16 +113,17 @@ class Workers:
     def _measured(self, unit: Unit) -> Reading:
         if unit.kind == "idle" and unit.parameters["state"] == "bare":
             return self._bare_idle(unit)
-        if unit.kind in ("operation", "contention"):
-            return self._together(unit, int(unit.parameters["workers"]))
-        if unit.kind == "cpu-power":
-            return self._package_power(unit, int(unit.parameters["busy"]))
-        if unit.kind == "all-reduce":
-            return self._all_reduce(unit)
-        worker = self._device(unit.device)
-        if unit.kind == "step" and unit.parameters["role"] == "between":
-            return self._between(worker, unit)
-        reading: Reading = worker.call(("measure", unit)).value
+        of_several = {
+            "operation": self._together,
+            "contention": self._together,
+            "cpu-power": self._package_power,
+            "all-reduce": self._all_reduce,
+            "loop": self._loop,
+            "payload": self._payload,
+        }
+        if unit.kind in of_several:
+            return of_several[unit.kind](unit)
+        reading: Reading = self._device(unit.device).call(("measure", unit)).value
         return reading
 
     def _bury(self, error: BackendError) -> None:
@@ -133,7 +141,7 @@ class Workers:
 
     def _device(self, device: str) -> Worker:
         if device not in self._devices:
-            worker = self._devices[device] = _started(BenchSpec(device, self._threads), device)
+            worker = self._devices[device] = _started(BenchSpec(device, self._threads), device, DECODER_SPIN_S)
             if device in self._served:
                 worker.call(("serve", self._served[device]))
         return self._devices[device]
@@ -143,9 +151,9 @@ class Workers:
             self._cores.append(_started(BenchSpec("cpu", 1, self._codes), f"core {len(self._cores)}"))
         return self._cores[:count]
 
-    def _together(self, unit: Unit, count: int) -> Reading:
+    def _together(self, unit: Unit) -> Reading:
         """One unit on so many single-core workers at the same time: what the average of them saw."""
-        workers = self._single_cores(count)
+        workers = self._single_cores(int(unit.parameters["workers"]))
         for what in ("prepare", "measure"):
             readings = _all(workers, (what, unit))
         seconds = [r.seconds for r in readings]
@@ -157,10 +165,10 @@ class Workers:
             cpu_fraction=min(fractions, default=None),
         )
 
-    def _package_power(self, unit: Unit, busy: int) -> Reading:
+    def _package_power(self, unit: Unit) -> Reading:
         """Watts of all CPU packages together while so many cores are busy."""
         meters = [meter for meter in rapl_meters() if meter.boundary == "CPU package"]
-        workers = self._single_cores(busy)
+        workers = self._single_cores(int(unit.parameters["busy"]))
         for worker in workers:
             worker.send(("measure", unit))
         time.sleep(RAMP_S)
@@ -210,21 +218,31 @@ class Workers:
             self._group[1].close()
             self._group = None
 
-    def _between(self, worker: Worker, unit: Unit) -> Reading:
-        """Seconds of a step's round trip to the worker and back beyond the step itself."""
-        items = step_items(unit.parameters)
-        times = []
-        for _ in range(ROUND_TRIPS):
-            start_s = time.perf_counter()
-            done = worker.call(("step", items))
-            times.append(time.perf_counter() - start_s - (done.end_s - done.start_s))
-        return reading_of(times)
+    def _payload(self, unit: Unit) -> Reading:
+        """Messages over a link that is carried as in a live run, again and again, with rests."""
+        manner, at = str(unit.parameters["by"]), unit.parameters
+        if manner not in self._couriers:
+            self._couriers[manner] = Couriers(manner)  # type: ignore[arg-type]  # the agenda names no other
+        times = max(FEWEST_SAMPLES, round(unit.expected_s / (THINK_S + TYPICAL_S * int(at["messages"]))))
+        try:
+            return reading_of(carry(self._couriers[manner].sender, float(at["bytes"]), int(at["messages"]), times))
+        except BackendError:
+            self._couriers.pop(manner).close()
+            raise
+
+    def _loop(self, unit: Unit) -> Reading:
+        """What the live loop takes: of one run of it in each round with so many users."""
+        users = int(unit.parameters["users"])
+        run = (unit.device, users, unit.round)
+        if run not in self._looped:
+            decoder, core = self._device(unit.device), self._single_cores(1)[0]
+            self._looped[run] = drive(decoder, core, self._served[unit.device], users)
+        return self._looped[run].reading(str(unit.parameters["role"]))
 
 
-def _started(spec: BenchSpec, name: str) -> Worker:
-    settings = WorkerSettings(
-        f"calibrate/{name}", threads=spec.threads, spin_s=DECODER_SPIN_S, answer_timeout_s=ANSWER_S
-    )
+def _started(spec: BenchSpec, name: str, spin_s: float = 0.0) -> Worker:
+    """A worker that is ready; it stays awake for the next request only where one of a live run does."""
+    settings = WorkerSettings(f"calibrate/{name}", threads=spec.threads, spin_s=spin_s, answer_timeout_s=ANSWER_S)
     worker = Worker(spec, settings)
     worker.start()
     worker.ready()

@@ -60,6 +60,39 @@ class Law:
     median_error: float | None
     p90_error: float | None
     method: str
+    errors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How far all laws of a kind err on calibration points that their fits had not seen, beside what was aimed at.
+
+    Errors are absolute and relative to what was measured. `spread_fraction` is the median of how far the very same
+    points differ from sample to sample and from round to round.
+    """
+
+    what: str
+    target_fraction: float
+    points: int
+    mean_error: float
+    median_error: float
+    p90_error: float
+    spread_fraction: float
+
+    @property
+    def allowed_fraction(self) -> float:
+        """The mean error that is allowed: the target, or twice the spread, since nobody can predict closer than that."""
+        return max(self.target_fraction, 2 * self.spread_fraction)
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        verdict = "met" if self.mean_error <= self.allowed_fraction else "missed"
+        return (
+            f"{self.what} err {self.mean_error:.1%} on average over {self.points} points kept out of their fits (median "
+            f"{self.median_error:.1%}, p90 {self.p90_error:.1%}); aimed at {self.target_fraction:.0%}, or twice the spread of "
+            f"repeats (2 x {self.spread_fraction:.1%}) where that is more: {verdict}"
+        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +120,7 @@ class CalibrationReport:
 
     `left_out` names what the budget did not allow, `failed` what could not be measured and why, `noisy` which points
     are marked and why, `unavailable` which figures could not be had at all and why. Of an endpoint `said` is its step
-    model in words, and `loads` are predictions beside measurements.
+    model in words, and `loads` are predictions beside measurements; `held_out` is how far kernels and CPU stages err.
     """
 
     name: str
@@ -105,3 +138,4 @@ class CalibrationReport:
     simulated: Result | None = field(default=None, repr=False)
     said: tuple[str, ...] = ()
     loads: tuple[LoadPoint, ...] = ()
+    held_out: tuple[HeldOut, ...] = ()

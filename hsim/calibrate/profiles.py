@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from hsim.backends.couriers import Manner
 from hsim.calibrate import fit
-from hsim.calibrate.agenda import Served, Target, one_layer
+from hsim.calibrate.agenda import HAND_OVER, Served, Target, one_layer
 from hsim.calibrate.bench import Facts
 from hsim.calibrate.machine import Machine
-from hsim.calibrate.options import Law
+from hsim.calibrate.options import HeldOut, Law
 from hsim.calibrate.page import Fitted, contention_figures, fitted_figure, line_over, section, step_figures
 from hsim.calibrate.points import Point
 from hsim.calibrate.steptable import TableName, fit_steps, shape_of
@@ -29,6 +30,12 @@ from hsim.units import GB
 Profile = dict[str, Any]
 LARGE_BYTES = 1 << 24  # a copy this large does not fit beside its source in a core's own cache
 FEWEST_FOR_KNEE = 6  # sizes of an operation
+PAYS = 1.25  # how many times smaller the held-out error must be for each coefficient more
+# What a calibration aims at: a kind of law, how the names of its laws begin, and the mean error on points held out.
+AIMS = (
+    ("compute kernels", ("products", "decode attention", "prefill attention", "routed experts"), 0.08),
+    ("CPU stages", ("operation ",), 0.15),
+)
 NO_PRICE = "calibrate cannot know what this machine costs"
 NO_WALL_METER = "calibrate reads no meter at the wall: fans, memory, network and the supply's loss are unknown"
 
@@ -148,20 +155,10 @@ def _experts(
         touched = count * (1 - (1 - each / count) ** m)
         return touched * matrices * ELEMENT_BYTES[precision] / bandwidth, 2.0 * matrices * m * each / peak
 
-    def fitted(some: Sequence[Point]) -> fit.Array:
-        bytes_s, flops_s = np.array([at_peaks(p) for p in some]).T
-        return fit.fit_gemm(bytes_s, flops_s, np.array([p.seconds for p in some]))
-
-    def predicted(law: fit.Array, point: Point) -> float:
-        return fit.gemm_seconds(law, *at_peaks(point))
-
     if not mine:
         return {}
-    name = f"routed experts in {precision} on {device}"
-    law, test = fit.tested(name, mine, 4, fitted, predicted)
-    findings.keep(test, mine, law, predicted)
-    source = findings.source(device, f"{name}: {findings.tested(test)}")
-    figures = _figures(("launch_s", "bandwidth_fraction", "flops_fraction"), law, source)
+    forms = (_two_sided(at_peaks),)
+    figures = _best_form(f"routed experts in {precision} on {device}", mine, forms, device, findings)
     if figures is None:
         return {}
     why = "taken into the law's launch and fractions; routes were drawn evenly"
@@ -185,9 +182,11 @@ def _all_reduce(points: Sequence[Point], device: str, findings: Findings) -> Pro
     source = findings.source(device, f"all-reduce: {findings.tested(test)}")
     if law is None or not law[2]:
         return {}
-    return {
-        "all_reduce": _figures(("launch_s", "per_peer_s", "bytes_per_s"), np.array([*law[:2], 1.0 / law[2]]), source)
-    }
+    names, found = (
+        ("launch_s", "per_peer_s", "bytes_per_s"),
+        _bounds(fit.used_of(mine, 4), predicted, law, (0.0, 0.0, 0.0)),
+    )
+    return {"all_reduce": _figures(names, law, source, found, lambda x: np.array([*x[:2], 1.0 / x[2]]))}
 
 
 def whole_layers(points: Sequence[Point], target: Target, made: tuple[Profile, Profile], findings: Findings) -> None:
@@ -226,59 +225,144 @@ def _peak(points: Sequence[Point]) -> float | None:
     return max((fit.gemm_flops(p) / p.seconds for p in points), default=None)
 
 
+@dataclass(frozen=True)
+class _Form:
+    """A way to write a law: its coefficients' names in a profile, how they are fitted and predict, the least that each may
+    be, how profiles have them where that differs, and figures that go with them.
+    """
+
+    names: tuple[str, ...]
+    fitted: Callable[[Sequence[Point]], fit.Array]
+    predict: Predict
+    least: tuple[float, ...]
+    shown: Callable[[fit.Array], fit.Array] = np.asarray
+    more: Profile = field(default_factory=dict)
+
+
+def _best_form(
+    name: str, points: Sequence[Point], forms: Sequence[_Form], device: str, findings: Findings
+) -> Profile | None:
+    """The figures of whichever form errs least on points held out; one more coefficient than the first form's must pay."""
+    fewest = 4
+
+    def error(form: _Form, test: Law) -> float:
+        mean = float(np.mean(test.errors)) if test.errors else np.inf
+        return mean * float(PAYS ** (len(form.names) - len(forms[0].names)))
+
+    tried = [(form, *fit.tested(name, points, fewest, form.fitted, form.predict)) for form in forms]
+    form, law, test = min(tried, key=lambda one: error(one[0], one[2]))
+    findings.keep(test, points, law, form.predict)
+    source = findings.source(device, f"{name}: {findings.tested(test)}")
+    bounds = _bounds(fit.used_of(points, fewest), form.predict, law, form.least)
+    figures = _figures(form.names, law, source, bounds, form.shown)
+    return None if figures is None else figures | form.more
+
+
+def _sum_form(
+    names: tuple[str, ...],
+    terms: Callable[[Point], Sequence[float]],
+    least: tuple[float, ...],
+    shown: Callable[[fit.Array], fit.Array],
+    explained_s: Callable[[Point], float] = lambda point: 0.0,
+) -> _Form:
+    """A form that is a sum of coefficients times terms."""
+    return _Form(names, *fit.fit_sum(terms, least, explained_s), least, shown)
+
+
 def _gemm_law(
     points: Sequence[Point], precision: Precision, peaks: tuple[float, float], device: str, findings: Findings
 ) -> Profile | None:
+    """GemmLaw, in two forms: bytes and FLOPs at the same time, as on accelerators; or one after the other, with weights that
+    are first laid out anew where there are several rows, as products on cores are.
+    """
     bandwidth, peak = peaks
 
     def at_peaks(point: Point) -> tuple[float, float]:
         return _product_bytes(point) / bandwidth, fit.gemm_flops(point) / peak
 
+    def terms(point: Point) -> tuple[float, ...]:
+        packed = point.number("n") * point.number("k") if point.number("m") > 1 else 0.0
+        return 1.0, *at_peaks(point), packed
+
+    names = ("launch_s", "bandwidth_fraction", "flops_fraction")
+    in_turn = _sum_form(
+        (*names, "per_packed_weight_s"), terms, (0.0, 1.0, 1.0, 0.0), lambda x: np.array([x[0], *(1.0 / x[1:3]), x[3]])
+    )
+    sharp = {"sharpness": known(1.0, "assumed", "bytes and FLOPs follow one another: that form erred less")}
+    mine = of(points, "gemm", dtype=precision)
+    forms = (_two_sided(at_peaks), replace(in_turn, more=sharp))
+    return _best_form(f"products in {precision} on {device}", mine, forms, device, findings)
+
+
+def _two_sided(at_peaks: Callable[[Point], tuple[float, float]]) -> _Form:
+    """Launch, and the larger of bytes and FLOPs; `at_peaks` are the seconds that a point's bytes and FLOPs take at the peaks.
+
+    It is fitted as launch and reciprocals of the two fractions, which are at least 1.
+    """
+
     def fitted(some: Sequence[Point]) -> fit.Array:
         bytes_s, flops_s = np.array([at_peaks(p) for p in some]).T
-        return fit.fit_gemm(bytes_s, flops_s, np.array([p.seconds for p in some]))
+        return _reciprocal(fit.fit_gemm(bytes_s, flops_s, np.array([p.seconds for p in some])))
 
     def predicted(law: fit.Array, point: Point) -> float:
-        return fit.gemm_seconds(law, *at_peaks(point))
+        return fit.gemm_seconds(_reciprocal(law), *at_peaks(point))
 
-    name = f"products in {precision} on {device}"
-    mine = of(points, "gemm", dtype=precision)
-    law, test = fit.tested(name, mine, 4, fitted, predicted)
-    findings.keep(test, mine, law, predicted)
-    return _figures(
-        ("launch_s", "bandwidth_fraction", "flops_fraction"),
-        law,
-        findings.source(device, f"{name}: {findings.tested(test)}"),
-    )
+    names = ("launch_s", "bandwidth_fraction", "flops_fraction")
+    return _Form(names, fitted, predicted, (0.0, 1.0, 1.0), _reciprocal)
+
+
+def _reciprocal(law: fit.Array) -> fit.Array:
+    """Launch as it is, the rest one over."""
+    return np.array([law[0], *(1.0 / law[1:])])
+
+
+def _bounds(
+    points: Sequence[Point], predict: Predict, law: fit.Array | None, least: Sequence[float]
+) -> tuple[fit.Array, fit.Array] | None:
+    """Bounds of a law, if there is one, by the points that it was fitted to."""
+    return None if law is None else fit.bounds(points, predict, law, np.array(least))
 
 
 def _figures(
-    names: Sequence[str], law: fit.Array | None, source: str, bounds: tuple[fit.Array, fit.Array] | None = None
+    names: Sequence[str],
+    law: fit.Array | None,
+    source: str,
+    bounds: tuple[fit.Array, fit.Array] | None,
+    shown: Callable[[fit.Array], fit.Array] = np.asarray,
 ) -> Profile | None:
-    """A law's coefficients as figures, with their bounds where they are given."""
+    """A law's coefficients as figures (as they are `shown`, where profiles have others), with bounds where there are any."""
     if law is None:
         return None
-    figures = {name: known(value, "fitted", source) for name, value in zip(names, law, strict=True)}
-    for name, low, high in zip(names, *(bounds or ((), ())), strict=bounds is not None):
-        rounded = [float(f"{end:.6g}") for end in (low, high)]
-        figures[name] |= {
-            "low": min(rounded[0], figures[name]["value"]),
-            "high": max(rounded[1], figures[name]["value"]),
-        }
+    figures = {name: known(value, "fitted", source) for name, value in zip(names, shown(law), strict=True)}
+    with np.errstate(
+        divide="ignore"
+    ):  # one over nothing: such a coefficient is bounded on one side only, and is left so
+        ends = [shown(end) for end in bounds] if bounds else []
+    for name, *pair in zip(names, *ends, strict=True) if ends else ():
+        value, (low, high) = figures[name]["value"], (float(f"{end:.6g}") for end in sorted(pair))
+        if np.isfinite(high):
+            figures[name] |= {"low": min(low, value), "high": max(high, value)}
     return figures
 
 
 def _decode_law(
     points: Sequence[Point], precision: Precision, bandwidth: float, device: str, findings: Findings
 ) -> Profile | None:
-    terms = partial(fit.decode_attention_terms, element_bytes=ELEMENT_BYTES[precision])
-    fitted, predicted = fit.fit_sum(terms, (0.0, 0.0, 0.0, 1.0 / bandwidth))
-    law, test = fit.tested(f"decode attention on {device}", points, 4, fitted, predicted)
-    findings.keep(test, points, None if law is None else law.copy(), predicted)
-    if law is not None:
-        law[3] = 1.0 / (law[3] * bandwidth)
+    """DecodeAttentionLaw, with and without a cost of each score beside its bytes."""
     names = ("launch_s", "per_element_s", "per_sequence_s", "bandwidth_fraction")
-    return _figures(names, law, findings.source(device, f"decode attention: {findings.tested(test)}"))
+    least = (0.0, 0.0, 0.0, 1.0 / bandwidth)
+
+    def terms(point: Point) -> tuple[float, ...]:
+        return fit.decode_attention_terms(point, ELEMENT_BYTES[precision])
+
+    def scored(point: Point) -> tuple[float, ...]:
+        return *terms(point), point.number("batch") * point.number("heads") * point.number("context")
+
+    def shown(law: fit.Array) -> fit.Array:
+        return np.array([*law[:3], 1.0 / (law[3] * bandwidth), *law[4:]])
+
+    forms = (_sum_form(names, terms, least, shown), _sum_form((*names, "per_score_s"), scored, (*least, 0.0), shown))
+    return _best_form(f"decode attention on {device}", points, forms, device, findings)
 
 
 def _prefill_law(
@@ -289,13 +373,12 @@ def _prefill_law(
     def reading_s(point: Point) -> float:
         return fit.kv_bytes(point, point.number("tokens"), kv_element_s)
 
-    fitted, predicted = fit.fit_sum(fit.prefill_attention_terms, (0.0, 1.0 / peak, 0.0), reading_s)
-    law, test = fit.tested(f"prefill attention on {device}", points, 3, fitted, predicted)
-    findings.keep(test, points, None if law is None else law.copy(), predicted)
-    if law is not None:
-        law[1] = 1.0 / (law[1] * peak)
-    names = ("launch_s", "flops_fraction", "per_element_s")
-    return _figures(names, law, findings.source(device, f"prefill attention: {findings.tested(test)}"))
+    def shown(law: fit.Array) -> fit.Array:
+        return np.array([law[0], 1.0 / (law[1] * peak), law[2]])
+
+    names, least = ("launch_s", "flops_fraction", "per_element_s"), (0.0, 1.0 / peak, 0.0)
+    forms = (_sum_form(names, fit.prefill_attention_terms, least, shown, reading_s),)
+    return _best_form(f"prefill attention on {device}", points, forms, device, findings)
 
 
 # ---- watts of an accelerator
@@ -343,7 +426,8 @@ def board_power(points: Sequence[Point], target: Target, facts: Facts, findings:
     fitted, predicted = fit.fit_sum(lambda p: rates[p.name], least)
     law, test = fit.tested(f"watts of {device}", powers, 5, fitted, predicted)
     findings.keep(test, powers, law, predicted)
-    figures = _figures(names, law, source(f"energy counter: {findings.tested(test)}")) if powers else None
+    said = source(f"energy counter: {findings.tested(test)}")
+    figures = _figures(names, law, said, _bounds(fit.used_of(powers, 5), predicted, law, least)) if powers else None
     return power | (figures or {name: findings.unknown(f"{device} {name}", why_not or test.method) for name in names})
 
 
@@ -434,16 +518,16 @@ def engine(points: Sequence[Point], target: Target, chip: Profile, cores: int, f
     law, test = fit.tested(f"composed decode steps on {device}", decodes, 4, fitted, predicted)
     findings.keep(test, decodes, law, predicted)
     source = findings.source(device, f"decode steps less composed kernels: {findings.tested(test)}")
-    host = [known(x, "fitted", source) for x in law] if law is not None else [
-        findings.unknown(f"{name} {n}", test.method) for n in _HOST[:2]
-    ]  # fmt: skip
+    host = _figures(_HOST[:2], law, source, _bounds(fit.used_of(decodes, 4), predicted, law, (0.0, 0.0))) or {
+        n: findings.unknown(f"{name} {n}", test.method) for n in _HOST[:2]
+    }
     on_cpu = target.kind == "cpu"
     reserved = known(GB, "assumed", "torch itself and what its kernels put aside while they run")
     replica = known(
         cores, "assumed", "the cores that the decoder runs on" if on_cpu else "one process launches all kernels"
     )
     accelerator = known(0.0, "assumed", "none beside those of the replica")
-    return _engine(served, name, dict(zip(_HOST, (*host, reserved, replica, accelerator), strict=True)))
+    return _engine(served, name, host | dict(zip(_HOST[2:], (reserved, replica, accelerator), strict=True)))
 
 
 def step_table(points: Sequence[Point], target: Target, names: tuple[str, str], findings: Findings) -> StepTable | None:
@@ -451,7 +535,7 @@ def step_table(points: Sequence[Point], target: Target, names: tuple[str, str], 
     engine_name, chip_name = names
     source = findings.source(target.device, "means of repeated steps, in bursts on a CPU")
     name = TableName(f"steps-{target.served.model.name}-{chip_name}", engine_name, chip_name, source)
-    table, law = fit_steps(of(points, "step"), target.served, name)
+    table, law = fit_steps(of(points, "step"), target.served, name, of(points, "loop"))
     findings.laws.append(law)
     if table is not None:
         findings.drawn[f"Decoder steps on {target.device}"] = step_figures(table, of(points, "step"))
@@ -479,8 +563,19 @@ def cpu(points: Sequence[Point], units: Mapping[str, str], findings: Findings, w
         if rate is None
         else known(rate, "measured", source("large copies by the decoder's cores, bytes read and written")),
         "contention_slowdown": _slowdown(points, findings),
+        **_hand_over(points, findings),
         "operations": operations,
     }
+
+
+def _hand_over(points: Sequence[Point], findings: Findings) -> Profile:
+    """What a job takes in hsim's live loop beyond its own seconds, bounded by how it differed; nothing where not measured."""
+    seconds = [p.seconds for p in of(points, "loop", role=HAND_OVER)]
+    if not seconds:
+        return {}
+    what = "a job in hsim's own live loop less what its worker took, with one user and with several"
+    figure = known(float(np.mean(seconds)), "measured", findings.source("cpu", what))
+    return {"hand_over_s": figure | {"low": min(figure["value"], *seconds), "high": max(figure["value"], *seconds)}}
 
 
 def _operation(points: Sequence[Point], name: str, unit: str, findings: Findings) -> Profile | None:
@@ -488,16 +583,33 @@ def _operation(points: Sequence[Point], name: str, unit: str, findings: Findings
     mine = of(points, "operation", name=name, workers="1")
     forms = [("per_unit_squared_s", 0.0)] if name.startswith("encode") else [("", 0.0), *_knees(mine)]
     tried = [(form, *_operation_form(mine, name, *form)) for form in forms]
-    form, fitted, predicted, law, test = min(tried, key=lambda one: _knee_pays(one[0], one[4]))
+    form, predicted, law, test = min(tried, key=lambda one: _knee_pays(one[0], one[3]))
     if law is None:
         return None
     findings.keep(test, mine, law, predicted, "units")
     sizes = [int(p.number("units")) for p in mine]
     source = findings.source("cpu", f"{min(sizes)} to {max(sizes)} units on one core: {findings.tested(test)}")
     names = ("base_s", "per_unit_s", *filter(None, form[:1]))
-    figures = _figures(names, law, source, fit.bounds(fit.used_of(mine, len(law)), fitted, law))
+    figures = _figures(names, law, source, _bounds(fit.used_of(mine, len(law)), predicted, law, [0.0] * len(law)))
     assert figures is not None
-    return {"unit": unit, **figures, **({"knee_units": form[1]} if form[1] else {})}
+    knee = {"knee_units": form[1]} if form[1] else {}
+    return {"unit": unit, **figures, **knee, **_own_contention(points, name, findings)}
+
+
+def _own_contention(points: Sequence[Point], name: str, findings: Findings) -> Profile:
+    """How many times longer the operation takes by busy cores: never less than alone, and never falling."""
+    mine = of(points, "contention", name=name)
+    slower = contention(mine).get(name)
+    if not slower:
+        return {}
+    source = findings.source("cpu", "the operation on so many cores at once against one alone")
+    off = float(np.median([p.spread for p in mine])) / np.sqrt(2)  # of a ratio of two means: half the range of each
+    times = fit.rising([max(1.0, x) for x in slower.values()])
+    figures = {n: known(x, "measured", source) for n, x in zip(slower, times, strict=True)}
+    for figure in figures.values():
+        value = figure["value"]
+        figure |= {"low": max(1.0, value * (1 - off)), "high": value * (1 + off)}
+    return {"contention_slowdown": figures}
 
 
 def _knees(points: Sequence[Point]) -> list[tuple[str, float]]:
@@ -514,8 +626,8 @@ def _knee_pays(form: tuple[str, float], test: Law) -> float:
 
 def _operation_form(
     points: Sequence[Point], name: str, third: str, knee: float
-) -> tuple[Any, Predict, fit.Array | None, Law]:
-    """How to fit an operation with or without a third term and to predict by it, the law, and its test."""
+) -> tuple[Predict, fit.Array | None, Law]:
+    """How to predict an operation with or without a third term, its law, and the law's test."""
 
     def terms(point: Point) -> tuple[float, ...]:
         n = point.number("units")
@@ -523,7 +635,7 @@ def _operation_form(
 
     width = 3 if third else 2
     fitted, predicted = fit.fit_sum(terms, [0.0] * width)
-    return fitted, predicted, *fit.tested(f"operation {name}", points, width, fitted, predicted)
+    return predicted, *fit.tested(f"operation {name}", points, width, fitted, predicted)
 
 
 def contention(points: Sequence[Point]) -> dict[str, dict[str, float]]:
@@ -534,7 +646,7 @@ def contention(points: Sequence[Point]) -> dict[str, dict[str, float]]:
         key = (point.parameters["name"], point.parameters["units"])
         if point.number("workers") > 1 and key in alone:
             slower.setdefault(str(key[0]), {})[str(point.parameters["workers"])] = round(point.seconds / alone[key], 4)
-    return slower
+    return {name: dict(sorted(by_cores.items(), key=lambda item: int(item[0]))) for name, by_cores in slower.items()}
 
 
 def _slowdown(points: Sequence[Point], findings: Findings) -> Profile:
@@ -609,6 +721,55 @@ def transfers(points: Sequence[Point], target: Target, findings: Findings) -> No
                         str(p.parameters["pieces"]): p.seconds / predicted(law, p) for p in every if p not in mine
                     },
                 }
+
+
+def carried_links(points: Sequence[Point], findings: Findings) -> dict[str, Profile]:
+    """Profiles of links between processes of this machine, by how a live run moves what passes on them."""
+    found = {}
+    for manner in get_args(Manner):
+        mine = of(points, "payload", by=manner)
+        fitted, predicted = fit.fit_sum(_message_terms, (0.0, 0.0, 0.0))
+        law, test = fit.tested(f"payloads by {manner}", mine, 3, fitted, predicted)
+        findings.keep(test, mine, law, predicted)
+        if law is None or not law[2]:
+            continue
+        what = (
+            "from a message's being asked for in the live loop to its last byte's having been read by another process"
+        )
+        source = findings.source("cpu", f"{what}: {findings.tested(test)}")
+        bounds = _bounds(fit.used_of(mine, 3), predicted, law, (0.0, 0.0, 0.0))
+        names, shown = ("latency_s", "per_message_s", "bytes_per_s"), lambda x: np.array([*x[:2], 1.0 / x[2]])
+        name = f"{findings.name}-{manner}"
+        found[name] = {
+            "name": name,
+            "kind": "link",
+            "description": f"between two processes of this machine, by {manner}",
+            **(_figures(names, law, source, bounds, shown) or {}),
+            "joules_per_byte": findings.unknown(
+                f"{name} joules_per_byte", "no meter tells it from what its cores draw"
+            ),
+            "carried_by": manner,
+        }
+    return found
+
+
+def _message_terms(point: Point) -> tuple[float, float, float]:
+    """Of a link: once, each message, each byte."""
+    return 1.0, point.number("messages"), point.number("messages") * point.number("bytes")
+
+
+def held_out(findings: Findings) -> tuple[HeldOut, ...]:
+    """How far the laws of kernels, and those of CPU stages, err on points kept out of their fits; what was never held out has no line."""
+    spreads = {fitted.name: [point.spread for point in fitted.points] for fitted in findings.fits}
+    found = []
+    for what, beginnings, target_fraction in AIMS:
+        laws = [law for law in findings.laws if law.name.startswith(beginnings)]
+        errors = [error for law in laws for error in law.errors]
+        if errors:
+            spread = float(np.median([x for law in laws for x in spreads[law.name]]))
+            median, p90 = np.quantile(errors, (0.5, 0.9)).tolist()
+            found.append(HeldOut(what, target_fraction, len(errors), float(np.mean(errors)), median, p90, spread))
+    return tuple(found)
 
 
 def sections(findings: Findings) -> list[str]:

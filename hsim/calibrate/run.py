@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from hsim.backends.code import declared_in, digest
 from hsim.calibrate import profiles
@@ -213,7 +214,9 @@ class _Calibration:
         succeeded = {row.key for row in rows if not row.reading.failure}
         failed = {row.key: row.reading.failure for row in rows if row.reading.failure and row.key not in succeeded}
         left_out = _told(self.left_out)
-        more = {"noisy": noisy, "failed": failed, "left_out": left_out}
+        held_out = profiles.held_out(findings)
+        more: dict[str, Any] = {"noisy": noisy, "failed": failed, "left_out": left_out}
+        more |= {"held_out": [{**asdict(one), "said": one.said} for one in held_out]}
         files = [write_fit(self.folder, findings, more), write_report(self.folder, findings)]
         files += write_profiles(options.out, findings)
         for file, text in scenarios.items():
@@ -237,16 +240,19 @@ class _Calibration:
             files=(*files, *scenarios),
             scenario=scenario,
             simulated=result,
+            held_out=held_out,
         )
 
     def _fit(self, targets: list[Target], points: list[Point], findings: Findings) -> dict[Path, str]:
         """Fill the findings; returns the scenarios to write, by file."""
         units = _operation_units() | {name: declared.unit for name, (declared, _) in self.own.items()}
-        cpu = profiles.cpu([p for p in points if p.device == "cpu"], units, findings, self.unmetered["cpu"])
+        cores = [p for p in points if p.device == "cpu" or p.kind == "loop"]
+        cpu = profiles.cpu(cores, units, findings, self.unmetered["cpu"])
         for name, (_, code) in self.own.items():
             if name in cpu["operations"]:
                 cpu["operations"][name]["code"] = code.model_dump()
         findings.profiles[cpu["name"]] = cpu
+        findings.profiles |= profiles.carried_links(cores, findings)
         scenarios = {}
         for target in targets:
             if not target.host_only and (text := self._fit_device(target, points, findings)):

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from hsim.description.hardware import CpuProfile
 from hsim.description.system import Figures, Tier
 
+Contention = tuple[tuple[float, float], ...]
+"""How many times longer work takes by the part of the other cores that are busy: points (part, times), the part rising,
+joined by straight lines from (0, 1) on and the same beyond the last.
+"""
+
+
+def times_as_long(curve: Contention, part: float) -> float:
+    """How many times longer work takes while so large a part of the other cores is busy."""
+    at, times = 0.0, 1.0
+    for following, longer in curve:
+        if part < following:
+            return times + (longer - times) * (part - at) / (following - at)
+        at, times = following, longer
+    return times
+
 
 @dataclass(frozen=True, slots=True)
 class OperationCost:
-    """Seconds of one core by units: see description.hardware.Operation."""
+    """Seconds of one core by units: see description.hardware.Operation; and `hand_over_s` for each job, whatever it is.
+
+    `contention` is the operation's own, empty where it has none.
+    """
 
     operation: str
     base_s: float
@@ -19,9 +38,20 @@ class OperationCost:
     per_unit_squared_s: float = 0.0
     per_unit_beyond_s: float = 0.0
     knee_units: float = math.inf
+    hand_over_s: float = 0.0
+    contention: Contention = ()
+
+    @property
+    def once_s(self) -> float:
+        """What a batch of like jobs pays once."""
+        return self.base_s + self.hand_over_s
 
     def seconds(self, units: float) -> float:
-        """Seconds of one busy core for so many units."""
+        """Seconds for which a job of so many units holds a core."""
+        return self.hand_over_s + self.work_s(units)
+
+    def work_s(self, units: float) -> float:
+        """Seconds of its work alone."""
         seconds = self.base_s + units * (self.per_unit_s + units * self.per_unit_squared_s)
         return seconds + (units - self.knee_units) * self.per_unit_beyond_s if units > self.knee_units else seconds
 
@@ -31,11 +61,17 @@ def operation_cost(cpu: CpuProfile, operation: str, figures: Figures) -> Operati
     described = cpu.operations[operation]
 
     def of(name: str) -> float:
-        return figures.value(cpu, f"operations.{operation}.{name}") if getattr(described, name) else 0.0
+        given = getattr(described, name.partition(".")[0])
+        return figures.value(cpu, f"operations.{operation}.{name}") if given else 0.0
 
     knee = math.inf if described.knee_units is None else described.knee_units
+    parts = [(int(n) - 1) / max(1, cpu.cores - 1) for n in described.contention_slowdown]
+    # In no world does company make work quicker: points of a curve, drawn each by itself, might say so.
+    times = list(accumulate((of(f"contention_slowdown.{n}") for n in described.contention_slowdown), max, initial=1.0))
     square_s, beyond_s = of("per_unit_squared_s"), of("per_unit_beyond_s")
-    return OperationCost(operation, of("base_s"), of("per_unit_s"), square_s, beyond_s, knee)
+    cost = OperationCost(operation, of("base_s"), of("per_unit_s"), square_s, beyond_s, knee)
+    hand_over_s = figures.value(cpu, "hand_over_s") if cpu.hand_over_s else 0.0
+    return replace(cost, hand_over_s=hand_over_s, contention=tuple(zip(parts, times[1:], strict=True)))
 
 
 @dataclass(frozen=True, slots=True)

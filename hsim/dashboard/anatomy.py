@@ -4,45 +4,23 @@ from __future__ import annotations
 
 import streamlit as st
 
-from hsim.dashboard.jobs import Job
-from hsim.dashboard.parts import plot, table
-from hsim.dashboard.session import progress, watch
+from hsim.dashboard.parts import LATER, of_the_answer, plot, table, views
 from hsim.dashboard.state import State
-from hsim.dashboard.work import Simulate
+from hsim.dashboard.work import Update
 from hsim.description.system import System
 from hsim.metrics.result import Study
 from hsim.report import figures
-from hsim.runs.closeup import Closeup
 from hsim.units import readable_seconds
 
 
 def page(state: State, system: System) -> None:
     """The page."""
-    watch("answer", Simulate(state.question, state.replications), _draw)
+    known = {"A task's journey": _journey, "The joules": _joules, "Over time": _over_time, "Latencies": _latencies}
+    views(state, system, {name: of_the_answer(draw) for name, draw in known.items()})
 
 
-def _draw(job: Job) -> None:
-    progress("answer", job)
-    if job.update is None:
-        return
-    journey, joules, time, latency = st.tabs(["A task's journey", "The joules", "Over time", "Latencies"])
-    with journey:
-        _journey(job.update.result)
-    with joules:
-        _joules(job.update.result)
-    closeup = job.update.closeup
-    with time:
-        if closeup is not None:
-            _over_time(closeup)
-    with latency:
-        if closeup is not None:
-            _latencies(closeup)
-    if closeup is None:
-        for tab in (time, latency):
-            tab.caption("Drawn when the simulation is done.")
-
-
-def _journey(study: Study) -> None:
+def _journey(update: Update) -> None:
+    study: Study = update.result
     st.markdown(f"**{study.bottleneck}.**")
     plot("anatomy", figures.stage_anatomy(study.stages, study.energy is not None))
     rows = [
@@ -68,9 +46,13 @@ def _journey(study: Study) -> None:
     table(rows)
 
 
-def _joules(study: Study) -> None:
+def _joules(update: Update) -> None:
+    study: Study = update.result
     if study.energy is None:
-        st.info(f"Energy is unavailable: {study.unavailable.get('energy', 'no figure')}")
+        why = study.unavailable.get("energy", "no figure")
+        st.info(
+            f"Energy is unavailable: {why}. What to change stands on Answer, every figure that is missing on Evidence."
+        )
         return
     st.markdown("**Every joule of a task, from the site's meter to the account it is booked to**")
     plot("ledger", figures.ledger_sankey(study.energy.accounts))
@@ -80,14 +62,20 @@ def _joules(study: Study) -> None:
     )
 
 
-def _over_time(closeup: Closeup) -> None:
+def _over_time(update: Update) -> None:
+    if (closeup := update.closeup) is None:
+        st.caption(LATER)
+        return
     st.markdown("**One replication from its start**; the window that is measured is shaded")
     plot("timelines", figures.timelines(closeup.timelines, closeup.window, closeup.end_s))
 
 
-def _latencies(closeup: Closeup) -> None:
+def _latencies(update: Update) -> None:
+    if (closeup := update.closeup) is None:
+        st.caption(LATER)
+        return
     if not closeup.latency:
-        st.info("There is no steady state, and so there are no latencies of one.")
+        st.info("There is no steady state, and so there are no latencies of one. What to change stands on Answer.")
         return
     st.markdown("**How many take how long**, over all replications; dotted where fewer than ten points lie beyond")
     plot("cdf", figures.latency_cdf(closeup.latency, closeup.study.slo))

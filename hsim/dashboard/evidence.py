@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from hsim.dashboard.jobs import Job
-from hsim.dashboard.parts import plot, table
-from hsim.dashboard.session import progress, watch
+from hsim.dashboard.parts import LATER, of_the_answer, plot, table, views
 from hsim.dashboard.state import State
-from hsim.dashboard.work import Simulate
+from hsim.dashboard.work import Update
 from hsim.description.hardware import StepTable
 from hsim.description.system import System
-from hsim.metrics.result import Study
+from hsim.metrics.result import Assumption, Study
 from hsim.report import figures
 from hsim.report.page import limits
-from hsim.runs.closeup import Closeup
 
 TIERS = {
     "measured": "on this very hardware",
@@ -31,29 +29,20 @@ TIERS = {
 
 def page(state: State, system: System) -> None:
     """The page."""
-    watch("answer", Simulate(state.question, state.replications), lambda job: _draw(job, system))
+    sure, stands = of_the_answer(_sampling), of_the_answer(_provenance)
+    known = {"How sure": sure, "What it stands on": stands, "Calibration": _calibration, "Not modelled": _limits}
+    views(state, system, known)
 
 
-def _draw(job: Job, system: System) -> None:
-    progress("answer", job)
-    sure, stands, calibrated, beyond = st.tabs(["How sure", "What it stands on", "Calibration", "Not modelled"])
-    study: Study | None = job.update.result if job.update else None
-    with stands:
-        if study:
-            _provenance(study)
-    with sure:
-        if job.update and job.update.closeup:
-            _sampling(job.update.closeup)
-        else:
-            st.caption("Drawn when the simulation is done.")
-    with calibrated:
-        _calibration(system)
-    with beyond:
-        st.markdown("\n".join(f"- {point}" for point in limits()))
+def _limits(state: State, system: System) -> None:
+    st.markdown("\n".join(f"- {point}" for point in limits()))
 
 
-def _sampling(closeup: Closeup) -> None:
+def _sampling(update: Update) -> None:
     """Both uncertainties side by side, the replications, and the warm-up."""
+    if (closeup := update.closeup) is None:
+        st.caption(LATER)
+        return
     study = closeup.study
     if not study.latency:
         st.info("There is no steady state: what follows has no intervals.")
@@ -72,17 +61,31 @@ def _sampling(closeup: Closeup) -> None:
     )
 
 
-def _provenance(study: Study) -> None:
+def _provenance(update: Update) -> None:
+    study: Study = update.result
     total = sum(study.evidence.values())
     counts = ", ".join(f"{count} {tier} ({TIERS[tier]})" for tier, count in study.evidence.items())
     st.markdown(f"**This result stands on {total} figures of profiles**: {counts}.")
     for what, why in study.unavailable.items():
         st.warning(f"{what} is unavailable: {why}")
-    st.markdown("**Assumed, rough or by default**")
-    table([{"figure": a.name, "value": a.value, "why": a.why} for a in study.assumptions])
+    for line in study.accuracy:
+        st.caption(f"{line}.")
+    assumed = [a for a in study.assumptions if a.why.startswith("assumed")]
+    if assumed:
+        st.markdown("**Assumed, since nobody published them**: measure these first")
+        _reasons(assumed)
+    with st.expander("Rough, transferred or by default", expanded=not assumed):
+        _reasons([a for a in study.assumptions if a not in assumed])
 
 
-def _calibration(system: System) -> None:
+def _reasons(assumptions: Sequence[Assumption]) -> None:
+    """Assumptions with their reasons, which are sentences and wrap."""
+    rows = [{"figure": a.name, "value": a.value, "why": a.why.removeprefix("assumed: ")} for a in assumptions]
+    wide = {"figure": {"width": 230}, "value": {"width": 150}, "why": {"width": 390}}
+    st.dataframe(rows, width="stretch", hide_index=True, row_height=66, column_config=wide)
+
+
+def _calibration(state: State, system: System) -> None:
     """Step tables that were measured for this run, and validations that lie here."""
     if not system.step_tables:
         st.info(

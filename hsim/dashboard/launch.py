@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 from hsim.errors import HsimError
 
@@ -14,7 +13,7 @@ LOCALHOST = "127.0.0.1"
 OPTIONS: dict[str, str | int | bool] = {
     "server.address": LOCALHOST,
     "server.headless": True,
-    "server.maxUploadSize": 1,
+    "server.maxUploadSize": 8,
     "server.maxMessageSize": 50,
     "server.fileWatcherType": "none",
     "browser.gatherUsageStats": False,
@@ -26,16 +25,20 @@ OPTIONS: dict[str, str | int | bool] = {
 
 
 def arguments(port: int, address: str) -> list[str]:
-    """What to run. The script is a small one: worker processes import it, and not the pages."""
+    """What to run: `streamlit run` with what pages need loaded before the first visitor comes."""
     options = OPTIONS | {"server.port": port, "server.address": address}
     flags = [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in options.items()]
-    return [sys.executable, "-m", "streamlit", "run", str(Path(__file__).parent / "__main__.py"), *flags]
+    return [sys.executable, "-m", "hsim.dashboard.serve", *flags]
+
+
+def check_installed() -> None:
+    """Raises HsimError where Streamlit or plotly is not installed."""
+    if find_spec("streamlit") is None or find_spec("plotly") is None:
+        raise HsimError("the dashboard needs Streamlit and plotly; install hsim with its extra `dashboard`")
 
 
 def launch(port: int, address: str = LOCALHOST) -> int:
-    """Run the server until it is stopped; its exit code. Raises HsimError where Streamlit is not installed."""
-    if find_spec("streamlit") is None or find_spec("plotly") is None:
-        raise HsimError("the dashboard needs Streamlit and plotly; install hsim with its extra `dashboard`")
+    """Run the server until it is stopped; its exit code."""
     command = arguments(port, address)
     if sys.platform != "win32":
         os.execv(command[0], command)  # the server takes this process's place, and its signals

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import prod
-from typing import Any
+from pathlib import Path
 
 from hsim.dashboard.state import OWN, Question, shipped_scenarios
+from hsim.dashboard.traces import beside_its_traces, is_upload, leaves
 from hsim.description.quantities import Constant, Distribution, Histogram, Lognormal, Uniform
 from hsim.description.scenario import ClosedArrivals, EnginePool, Scenario, checked
 from hsim.description.system import System, resolve
 from hsim.description.yamlfile import Document, with_settings
 from hsim.errors import DescriptionError
 from hsim.plan import Problem, problem_of
+from hsim.workload.files import found
 
 SCENARIO_BYTES = 64 * 1024
 NESTING = 30
-MAX_TASKS = 20_000
+MAX_TASKS = 40_000
 MAX_ROUNDS = 200_000  # visits to the model that one path draws, on average
 MAX_SERVERS = 1_000
 MAX_FLEETS = 2_000
 MAX_NAMED = 50  # tiers, pools or classes
 FILES = ("file", "tokenizer")
 _PATHLIKE = re.compile(r"[/\\]|^~|\.\.|\.json$")
+_CODE = re.compile(r"^code:|\.py(:|$)")
 
 
 def uploaded(data: bytes) -> Question:
@@ -53,6 +56,7 @@ def admitted(question: Question) -> System:
         _check_nesting(text)
     document = question.document()
     _check_names_no_file(document, _files_of(question))
+    document = beside_its_traces(document)
     scenario = checked(document)
     _check_size(scenario, document)
     return resolve(scenario, document)
@@ -65,11 +69,22 @@ def admitted_problem(question: Question, plan: Sequence[str]) -> Problem:
         _check_nesting(setting)
     document = with_settings(question.document(), plan)
     _check_names_no_file(document, _files_of(question))
+    document = beside_its_traces(document)
     space = prod(len(v) for entry in document.data["fleet"].values() for v in entry.values() if isinstance(v, list))
     if space > MAX_FLEETS:
         what = f"allows {space:,} fleets"
         raise DescriptionError(document.where(("fleet",)), what, f"the dashboard searches at most {MAX_FLEETS:,}")
     return problem_of(document)
+
+
+def lacking(question: Question) -> str:
+    """The file that a shipped scenario names, where it is not here; empty where nothing is missing."""
+    files = _files_of(question)
+    if not files:
+        return ""
+    document = question.document()
+    named = [value for path, value in leaves(document.data) if path[-1] in FILES and str(value) in files]
+    return next((file for file in named if not found(file, Path(document.file).parent).exists()), "")
 
 
 def _check_nesting(text: str) -> None:
@@ -87,25 +102,20 @@ def _files_of(question: Question) -> set[str]:
     """Files that a shipped scenario itself names; nobody else may name one."""
     if question.text or question.base not in shipped_scenarios():
         return set()
-    return {str(value) for path, value in _leaves(question.as_read().data, ()) if path[-1] in FILES}
-
-
-def _leaves(data: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    for key, value in items:
-        if isinstance(value, dict | list):
-            yield from _leaves(value, (*path, key))
-        else:
-            yield (*path, key), value
+    return {str(value) for path, value in leaves(question.as_read().data) if path[-1] in FILES}
 
 
 def _check_names_no_file(document: Document, allowed: set[str]) -> None:
     """Profiles and models are found by name; a path would read whatever file of this machine it leads to."""
-    for path, value in _leaves(document.data, ()):
-        named = path[-1] in FILES and value is not None
+    for path, value in leaves(document.data):
+        if path[-1] == "source":  # where a figure comes from, in words that nobody opens
+            continue
+        named = path[-1] in FILES and value is not None and not is_upload(path, value)
         if str(value) not in allowed and (named or (isinstance(value, str) and _PATHLIKE.search(value))):
-            remedy = "the dashboard reads shipped profiles, models and scenarios by name alone; use the command line"
+            remedy = "the dashboard reads shipped profiles and models by name alone, and traces that are uploaded"
             raise DescriptionError(document.where(path), "names a file", remedy)
+        if isinstance(value, str) and _CODE.search(value):
+            raise DescriptionError(document.where(path), "names code", "the dashboard runs none; name a shipped policy")
 
 
 def _check_size(scenario: Scenario, document: Document) -> None:

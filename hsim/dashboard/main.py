@@ -8,10 +8,11 @@ from dataclasses import replace
 import streamlit as st
 
 from hsim.dashboard import anatomy, answer, evidence, risk, trade_offs, what_if
-from hsim.dashboard.limits import admitted
+from hsim.dashboard.limits import admitted, lacking
 from hsim.dashboard.session import changed, current, key, runners, undo, write_link
 from hsim.dashboard.sidebar import question_form
 from hsim.dashboard.state import State
+from hsim.dashboard.uploads import needs_trace
 from hsim.description.system import System
 from hsim.errors import HsimError
 
@@ -42,8 +43,8 @@ def main() -> None:
     system = _system(state)
     with st.sidebar:
         question_form(state, system.scenario if system else None)
-    _navigation(name)
     if system is not None:
+        _navigation(name)
         PAGES[name](state, system)
     write_link(state)
 
@@ -51,6 +52,9 @@ def main() -> None:
 def _system(state: State) -> System | None:
     """What is asked for; or why it cannot be, and the way back."""
     try:
+        if file := lacking(state.question):
+            needs_trace(state.question, file)
+            return None
         return admitted(state.question)
     except HsimError as error:
         st.error(f"**This cannot be simulated.** {error}")
@@ -68,7 +72,7 @@ def _navigation(name: str) -> None:
         key=widget,
         required=True,
         label_visibility="collapsed",
-        on_change=changed(widget, lambda state, value: replace(state, page=value or state.page)),
+        on_change=changed(widget, lambda state, value: replace(state, page=value or state.page, view="")),
     )
 
 

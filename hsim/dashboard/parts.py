@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
 
-from hsim.dashboard.session import key
+from hsim.dashboard.jobs import Job
+from hsim.dashboard.session import changed, key, progress, watch
 from hsim.dashboard.state import OWN, Question, State, command, encode
 from hsim.dashboard.words import Tile
+from hsim.dashboard.work import Simulate, Update
+from hsim.description.system import System
 from hsim.metrics.result import Study
 from hsim.report.figures import Figure
 from hsim.report.page import page
@@ -18,6 +22,35 @@ from hsim.runs.closeup import Closeup
 from hsim.runs.exports import scenario_text
 
 TILES = 4
+LATER = "Drawn when the simulation is done."
+View = Callable[[State, System], None]
+
+
+def views(state: State, system: System, known: Mapping[str, View]) -> None:
+    """A choice of views of a page, and the one that the state says; the link holds which."""
+    chosen = state.view if state.view in known else next(iter(known))
+    widget = key(f"view-{state.page}")
+    st.segmented_control(
+        "View",
+        list(known),
+        default=chosen,
+        key=widget,
+        required=True,
+        label_visibility="collapsed",
+        on_change=changed(widget, lambda s, value: replace(s, view=value or s.view)),
+    )
+    known[chosen](state, system)
+
+
+def of_the_answer(draw: Callable[[Update], None]) -> View:
+    """A view of the simulated question, drawn anew as figures come."""
+
+    def body(job: Job) -> None:
+        progress("answer", job)
+        if job.update is not None:
+            draw(job.update)
+
+    return lambda state, system: watch("answer", Simulate(state.question, state.replications), body)
 
 
 def tile_row(tiles: Sequence[Tile], preview: bool = False) -> None:
@@ -37,8 +70,9 @@ def tile_row(tiles: Sequence[Tile], preview: bool = False) -> None:
 
 
 def plot(name: str, figure: Figure, **options: Any) -> None:
-    """A figure in the page's own light or dark theme."""
+    """A figure in the page's own light or dark theme; margins grow with long names."""
     layout = {k: v for k, v in figure["layout"].items() if k != "template"}
+    layout |= {k: {"automargin": True} | v for k, v in layout.items() if k.startswith(("xaxis", "yaxis"))}
     shown = {"data": figure["data"], "layout": layout}
     st.plotly_chart(shown, width="stretch", key=key(f"plot-{name}"), config={"displaylogo": False}, **options)
 

@@ -9,15 +9,16 @@ import streamlit as st
 
 from hsim.dashboard import pictures
 from hsim.dashboard.jobs import Job
-from hsim.dashboard.parts import plot, table
-from hsim.dashboard.session import key, progress, watch
+from hsim.dashboard.parts import plot, table, views
+from hsim.dashboard.session import progress, watch
 from hsim.dashboard.state import Question, State
-from hsim.dashboard.trade_offs import FEW, loads_about
+from hsim.dashboard.trade_offs import FEW, NO_LOAD, load_unit, loads_about
 from hsim.dashboard.variants import scaled_lengths
 from hsim.dashboard.words import sentence, verdict_of
 from hsim.dashboard.work import Compare, Sweep
 from hsim.description.system import System
 from hsim.metrics.result import Comparison, Study
+from hsim.report.names import SHORT_NAMES
 
 GROWTH = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 SWING = 0.2
@@ -26,11 +27,7 @@ LENGTHS = {"input_tokens": "prompt length", "output_tokens": "answer length", "r
 
 def page(state: State, system: System) -> None:
     """The page."""
-    names = ["Loss of a server", "Headroom", "Which number matters"]
-    chosen = st.segmented_control(
-        "View", names, default=names[0], key=key("risk"), required=True, label_visibility="collapsed"
-    )
-    {names[0]: _loss, names[1]: _headroom, names[2]: _tornado}[chosen or names[0]](state, system)
+    views(state, system, {"Loss of a server": _loss, "Headroom": _headroom, "Which number matters": _tornado})
 
 
 # ---- N+1
@@ -42,7 +39,7 @@ def _loss(state: State, system: System) -> None:
     for name, tier in system.tiers.items():
         if name not in spare:
             st.error(
-                f"**{name}** is one {tier.server.name}: without it nothing is served. {tier.count + 1} would do for a start."
+                f"**{name}** is one {tier.server.name}: without it nothing is served. A second one is the least that helps."
             )
     if spare:
         fleets = tuple(state.question.changed({f"fleet.{n}.count": t.count - 1}) for n, t in spare.items())
@@ -65,24 +62,28 @@ def _draw_loss(job: Job, lost: Sequence[str], wanted: int) -> None:
 def _headroom(state: State, system: System) -> None:
     loads = loads_about(state.question, system, GROWTH)
     if not loads:
-        st.info("The load of this scenario is no rate and no number of users: nothing can be scaled.")
+        st.info(NO_LOAD)
+        return
+    if not any(vars(system.scenario.slo).values()):
+        st.info("Headroom is how far the load may grow before an objective is missed: set one under Objectives.")
         return
     request = Sweep(tuple(question for _, question in loads), state.replications)
-    watch("headroom", request, lambda job: _draw_headroom(job, [load for load, _ in loads], state.replications))
+    known = [load for load, _ in loads]
+    watch("headroom", request, lambda job: _draw_headroom(job, known, load_unit(system), state.replications))
 
 
-def _draw_headroom(job: Job, loads: Sequence[float], wanted: int) -> None:
+def _draw_headroom(job: Job, loads: Sequence[float], unit: str, wanted: int) -> None:
     progress("headroom", job)
     studies: Sequence[Study] = job.update.result if job.update else ()
     verdicts = [verdict_of(study, wanted) for study in studies]
     st.markdown(f"**{_grows(loads, verdicts)}**")
     rows = []
     for load, study, verdict in zip(loads, studies, verdicts, strict=False):
-        rows.append(
-            {"load": f"{load:g}", "times now": f"{load / loads[0]:.2f}", "verdict": verdict, **_attained(study)}
-        )
+        rows.append({unit: f"{load:g}", "times now": f"{load / loads[0]:.2f}", "verdict": verdict, **_attained(study)})
     if rows:
-        table(rows)
+        plot("headroom", pictures.headroom(loads, studies, verdicts, unit))
+        with st.expander("The figures"):
+            table(rows)
     st.caption("Each verdict by itself stands at 95 %.")
 
 
@@ -103,7 +104,9 @@ def _grows(loads: Sequence[float], verdicts: Sequence[str]) -> str:
 
 def _attained(study: Study) -> Mapping[str, str]:
     return {
-        slo.metric: f"{slo.attained.value:.2%} of {slo.p:.1%}" for slo in study.slo if slo.attained.value is not None
+        f"{SHORT_NAMES[slo.metric]} in its objective": f"{slo.attained.value:.2%} ({100 * slo.p:.4g} % wanted)"
+        for slo in study.slo
+        if slo.attained.value is not None
     }
 
 
@@ -125,23 +128,25 @@ def inputs(question: Question, system: System) -> dict[str, tuple[Question, Ques
     data = system.document.data
     for length, name in LENGTHS.items():
         swing(name, *(scaled_lengths(data, length, factor) for factor in (1 - SWING, 1 + SWING)))
-    for name, value in _figures(system).items():
-        swing(name, *({f"assume.{name}": float(f"{value * f:.4g}")} for f in (1 - SWING, 1 + SWING)))
+    for name, (figure, value) in _figures(system).items():
+        swing(name, *({f"assume.{figure}": float(f"{value * f:.4g}")} for f in (1 - SWING, 1 + SWING)))
     return found
 
 
-def _figures(system: System) -> dict[str, float]:
-    """Figures of the hardware that matter to joules and times, where they are known."""
-    found: dict[str, float | None] = {}
+def _figures(system: System) -> dict[str, tuple[str, float]]:
+    """Figures of the hardware that matter to joules and times, where they are known, by what to call them."""
+    found: dict[str, tuple[str, float | None]] = {}
     for tier in system.tiers.values():
-        found[f"{tier.cpu.name}.idle_w"] = tier.cpu.idle_w.value
-        found[f"{tier.server.name}.base_w"] = tier.server.base_w.value
+        found[f"idle draw of {tier.cpu.name}"] = f"{tier.cpu.name}.idle_w", tier.cpu.idle_w.value
+        found[f"base draw of {tier.server.name}"] = f"{tier.server.name}.base_w", tier.server.base_w.value
     for pool in system.engine_pools():
         chip = system.tier_of(pool).chip
         if chip is not None:
-            found[f"{chip.name}.power.loaded_idle_w"] = chip.power.loaded_idle_w.value
-            found[f"{chip.name}.memory_bytes_per_s"] = chip.memory_bytes_per_s.value
-    return {name: value for name, value in found.items() if value}
+            loaded = f"{chip.name}.power.loaded_idle_w", chip.power.loaded_idle_w.value
+            found[f"idle draw of {chip.name}, loaded"] = loaded
+            memory = f"{chip.name}.memory_bytes_per_s", chip.memory_bytes_per_s.value
+            found[f"memory bandwidth of {chip.name}"] = memory
+    return {name: (figure, value) for name, (figure, value) in found.items() if value}
 
 
 def _tornado(state: State, system: System) -> None:

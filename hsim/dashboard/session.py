@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import streamlit as st
 
 from hsim.dashboard.jobs import Bounds, Job, Runner
 from hsim.dashboard.state import Question, State, decode, encode
-from hsim.dashboard.work import Preview, Request
+from hsim.dashboard.work import Preview, Request, Update
 from hsim.errors import HsimError
 
 PREVIEW_S = 10.0
@@ -19,13 +20,9 @@ PLAN_S = 1200.0
 POLL_S = 0.5
 
 
+@cache
 def runners() -> dict[str, Runner]:
     """The server's runners, shared by all sessions: previews need not wait behind studies, nor those behind plans."""
-    made: dict[str, Runner] = st.cache_resource(_runners, show_spinner=False)()
-    return made
-
-
-def _runners() -> dict[str, Runner]:
     found = {"preview": Runner(Bounds(seconds=PREVIEW_S)), "study": Runner(), "plan": Runner(Bounds(1, seconds=PLAN_S))}
     found["preview"].start(Preview(Question()))  # the first process takes a second, and nobody shall wait for it
     return found
@@ -114,6 +111,15 @@ def previewed(request: Request, questions: Sequence[Question]) -> list[Job]:
         return []
     jobs = [job_of(f"preview-{i}", Preview(question), "preview") for i, question in enumerate(questions)]
     return [job.wait(PREVIEW_WAIT_S) for job in jobs]
+
+
+def answered(request: Request) -> Update:
+    """The answer to a small request, now. Raises HsimError where it has none."""
+    job = runners()["preview"].start(request).wait(PREVIEW_S)
+    if job.state != "done" or job.update is None:
+        job.stop()
+        raise HsimError(job.error or "it takes too long to read; cut a part out of it")
+    return job.update
 
 
 def halt(job: Job) -> None:

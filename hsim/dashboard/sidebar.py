@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import streamlit as st
 
-from hsim.dashboard.limits import SCENARIO_BYTES, uploaded
 from hsim.dashboard.session import changed, key, put, with_changes
-from hsim.dashboard.state import MAX_REPLICATIONS, Question, State, shipped_scenarios, value_at
+from hsim.dashboard.state import MAX_REPLICATIONS, State, shipped_scenarios, value_at
+from hsim.dashboard.uploads import choose, scenario_upload, trace_upload
 from hsim.description.catalogue import shipped
-from hsim.description.scenario import Scenario
+from hsim.description.scenario import Architecture, EnginePool, Scenario, Stages, TraceArrivals
 from hsim.description.yamlfile import read_document
-from hsim.errors import HsimError
 from hsim.report.names import LATENCY_NAMES
 
 OWN = "my own"
@@ -55,37 +54,12 @@ def _choose(state: State) -> None:
         on_change=_chosen,
         args=(widget,),
     )
-    with st.popover("Upload a scenario", icon=":material/upload:", width="stretch"):
-        widget = key("upload")
-        st.file_uploader(
-            f"A YAML file of at most {SCENARIO_BYTES // 1024} kB; it is checked, and never run as code.",
-            ["yaml", "yml"],
-            key=widget,
-            on_change=_uploaded,
-            args=(widget,),
-            max_upload_size=1,
-        )
-    if said := st.session_state.get("upload_error"):
-        st.error(said)
+    scenario_upload()
 
 
 def _chosen(widget: str) -> None:
-    name = st.session_state[widget]
-    if name != OWN:
-        put(replace(st.session_state["state"], question=Question(name).chosen(), variation=(), plan=()))
-
-
-def _uploaded(widget: str) -> None:
-    st.session_state.pop("upload_error", None)
-    file = st.session_state[widget]
-    if file is None:
-        return
-    try:
-        question = uploaded(file.getvalue())
-    except HsimError as error:
-        st.session_state["upload_error"] = f"{file.name}: {error}"
-        return
-    put(replace(st.session_state["state"], question=question, variation=(), plan=()))
+    if (name := st.session_state[widget]) != OWN:
+        choose(name)
 
 
 # ---- widgets that set one value of the scenario
@@ -147,7 +121,12 @@ def _load(state: State, scenario: Scenario) -> None:
         if (value := getattr(arrivals, name, None)) is not None:
             path = f"workload.arrivals.{name}"
             slider(label, path, float(value), float(value_at(base, path) or value), whole)
+    if isinstance(arrivals, TraceArrivals):
+        path = "workload.arrivals.max_input_tokens"
+        number("Leave out prompts above", path, arrivals.max_input_tokens, min_value=1, step=1000, placeholder="tokens")
     st.caption(f"{arrivals.kind} arrivals; {', '.join(scenario.workload.classes)}; model {scenario.model}")
+    with st.popover("Replay a trace", icon=":material/history:", width="stretch"):
+        trace_upload("load")
 
 
 def _fleet(scenario: Scenario) -> None:
@@ -188,21 +167,41 @@ def _add() -> None:
 
 
 def _placement(scenario: Scenario) -> None:
+    if scenario.architectures:
+        widget = key("architecture")
+        names = [*([] if scenario.architecture else [None]), *scenario.architectures]
+        st.selectbox(
+            "architecture",
+            names,
+            index=names.index(scenario.architecture),
+            key=widget,
+            format_func=lambda name: name or "the scenario's own",
+            on_change=changed(widget, _in_architecture),
+        )
     servers = shipped_servers()
     serves: dict[str, list[str]] = {}
-    for stage, pool in scenario.stages.model_dump().items():
-        if pool:
-            serves.setdefault(pool, []).append(stage)
+    for stage in Stages.model_fields:
+        for serving in scenario.stages.pools(stage):
+            serves.setdefault(serving, []).append(stage)
     for name, pool in scenario.pools.items():
         part = pool.runs_on.rpartition(".")[2]
         fitting = [tier for tier, spec in scenario.fleet.items() if part == "cpu" or servers.get(spec.server, 1)]
         stages = " and ".join(serves.get(name, ["nothing"]))
         choice(f"{name} ({stages}) on", f"pools.{name}.runs_on", [f"{tier}.{part}" for tier in fitting], pool.runs_on)
-        if part == "gpu":
+        if isinstance(pool, EnginePool):
             _engine(name, pool)
 
 
-def _engine(name: str, pool: Any) -> None:
+def _in_architecture(state: State, name: str) -> State:
+    """The state in another architecture, without changes of what that has its own of."""
+    kept = [
+        s for s in state.question.settings if s.partition("=")[0].partition(".")[0] not in Architecture.model_fields
+    ]
+    question = replace(state.question, settings=tuple(kept))
+    return replace(state, question=question.changed({"architecture": name}), variation=(), plan=())
+
+
+def _engine(name: str, pool: EnginePool) -> None:
     left, right = st.columns(2)
     with left:
         choice("precision", f"pools.{name}.precision", ("bf16", "fp16", "fp8"), pool.precision)
@@ -210,7 +209,8 @@ def _engine(name: str, pool: Any) -> None:
             "max_num_seqs", f"pools.{name}.max_num_seqs", pool.max_num_seqs, min_value=1, step=1, placeholder="engine's"
         )
     with right:
-        choice("tensor parallel", f"pools.{name}.tensor_parallel", (1, 2, 4, 8), pool.tensor_parallel)
+        if not pool.on_cores:
+            choice("tensor parallel", f"pools.{name}.tensor_parallel", (1, 2, 4, 8), pool.tensor_parallel)
         number("replicas", f"pools.{name}.replicas", pool.replicas, min_value=1, step=1, placeholder="as many as fit")
 
 
@@ -271,13 +271,9 @@ def _with(name: str, state: State, value: Any) -> State:
     return replace(state, **{name: value})
 
 
+@cache
 def shipped_servers() -> dict[str, int]:
     """Servers of the shipped profiles, with how many accelerators each has."""
-    found: dict[str, int] = st.cache_data(_read_servers, show_spinner=False)()
-    return found
-
-
-def _read_servers() -> dict[str, int]:
     found = {}
     for file in sorted(shipped("hardware_profiles").glob("*.yaml")):
         data = read_document(file).data

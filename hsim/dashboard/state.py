@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from hsim.description.catalogue import shipped
+from hsim.description.choices import choices_of
 from hsim.description.scenario import checked, scenario_document
 from hsim.description.system import System, resolve
 from hsim.description.yamlfile import Document, did_you_mean, parse_document, read_document
@@ -64,17 +65,19 @@ class Question:
 
     def choices(self) -> dict[str, list[Any]]:
         """Lists that stand for a planner's choices in its file, by path."""
-        data = self.unchanged().data
-        found: dict[str, list[Any]] = {}
-        for section in ("fleet", "pools", "stages"):
-            for name, entry in (data.get(section) or {}).items():
-                items = entry.items() if isinstance(entry, dict) else [("", entry)]
-                found |= {f"{section}.{name}.{k}".rstrip("."): v for k, v in items if isinstance(v, list) and v}
-        return found
+        return {".".join(path): values for path, values in choices_of(self.unchanged()).items()}
 
     def chosen(self) -> Question:
         """The question with the first of each list of choices: what can be simulated."""
         return self.changed({path: values[0] for path, values in self.choices().items()})
+
+    @property
+    def asks(self) -> str:
+        """The question that a shipped scenario answers; of one's own, its first line where that is a comment."""
+        if not self.text:
+            return shipped_scenarios().get(self.base, "").partition(" (hsim")[0]
+        first = self.text.partition("\n")[0]
+        return first.removeprefix("#").strip() if first.startswith("#") else ""
 
     @property
     def name(self) -> str:
@@ -86,7 +89,8 @@ class Question:
 class State:
     """Everything that pages show depends on this alone: the question, what if it varied, runs, units.
 
-    `plan` are the settings of a search for a fleet: choices as lists, and what is to be minimised.
+    `plan` are the settings of a search for a fleet: choices as lists, and what is to be minimised. `view` is one of
+    those that the page has; empty, its first.
     """
 
     question: Question = Question()
@@ -96,6 +100,7 @@ class State:
     per: str = "task"
     page: str = ""
     plan: tuple[str, ...] = ()
+    view: str = ""
 
     @property
     def varied(self) -> Question:
@@ -159,6 +164,12 @@ def shipped_scenarios() -> dict[str, str]:
     return found
 
 
+def about(name: str) -> str:
+    """What the comment at the head of a shipped scenario says after its question, in its first line."""
+    lines = (shipped("scenarios") / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return lines[1].removeprefix("# ") if len(lines) > 1 and lines[1].startswith("# ") else ""
+
+
 # ---- links
 
 
@@ -169,7 +180,7 @@ def encode(state: State) -> str:
         [question.base, question.text, *question.settings],
         state.variation,
         state.plan,
-        [state.replications, state.energy, state.per, state.page],
+        [state.replications, state.energy, state.per, state.page, state.view],
         hsim_version(),
     ]
     packed = zlib.compress(json.dumps(content, separators=(",", ":")).encode(), 9)
@@ -184,9 +195,9 @@ def decode(text: str) -> State:
         content = inflate.decompress(packed, LINK_BYTES)
         if inflate.unconsumed_tail or inflate.unused_data or not inflate.eof:
             raise ValueError("too long or cut off")
-        (base, own, *settings), variation, plan, (replications, energy, per, page), _ = json.loads(content)
+        (base, own, *settings), variation, plan, (replications, energy, per, page, view), _ = json.loads(content)
         question = Question(base, own, tuple(settings))
-        state = State(question, tuple(variation), replications, energy, per, page, tuple(plan))
+        state = State(question, tuple(variation), replications, energy, per, page, tuple(plan), view)
     except (ValueError, TypeError, zlib.error, binascii.Error, RecursionError):
         raise DescriptionError(LINK, "is not one that this dashboard made", "copy all of it") from None
     _check(state)
@@ -195,8 +206,8 @@ def decode(text: str) -> State:
 
 def _check(state: State) -> None:
     question = state.question
-    words = [state.energy, state.per, state.page, question.base, question.text, *question.settings]
-    words += [*state.variation, *state.plan]
+    words = [state.energy, state.per, state.page, state.view, question.base, question.text]
+    words += [*question.settings, *state.variation, *state.plan]
     if (
         not all(isinstance(word, str) for word in words)
         or type(state.replications) is not int

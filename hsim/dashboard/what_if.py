@@ -9,6 +9,7 @@ from typing import Any
 
 import streamlit as st
 
+from hsim.dashboard import pictures
 from hsim.dashboard.jobs import Job
 from hsim.dashboard.limits import admitted
 from hsim.dashboard.parts import plot, share, table, tile_row
@@ -22,7 +23,6 @@ from hsim.description.hardware import LinkProfile
 from hsim.description.system import System
 from hsim.errors import HsimError
 from hsim.metrics.result import Comparison
-from hsim.report import figures
 from hsim.units import readable
 
 LENGTHS = {"input_tokens": "Prompt length ×", "output_tokens": "Answer length ×", "rounds": "Rounds ×"}
@@ -66,7 +66,7 @@ def _draw(job: Job, state: State, previews: Sequence[Job]) -> None:
         tile_row(tiles(study, state))
     progress("what-if", job)
     if comparison.differences and comparison.differences[0]:
-        plot("differences", figures.differences(comparison))
+        plot("differences", pictures.what_changes(comparison.differences[0]))
         st.caption(
             "The same tasks through both, paired by replication; all intervals together hold at "
             f"{1 - (1 - comparison.confidence) * len(comparison.differences[0]):.0%} (Bonferroni)."
@@ -104,7 +104,10 @@ def _adopt() -> None:
 def _presets(state: State, system: System) -> None:
     """One click each; they start anew from the question."""
     known: dict[str, Mapping[str, Any]] = {}
-    if system.core_pools():
+    for name in system.scenario.architectures:
+        if name != system.scenario.architecture:
+            known[f"Architecture {name}"] = {"architecture": name}
+    if system.core_pools() and not known:
         known["GPU servers alone" if is_split(system) else "Split: add a CPU server"] = (
             gpu_only(system) if is_split(system) else split(system)
         )
@@ -134,7 +137,7 @@ def _sliders(system: System, other: System) -> None:
     with columns[2]:
         for name in other.engine_pools():
             _engine_sliders(name, other)
-        for link in other.networks.values():
+        for link in {link.name: link for link in other.networks.values()}.values():
             _network(link, other)
 
 
@@ -172,8 +175,7 @@ def _engine_sliders(name: str, other: System) -> None:
     st.segmented_control(
         f"{name}: precision", options, default=pool.precision, key=widget, on_change=callback, required=True
     )
-    assert chip is not None  # an engine runs on accelerators
-    if (most := chip.power.cap_w.value) is not None:
+    if chip is not None and not pool.on_cores and (most := chip.power.cap_w.value) is not None:
         caps = [round(most * fraction) for fraction in CAPS]
         _slider(f"{name}: power cap, W", f"pools.{name}.power_cap_w", pool.power_cap_w or most, [*caps, most])
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hsim.dashboard.state import State
+from hsim.dashboard.variants import gpu_only
 from hsim.description.system import System
 from hsim.metrics.result import Comparison, Difference, Interval, PoolUse, Result, SloVerdict, Study
 from hsim.report.names import SHORT_NAMES, figure_name
@@ -127,14 +128,18 @@ def _latency_tile(found: Study | Result, figures: Mapping[str, Interval]) -> Til
         if slo := next((s for s in found.slo if s.metric == candidate), None):
             metric, wanted = candidate, slo.p
             break
-    known = {name: figures[f"{metric}.{name}"] for name in QUANTILES if f"{metric}.{name}" in figures}
-    known = {name: interval for name, interval in known.items() if interval.value is not None}
-    if not known:
+    name = nearest_quantile(figures, metric, wanted)
+    if name not in figures or figures[name].value is None:
         return Tile(SHORT_NAMES[metric], "–", "", "not estimable" if found.latency else "there is no steady state")
-    name = min(known, key=lambda n: (abs(QUANTILES[n] - wanted), -QUANTILES[n]))
-    title = f"{SHORT_NAMES[metric]}, {name.removesuffix('_s')}"
     limit = f"objective {readable_seconds(slo.max_s)}" if slo else "no objective"
-    return Tile(title, *_split(known[name], "s"), limit)
+    return Tile(figure_name(name)[0], *_split(figures[name], "s"), limit)
+
+
+def nearest_quantile(figures: Mapping[str, Interval], metric: str, wanted: float) -> str:
+    """The name of the estimable quantile of a metric that is nearest to the wanted one; of its mean where none is."""
+    known = [name for name in QUANTILES if (found := figures.get(f"{metric}.{name}")) and found.value is not None]
+    near = min(known, key=lambda name: (abs(QUANTILES[name] - wanted), -QUANTILES[name]), default="mean_s")
+    return f"{metric}.{near}"
 
 
 def scaled(interval: Interval | None, factor: float) -> Interval | None:
@@ -199,7 +204,10 @@ def says_difference(comparison: Comparison) -> str:
         return f"No steady state {' nor '.join(which)}: the fleet cannot keep up, and nothing can be compared."
     found = {d.figure: d for d in comparison.differences[0]}
     said = [_says(name, found[figure]) for figure, name in SAID.items() if figure in found]
-    turned = [f"{slo.metric} turns from {before.verdict} to {slo.verdict}" for before, slo in _slos(here, there)]
+    turned = [
+        f"the objective for {SHORT_NAMES[slo.metric]} turns from {before.verdict} to {slo.verdict}"
+        for before, slo in _slos(here, there)
+    ]
     return "; ".join([f"The change makes {', '.join(said)}", *turned]) + "."
 
 
@@ -307,8 +315,6 @@ def _idle_tier(study: Study, system: System) -> Advice | None:
         alone = pools and not tier.accelerators_per_server
         if alone and all(uses[pool].busy_fraction < FEW_BUSY for pool in pools):
             busy = max(uses[pool].busy_fraction for pool in pools)
-            text = (
-                f"The cores of {name} are {busy:.1%} busy: see on What if whether the GPU servers' own cores will do."
-            )
-            return Advice(text)
+            text = f"The cores of {name} are {busy:.1%} busy: see whether the GPU servers' own cores will do."
+            return Advice(text, gpu_only(system))
     return None

@@ -11,6 +11,7 @@ from typing import Any
 from hsim.comparison import compare
 from hsim.dashboard.limits import admitted, admitted_problem
 from hsim.dashboard.state import Question
+from hsim.dashboard.traces import held
 from hsim.description.system import System
 from hsim.drivers.prepared import prepare
 from hsim.metrics.measured import Cohort
@@ -141,7 +142,18 @@ class FindFleet:
         tell(Update(1, 1, found))
 
 
-Request = Preview | Simulate | Compare | Sweep | BreakEven | FindFleet
+@dataclass(frozen=True)
+class ReadTrace:
+    """Ask what an uploaded trace holds."""
+
+    name: str
+
+    def work(self, tell: Tell) -> None:
+        """Read it, within the bounds of every job."""
+        tell(Update(1, 1, held(self.name)))
+
+
+Request = Preview | Simulate | Compare | Sweep | BreakEven | FindFleet | ReadTrace
 
 
 def _looks(replications: int) -> Sequence[int]:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from hsim.description.model import ModelArchitecture
 from hsim.description.quantities import Distribution, Figure
@@ -38,7 +46,9 @@ class Operation(Strict):
     """Cost of a CPU operation on one busy core.
 
     base + per_unit n + per_unit_squared n^2 + per_unit_beyond max(0, n - knee_units) seconds: beyond the knee its data
-    no longer fit in a cache. `unit` says what n counts (tokens, calls, candidates ...).
+    no longer fit in a cache. `unit` says what n counts (tokens, calls, candidates ...). `contention_slowdown` is how many
+    times longer it takes while so many cores of a socket are busy, itself included, where it was measured: else that
+    of the CPU holds.
     """
 
     unit: str
@@ -47,7 +57,16 @@ class Operation(Strict):
     per_unit_squared_s: Figure | None = None
     per_unit_beyond_s: Figure | None = None
     knee_units: NonNegativeFloat | None = None
+    contention_slowdown: dict[str, Figure] = {}
     code: OperationCode | None = None
+
+    @field_validator("contention_slowdown")
+    @classmethod
+    def _cores_rise(cls, by_cores: dict[str, Figure]) -> dict[str, Figure]:
+        cores = [int(n) if n.isdigit() else 0 for n in by_cores]
+        if cores != sorted(set(cores)) or min(cores, default=2) < 2:
+            raise ValueError(f"is by {', '.join(by_cores)}; its keys are rising numbers of busy cores, from 2 on")
+        return by_cores
 
     @model_validator(mode="after")
     def _knee_has_a_slope(self) -> Operation:
@@ -70,8 +89,9 @@ class CoreProducts(Strict):
 class CpuProfile(Profile):
     """A CPU socket. Power above idle is (max_w - idle_w) * busy_fraction ** load_power_exponent.
 
-    A core takes contention_slowdown times as long when all are busy as when it is alone, in proportion in between.
-    Without `products`, no engine runs on its cores.
+    A core takes contention_slowdown times as long when all are busy as when it is alone, in proportion in between; an
+    operation may have a curve of its own. Each job holds its core for hand_over_s beside its own seconds: to be handed
+    to whatever process works there, and its result back. Without `products`, no engine runs on its cores.
     """
 
     kind: Literal["cpu"]
@@ -81,6 +101,7 @@ class CpuProfile(Profile):
     load_power_exponent: Figure
     memory_bytes_per_s: Figure
     contention_slowdown: Figure
+    hand_over_s: Figure | None = None
     operations: dict[str, Operation]
     products: CoreProducts | None = None
 
@@ -88,7 +109,8 @@ class CpuProfile(Profile):
 class GemmLaw(Strict):
     """One product of m x k activations with n x k weights.
 
-    launch_s + per_depth_s k + per_activation_s m k (quantising them)
+    launch_s + per_depth_s k + per_activation_s m k (quantising them) + per_packed_weight_s n k (where m > 1: weights are laid
+    out anew for several rows)
     + ((bytes/(bandwidth_fraction BW))^sharpness + (flops/(flops_fraction peak))^sharpness)^(1/sharpness).
     """
 
@@ -97,6 +119,7 @@ class GemmLaw(Strict):
     flops_fraction: Figure
     per_depth_s: Figure | None = None
     per_activation_s: Figure | None = None
+    per_packed_weight_s: Figure | None = None
     sharpness: Figure | None = None
 
 
@@ -121,7 +144,8 @@ class ExpertsLaw(Strict):
 class DecodeAttentionLaw(Strict):
     """One decode-attention kernel of B sequences.
 
-    launch + B (heads head_dim per_element_s + kv_heads per_kv_head_s + per_sequence_s) + KV/(bandwidth_fraction BW).
+    launch + B (heads head_dim per_element_s + kv_heads per_kv_head_s + per_sequence_s) + KV/(bandwidth_fraction BW)
+    + heads context per_score_s (what each score of a query head with a token of context takes beside its bytes).
     Latent attention reads one vector for all heads and is bound by FLOPs where flops_fraction peak is the slower.
     """
 
@@ -130,6 +154,7 @@ class DecodeAttentionLaw(Strict):
     per_sequence_s: Figure
     bandwidth_fraction: Figure
     per_kv_head_s: Figure | None = None
+    per_score_s: Figure | None = None
     flops_fraction: Figure | None = None
 
 
@@ -179,6 +204,15 @@ class AllToAllLaw(Strict):
     bytes_per_s: Figure
 
 
+class HopLaw(Strict):
+    """From one stage of a pipeline to the next: launch + bytes/bytes_per_s. Stages are equal slices of the model, wherever
+    the cuts fall: a compiler places them.
+    """
+
+    launch_s: Figure
+    bytes_per_s: Figure
+
+
 class Kernels(Strict):
     """How fast the kernels of one accelerator really are. What is left out cannot be run: no experts, no peers ..."""
 
@@ -191,6 +225,7 @@ class Kernels(Strict):
     state: StateLaw | None = None
     all_reduce: AllReduceLaw | None = None
     all_to_all: AllToAllLaw | None = None
+    hop: HopLaw | None = None
 
 
 class Clocks(Strict):
@@ -226,10 +261,14 @@ class AcceleratorPower(Strict):
     clocks: Clocks | None = None
 
 
+Phase = Literal["prefill", "decode"]
+
+
 class AcceleratorProfile(Profile):
-    """An accelerator chip or board. Peaks are dense."""
+    """An accelerator chip or board. Peaks are dense. `phases` are those that it can serve: a chip may be made for one."""
 
     kind: Literal["accelerator"]
+    phases: tuple[Phase, ...] = Field(default=("prefill", "decode"), min_length=1)
     memory_bytes: Figure
     memory_bytes_per_s: Figure
     peak_flops_per_s: dict[Precision, Figure]
@@ -271,7 +310,8 @@ class ServerProfile(Profile):
 class LinkProfile(Profile):
     """A network link: a message takes latency_s, then its bytes share bytes_per_s equally with those under way.
 
-    Each message holds the link for per_message_s beside its bytes: setting up a copy, or a system call.
+    Each message holds the link for per_message_s beside its bytes: setting up a copy, or a system call. A live run on one
+    machine really moves what passes on a link that is `carried_by` something; on others it lets the modelled time pass.
     """
 
     kind: Literal["link"]
@@ -279,6 +319,7 @@ class LinkProfile(Profile):
     bytes_per_s: Figure
     joules_per_byte: Figure
     per_message_s: Figure | None = None
+    carried_by: Literal["pipe", "shared-memory"] | None = None
 
 
 class Representation(Strict):
@@ -309,6 +350,30 @@ class WireProfile(Profile):
     kind: Literal["wire"]
     representations: dict[str, Representation]
     compressions: dict[str, Compression]
+
+
+class SparsityLaw(Strict):
+    """Weights of which kept_fraction are left, each with index_bytes that say where it stood.
+
+    Products of them go flops_speedup times as fast as dense ones where FLOPs bound them, execute executed_fraction of the
+    FLOPs, and take per_product_s more; a model keeps quality_fraction of its scores. `chips` have such products; an empty
+    list: all have.
+    """
+
+    chips: tuple[str, ...] = ()
+    kept_fraction: Figure
+    index_bytes: Figure
+    flops_speedup: Figure
+    executed_fraction: Figure
+    per_product_s: Figure
+    quality_fraction: Figure
+
+
+class SparsityProfile(Profile):
+    """Patterns in which weights may be pruned."""
+
+    kind: Literal["sparsity"]
+    patterns: dict[str, SparsityLaw]
 
 
 class MeasuredError(Strict):
@@ -374,8 +439,8 @@ class StepTable(Profile):
     chunk of `chunk_tokens[i]` tokens takes `chunk_s[i]`, and `pair_s[i]` for each (query, key) pair that it attends;
     where chunks do not begin their prompts, `later_s[i]` more; for each chunk but one, `extra_chunk_s` more. A step of
     both takes the sum and `mixed_s[i][j]` more (a negative number: it reads the weights once), where
-    `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. `between_s` passes between the end of one step and
-    the start of the next. All of them are to be multiplied by `scale`: 1, with bounds on how far the table may be off.
+    `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. Between the end of one step and the
+    start of the next pass `between_s`, and `between_per_sequence_s` for each of its sequences. All of them are to be multiplied by `scale`: 1, with bounds on how far the table may be off.
     """
 
     kind: Literal["step-table"]
@@ -397,10 +462,15 @@ class StepTable(Profile):
     later_s: tuple[NonNegativeFloat, ...]
     extra_chunk_s: NonNegativeFloat
     between_s: NonNegativeFloat = 0.0
+    between_per_sequence_s: NonNegativeFloat = 0.0
     scale: Figure | None = None
     mixed_decodes: tuple[PositiveInt, ...] = Field(min_length=1)
     mixed_chunk_tokens: tuple[PositiveInt, ...] = Field(min_length=1)
     mixed_s: tuple[tuple[float, ...], ...]
+
+    def between(self, sequences: int) -> float:
+        """Seconds that pass before a step of so many sequences."""
+        return self.between_s + self.between_per_sequence_s * sequences
 
     @model_validator(mode="after")
     def _grids_fit_their_axes(self) -> StepTable:
@@ -448,5 +518,6 @@ PROFILE_KINDS: dict[str, type[Profile]] = {
     "engine": EngineProfile,
     "tools": ToolCatalogue,
     "wire": WireProfile,
+    "sparsity": SparsityProfile,
     "step-table": StepTable,
 }

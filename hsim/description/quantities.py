@@ -157,3 +157,11 @@ Distribution = Annotated[
     BeforeValidator(_number_is_constant),
     _NumberToo,
 ]
+
+# How long something takes, where no one else's measurements are drawn from.
+Duration = Annotated[
+    Constant | Lognormal | Uniform | Exponential,
+    Field(discriminator="kind"),
+    BeforeValidator(_number_is_constant),
+    _NumberToo,
+]

@@ -10,9 +10,8 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-import simpy
 from simpy.core import EmptySchedule
-from simpy.events import NORMAL, Event, EventPriority
+from simpy.events import Event
 
 from hsim.backends.endpoint import Line
 from hsim.backends.hosts import DecoderSpec, StepItem, ToolSpec
@@ -21,6 +20,7 @@ from hsim.backends.meters import Meter, meters_at_hand
 from hsim.backends.worker import DECODER_SPIN_S, Worker, WorkerSettings, shared_cores
 from hsim.backends.worker import Done as Answer
 from hsim.description.hardware import OperationCode
+from hsim.drivers.carried import Carriers, check_carried
 from hsim.drivers.clocks import Clock, WallClock
 from hsim.drivers.endpoint import Remote, RemoteSpec, Sent, check_remote
 from hsim.drivers.prepared import Prepared
@@ -67,11 +67,6 @@ class LiveEnvironment(EngineEnvironment):
         """See EngineEnvironment."""
         self.run()
 
-    def schedule(self, event: Event, priority: EventPriority = NORMAL, delay: float = 0) -> None:
-        """See simpy.Environment; delays count from the clock."""
-        self._now = self.now
-        super().schedule(event, priority, delay)
-
     def submit(self, worker: Worker, request: Any, timeout_s: float | None = None) -> Event:
         """Ask a worker. The event happens when it has answered: its value is a Done, or the BackendError that came of it.
 
@@ -113,7 +108,7 @@ class LiveEnvironment(EngineEnvironment):
                 silent.worker.end_silent(
                     silent.timeout_s
                 )  # its connection is at its end then, and is taken as an answer
-        simpy.Environment.step(self)
+        self.take_next()
 
     def _first_deadline_s(self) -> float:
         return min((one.deadline_s for one in self._awaited.values()), default=math.inf)
@@ -281,13 +276,20 @@ class WorkersDo:
         return there
 
 
-def _then(event: Event, done: Done) -> None:
+def _then(event: Event, done: Callable[[Any], Any]) -> None:
     assert event.callbacks is not None
     event.callbacks.append(done)
 
 
 def _value(event: Event) -> Any:
     return event.value
+
+
+def services(log: Log) -> dict[tuple[float, float, float], float]:
+    """Seconds of service by task, round and stage."""
+    visits = log.visits.arrays()
+    keys = zip(visits["task"], visits["round"], visits["stage"], strict=True)
+    return dict(zip(keys, visits["served_s"] - visits["started_s"], strict=True))
 
 
 @dataclass(frozen=True)
@@ -341,19 +343,22 @@ class Stand:
     ) -> None:
         for one in prepared:
             _check_live(one, allow_code)
+            check_carried(one)
             check_remote(one) if endpoint else _check_decoders(one)
         self.prepared, self.device, self.crew, self.endpoint = prepared, device, Crew(), endpoint
         self.notes: tuple[str, ...] = ()
         self.remote: Remote | None = None
+        self.carriers: Carriers | None = None
 
     def __enter__(self) -> Stand:
         try:
             self.remote = Remote(self.endpoint) if self.endpoint else None
             self.notes = _start_workers(self.crew, self.prepared, None if self.remote else self.device)
+            self.carriers = Carriers(self.prepared[0])
         except BaseException:  # Ctrl-C too
             self.close()
             raise
-        self.notes += self.remote.notes if self.remote else ()
+        self.notes += self.carriers.notes + (self.remote.notes if self.remote else ())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -362,8 +367,9 @@ class Stand:
     def close(self) -> None:
         """End workers and connections."""
         self.crew.close()
-        if self.remote:
-            self.remote.close()
+        for other in (self.remote, self.carriers):
+            if other:
+                other.close()
 
     def run(self, prepared: Prepared) -> LiveRun:
         """Run every task of one. Ctrl-C, or a worker that dies again and again, ends it early: `stopped` says so."""
@@ -374,6 +380,8 @@ class Stand:
         sent = Sent(executor.record.failures)
         try:
             pipeline = build(env, log, prepared, executor)
+            if self.carriers:
+                pipeline = self.carriers.taken_over(env, log, pipeline, prepared)
             if self.remote:
                 pipeline = self.remote.taken_over(env, log, pipeline, sent)
             run_tasks(env, log, pipeline, prepared.drawn.tasks)
@@ -399,9 +407,14 @@ def _check_live(prepared: Prepared, allow_code: bool) -> None:
     system = prepared.system
     where = system.document.where
     for name in prepared.sleep:
-        raise DescriptionError(
-            where(("fleet", name, "sleep_after_s")), "a live run cannot switch servers off", "leave it out"
-        )
+        key = "sleep_after_s" if system.scenario.fleet[name].sleep_after_s is not None else ""
+        at = where(("fleet", name, key) if key else ("fleet", name))
+        raise DescriptionError(at, "a live run cannot switch servers off", "leave it out")
+    for name, spec in prepared.replicas.items():
+        if spec.pool.leaves:
+            raise DescriptionError(
+                where(("pools", name)), "a live run cannot scale or break replicas", "leave that out"
+            )
     for name in system.scenario.stages.pools("understand"):
         if name in prepared.replicas:
             raise DescriptionError(
@@ -440,7 +453,7 @@ def _check_decoders(prepared: Prepared) -> None:
         if spec.pool.tensor_parallel > 1:
             at = where(("pools", name, "tensor_parallel"))
             raise DescriptionError(at, "hsim's own decoder runs on one device", "use tensor_parallel 1")
-        for key in ("kv_precision", "power_cap_w"):
+        for key in ("kv_precision", "power_cap_w", "governor", "sparsity", "switch", "host_weight_bytes", "memory"):
             if getattr(spec.pool, key) is not None:
                 at = where(("pools", name, key))
                 raise DescriptionError(at, "hsim's own decoder does not set it", f"--set pools.{name}.{key}=null")
@@ -488,13 +501,10 @@ def _planned_workers(prepared: Sequence[Prepared], device: str | None) -> list[t
     system = first.system
     context = max(r.input_tokens + r.output_tokens for one in prepared for task in one.drawn.tasks for r in task.rounds)
     plan: list[tuple[str, int, DecoderSpec | ToolSpec]] = []
-    for name, spec in first.replicas.items() if device else ():
-        assert device
-        dtype: Any = spec.pool.precision
-        model = system.model_of(name)
-        slots, room = spec.pool.max_num_seqs, min(max(context, LEAST_CONTEXT), model.max_context_tokens)
-        decoder = DecoderSpec(model, slots, room, dtype, device)
-        plan += [("decoder", len(plan) + i, decoder) for i in range(spec.pool.replicas)]
+    if device is not None:
+        for name, spec in first.replicas.items():
+            decoder = _decoder(first, name, context, device)
+            plan += [("decoder", len(plan) + i, decoder) for i in range(spec.pool.replicas)]
     sizes: dict[str, int] = {}
     for one in prepared:
         for operation, units in _sizes(one).items():
@@ -511,6 +521,14 @@ def _planned_workers(prepared: Sequence[Prepared], device: str | None) -> list[t
             for _ in range(cores)
         ]
     return plan
+
+
+def _decoder(prepared: Prepared, name: str, context_tokens: int, device: str) -> DecoderSpec:
+    """The decoder of an engine pool, with room for so much context in each slot."""
+    pool, model = prepared.replicas[name].pool, prepared.system.model_of(name)
+    dtype: Any = pool.precision  # a decoder that has no such precision says so when it is opened
+    room = min(max(context_tokens, LEAST_CONTEXT), model.max_context_tokens)
+    return DecoderSpec(model, pool.max_num_seqs, room, dtype, device)
 
 
 def _sizes(prepared: Prepared) -> dict[str, int]:

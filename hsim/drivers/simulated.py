@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import Any
 
 from hsim.costs.cpu import OperationCost
-from hsim.drivers.prepared import Prepared
+from hsim.costs.geared import Geared
+from hsim.drivers.elastic import assemble
+from hsim.drivers.prepared import Prepared, no_collector
 from hsim.drivers.sites import join_sites
 from hsim.engine.balance import Alternatives
 from hsim.engine.cores import Cores, Host
 from hsim.engine.environment import EngineEnvironment
 from hsim.engine.executor import Executor, ModelledTime
+from hsim.engine.failures import BreakableCores, BreakableReplica
+from hsim.engine.governing import Governor
 from hsim.engine.keeping import Keeping
 from hsim.engine.life import Balancing, OperationTime, Pipeline, Reader, Send, arrive_in_time, run_tasks
 from hsim.engine.link import Link, Message, Network, Window
+from hsim.engine.memory import SharedMemory
 from hsim.engine.pool import Pool
-from hsim.engine.power import Sleeper
+from hsim.engine.power import Sleep, Sleeper
 from hsim.engine.replica import Replica
-from hsim.engine.visits import Job, Prompt
+from hsim.engine.service import ElasticPool
+from hsim.engine.visits import Prompt
 from hsim.log import Device, Log, PoolRecord, Stage
+from hsim.metrics.quality import weights_of
 from hsim.workload.tasks import Task
 
 
@@ -32,16 +40,12 @@ def run(prepared: Prepared, stepwise: bool = False, followed: int | None = None)
     """
     env, log = EngineEnvironment(), Log()
     pipeline = build(env, log, prepared, ModelledTime(env, stepwise))
-    # Nothing here makes cycles that must be collected during a run; the collector would walk over every live task.
-    gc.disable()
-    try:
+    with no_collector():
         if followed is None:
             run_tasks(env, log, pipeline, prepared.drawn.tasks)
         else:
             arrive_in_time(env, log, pipeline, _until_ended(log, prepared.drawn.tasks, followed))
             env.run_out()  # until those under way have ended too
-    finally:
-        gc.enable()
     return log
 
 
@@ -60,17 +64,25 @@ def _until_ended(log: Log, tasks: list[Task], followed: int) -> Iterator[Task]:
 def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Executor) -> Pipeline:
     """The engine's devices, pools and links for a prepared system, registered in the log."""
     hosts = _hosts(env, log, prepared)
+    memories = {name: SharedMemory(env, log, name, spec) for name, spec in prepared.memories.items()}
     pools: dict[str, Pool[Any]] = {}
     for name in prepared.system.engine_pools():
         pools[name] = _engine_pool(env, log, prepared, name, hosts[prepared.system.tier_of(name).name], executor)
+        if (gaps := prepared.replicas[name].gaps) and gaps.memory:
+            for replica in pools[name].devices:
+                assert isinstance(replica, Replica)
+                replica.share(memories[gaps.memory])
     for name, cores in prepared.cores.items():
         tier = prepared.system.tier_of(name)
         pool = prepared.system.core_pools()[name]
         batching = (pool.max_batch, pool.batch_window_s)
-        devices = [Cores(env, host, cores, executor, batching) for host in hosts[tier.name]]
-        pools[name] = Pool[Job](name, devices, prepared.routers[name], len(log.pools))
+        kind = BreakableCores if prepared.elastic and prepared.elastic.breaks(name) else Cores
+        devices = [kind(env, host, cores, executor, batching) for host in hosts[tier.name]]
+        pools[name] = _pool(env, log, prepared, name, devices)
         what = f"{cores} cores on each of {tier.count} x {tier.server.name}"
         log.pools[name] = PoolRecord(what, False, tuple(d.index for d in devices), cores * tier.count)
+    if prepared.elastic:
+        assemble(env, prepared.elastic, hosts, pools)
     links = _links(env, log, prepared)
     clients = join_sites(env, log, prepared.system, prepared.site_links, links) if prepared.site_links else None
     stages, wire = prepared.system.scenario.stages, prepared.wire
@@ -90,9 +102,18 @@ def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Execut
         readers={name: _readers(prepared, name) for name in serving[Stage.UNDERSTAND] if name in prepared.replicas},
         request_latency_s={} if executor.real else prepared.request_latency_s,
         expected_gap_s=prepared.expected_gap_s,
+        retries=prepared.system.scenario.retries,
         clients=clients,
         keeping=Keeping(env, log, pools[prepared.keep.pool], prepared.keep) if prepared.keep else None,
     )
+
+
+def _pool(env: EngineEnvironment, log: Log, prepared: Prepared, name: str, devices: Sequence[Any]) -> Pool[Any]:
+    """A pool of devices; an elastic one if any of them goes out of service."""
+    router, number = prepared.routers[name], len(log.pools)
+    if prepared.elastic and prepared.elastic.moves(name):
+        return ElasticPool[Any](env, log, name, devices, router, number)
+    return Pool[Any](name, devices, router, number)
 
 
 def _balancing(env: EngineEnvironment, prepared: Prepared, pools: dict[str, Pool[Any]]) -> Balancing | None:
@@ -123,7 +144,7 @@ def _readers(prepared: Prepared, pool: str) -> dict[str, Reader]:
 
 
 def _timed(cost: OperationCost) -> OperationTime:
-    return OperationTime(cost.operation, cost.seconds, cost.base_s)
+    return OperationTime(cost.operation, cost.seconds, cost.once_s, cost.contention)
 
 
 def _links(env: EngineEnvironment, log: Log, prepared: Prepared) -> dict[tuple[str, str], Send]:
@@ -155,8 +176,10 @@ def _hosts(env: EngineEnvironment, log: Log, prepared: Prepared) -> dict[str, li
         power = prepared.hosts[name]
         for number in range(tier.count):
             host = Host(env, log, len(log.hosts), power, prepared.slowdown[name])
-            if name in prepared.sleep and number >= prepared.system.scenario.fleet[name].stay_on:
-                host.sleeper = Sleeper(env, log, (host.index, -1), prepared.sleep[name])
+            spec, stays = prepared.system.scenario.fleet[name], number < prepared.system.scenario.fleet[name].stay_on
+            if name in prepared.sleep and (spec.leaves or not stays):
+                sleep = Sleep(inf, prepared.sleep[name].wake_s) if stays else prepared.sleep[name]
+                host.sleeper = Sleeper(env, log, (host.index, -1), sleep)
                 host.sleeper.rest()
             hosts.setdefault(name, []).append(host)
             log.hosts.append(Device(f"{name}/{number}", name, power.idle_w, power.cores))
@@ -167,10 +190,13 @@ def _engine_pool(
     env: EngineEnvironment, log: Log, prepared: Prepared, name: str, hosts: list[Host], executor: Executor
 ) -> Pool[Prompt]:
     spec, tier = prepared.replicas[name], prepared.system.tier_of(name)
+    geared = Geared(spec.costs.gears) if isinstance(spec.costs, Geared) else None  # of this run: it is shifted
+    spec = replace(spec, costs=geared) if geared else spec
+    kind = BreakableReplica if prepared.elastic and prepared.elastic.breaks(name) else Replica
     replicas = []
     for number, server in enumerate(prepared.system.placements()[name]):
         host = hosts[server]
-        replicas.append(Replica(env, log, len(log.accelerators), spec, host, executor))
+        replicas.append(kind(env, log, len(log.accelerators), spec, host, executor))
         ways, cores = 0 if spec.pool.on_cores else spec.pool.accelerators, spec.host_cores
         device = Device(
             f"{name}/{number}", tier.name, spec.idle_w, host=host.index, host_cores=cores, accelerators=ways
@@ -179,12 +205,15 @@ def _engine_pool(
     on = f"{spec.pool.accelerators} {tier.chip.name}" if tier.chip else ""
     if spec.pool.on_cores:
         on = f"{spec.pool.cores_per_replica} cores of {tier.cpu.name}"
-    number = len(log.pools)
+    pool = _pool(env, log, prepared, name, replicas)
+    if geared:
+        Governor(env, log, pool, geared, prepared.governors[name])
     log.pools[name] = PoolRecord(
         f"{len(replicas)} x {on}",
         True,
         tuple(r.index for r in replicas),
         len(replicas),
         spec.kv_blocks * spec.pool.block_tokens,
+        tuple(weights_of(spec.pool)),
     )
-    return Pool[Prompt](name, replicas, prepared.routers[name], number)
+    return pool

@@ -10,7 +10,7 @@ from itertools import count
 
 from simpy.events import Event
 
-from hsim.costs.cpu import HostPower
+from hsim.costs.cpu import Contention, HostPower, times_as_long
 from hsim.engine.environment import TASK_GOES_ON, WORK_ENDS, EngineEnvironment
 from hsim.engine.executor import Done, Executor
 from hsim.engine.power import Sleeper
@@ -19,12 +19,27 @@ from hsim.log import Log, Outcome, Stage
 from hsim.policies.views import DeviceView, VisitView
 
 
+class _Clock:
+    """Work that slows down by one curve as cores become busy: it passes at one speed, so that its order of ending stays.
+
+    `worked_s` is what a job present from the beginning would have done by the last change of load.
+    """
+
+    __slots__ = ("ends", "speed", "speeds", "worked_s")
+
+    def __init__(self, curve: Contention, cores: int, busy: int) -> None:
+        self.speeds = [1 / times_as_long(curve, max(0, n - 1) / max(1, cores - 1)) for n in range(cores + 1)]
+        self.speed, self.worked_s = self.speeds[busy], 0.0
+        self.ends: list[tuple[float, int, Done]] = []  # heap: work done when a job is done, order, what then
+
+
 class Host:
     """The CPU packages of one server.
 
     Its power bends with load, so busy cores share it equally at each instant. Its cores slow each other down: at n
-    busy cores work passes at speed 1 / (1 + (slowdown - 1) (n - 1) / (cores - 1)), for jobs already running too. The
-    operating system is taken to spread jobs evenly over the sockets, so one clock serves them all.
+    busy cores work passes at speed 1 / (1 + (slowdown - 1) (n - 1) / (cores - 1)), or at that of its own curve, for jobs
+    already running too. The operating system is taken to spread jobs evenly over the sockets, so one clock serves all
+    work of one curve.
     """
 
     def __init__(self, env: EngineEnvironment, log: Log, index: int, power: HostPower, slowdown: float = 1.0) -> None:
@@ -32,9 +47,10 @@ class Host:
         self.sleeper: Sleeper | None = None  # of a server that is switched off when it has nothing to do
         self.busy = 0
         self.core_idle_w = power.idle_w / power.cores
-        self._core_w, self._speed = 0.0, 1.0
-        self._joules, self._worked_s, self._since_s = 0.0, 0.0, 0.0
-        self._ends: list[tuple[float, int, Done]] = []  # heap: work done when a job is done, order, what then
+        self._core_w, self._joules, self._since_s = 0.0, 0.0, 0.0
+        self._shares_w = [power.dynamic_w(n) / max(1, n) for n in range(power.cores + 1)]  # of each of n busy cores
+        self._clocks: dict[Contention, _Clock] = {}
+        self._own: Contention = ((1.0, slowdown),)
         self._order, self._version = count(), 0
         self._armed_s, self._slowed, self._ending = math.inf, False, False
 
@@ -46,48 +62,66 @@ class Host:
         """So many cores more (or fewer) are busy from now on."""
         now = self.env.now
         self._joules = self.joules_per_core()
-        self._worked_s += self._speed * (now - self._since_s)
+        for clock in self._clocks.values():
+            clock.worked_s += clock.speed * (now - self._since_s)
         self._since_s = now
         self.busy += cores
         assert 0 <= self.busy <= self.power.cores, f"{self.busy} of {self.power.cores} cores busy"
-        self._core_w = self.power.dynamic_w(self.busy) / self.busy if self.busy else 0.0
+        self._core_w = self._shares_w[self.busy]
         self.log.cores.append((self.index, now, self.busy))
-        if self.slowdown > 1:
-            others = (self.busy - 1) / max(1, self.power.cores - 1)
-            self._speed = 1 / (1 + (self.slowdown - 1) * others) if self.busy else 1.0
+        if self._clocks:
+            for clock in self._clocks.values():
+                clock.speed = clock.speeds[self.busy]
             self._slowed = self._slowed or cores > 0
             if cores < 0:
                 self._rearm()  # what is under way ends sooner; with more cores busy it is looked at again when it is due
 
-    def work(self, seconds: float, done: Done) -> None:
-        """Do so many seconds of work, as one core alone would take, on a core already counted as busy."""
-        worked_s = self._worked_s + self._speed * (self.env.now - self._since_s)
-        heappush(self._ends, (worked_s + seconds, next(self._order), done))
-        if self._first_end_s() < self._armed_s:
+    def work(self, seconds: float, done: Done, contention: Contention = ()) -> None:
+        """Do so many seconds of work, as one core alone would take, on a core already counted as busy.
+
+        It slows down by its own contention, if it has any.
+        """
+        curve = contention or self._own
+        if curve not in self._clocks:
+            self._clocks[curve] = _Clock(curve, self.power.cores, self.busy)
+        clock = self._clocks[curve]
+        worked_s = clock.worked_s + clock.speed * (self.env.now - self._since_s)
+        heappush(clock.ends, (worked_s + seconds, next(self._order), done))
+        if self._since_s + (clock.ends[0][0] - clock.worked_s) / clock.speed < self._armed_s:
             self._rearm()
 
-    def _first_end_s(self) -> float:
-        """When the first job under way is done, if the speed stays as it is."""
-        return self._since_s + (self._ends[0][0] - self._worked_s) / self._speed
+    def _first(self) -> tuple[float, int, _Clock] | None:
+        """When the first job under way is done, if speeds stay as they are: the instant, its order, and its clock."""
+        first = None
+        for clock in self._clocks.values():
+            if clock.ends:
+                worked_s, order, _ = clock.ends[0]
+                found = (self._since_s + (worked_s - clock.worked_s) / clock.speed, order, clock)
+                if first is None or found < first:
+                    first = found
+        return first
 
     def _rearm(self) -> None:
         if self._ending:
             return  # once is enough, when all that follows from an end has happened
         self._version += 1
         self._armed_s, self._slowed = math.inf, False
-        if self._ends:
-            self._armed_s = max(self.env.now, self._first_end_s())
-            self.env.call_at(self._armed_s, WORK_ENDS, partial(self._end, self._version))
+        if first := self._first():
+            self._armed_s = max(self.env.now, first[0])
+            self.env.call_at(self._armed_s, WORK_ENDS, self._end, self._version)
 
-    def _end(self, version: int, event: Event) -> None:
+    def _end(self, version: int) -> None:
         if version != self._version:
             return  # a shorter job has come, or cores have become free
-        if self._slowed and self._first_end_s() > self.env.now:
+        first = self._first()
+        assert first, "a job has ended that nobody had begun"
+        end_s, _, clock = first
+        if self._slowed and end_s > self.env.now:
             self._rearm()  # more cores are busy than when this was foreseen
             return
-        done = heappop(self._ends)[2]
+        done = heappop(clock.ends)[2]
         self._ending = True
-        done(event)
+        done(None)
         self._ending = False
         self._rearm()
 
@@ -191,20 +225,21 @@ class Cores:
 
     def _start(self, batch: list[Job]) -> None:
         now, joules = self.env.now, self.host.joules_per_core()
-        first, *others = batch
         for job in batch:
             job.started_s, job.joules_mark = now, joules
-        seconds = first.seconds + sum(job.seconds - job.base_s for job in others)
+        first, seconds = batch[0], batch[0].seconds
+        if len(batch) > 1:
+            seconds += sum(job.seconds - job.base_s for job in batch[1:])
         self.executor.job(first, seconds, self.host, partial(self._end, batch, seconds))
 
     def _end(self, batch: list[Job], seconds: float, event: Event) -> None:
-        now = self.env.now
+        now, host_j = self.env.now, self.host.joules_per_core()
         base_s = batch[0].base_s / len(batch)
         for job in batch:
             # Each pays for its own part of the work, and an equal part of what was paid once.
             part = (job.seconds - job.base_s + base_s) / seconds if len(batch) > 1 else 1.0
             job.served_s = now
-            job.dynamic_j = part * (self.host.joules_per_core() - job.joules_mark)
+            job.dynamic_j = part * (host_j - job.joules_mark)
             job.idle_j = part * self.host.core_idle_w * (now - job.started_s)
             self.env.trigger_at(job.done, now, TASK_GOES_ON + job.task)
         following = self._next_batch() if self.waiting else []

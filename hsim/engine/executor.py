@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hsim.engine.cores import Host
     from hsim.engine.replica import Replica
 
-Done = Callable[[Event], Any]
+Done = Callable[[Event | None], Any]
 
 
 class Executor(Protocol):
@@ -43,8 +43,8 @@ class ModelledTime:
 
     def job(self, job: Job, seconds: float, host: Host, done: Done) -> None:
         """See Executor."""
-        if host.slowdown > 1:
-            host.work(seconds, done)
+        if job.contention or host.slowdown > 1:
+            host.work(seconds, done, job.contention)
         else:
             self.env.call_at(job.started_s + seconds, WORK_ENDS, done)
 

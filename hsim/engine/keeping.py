@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from hsim.engine.balance import NOBODY
@@ -39,7 +40,7 @@ class Keeping:
         self.log.keeping.append((task, self.env.now, choice, self.spec.easy[task]))
         return choice
 
-    def _waiting(self) -> int:
-        """Visits that would wait at the edge if one more came."""
-        views = [device.view(NOBODY) for device in self.pool.devices]
-        return max(0, 1 + min(view.outstanding - view.max_running for view in views))
+    def _waiting(self) -> float:
+        """Visits that would wait at the edge if one more came; without end where nobody is in service there."""
+        views = [device.view(NOBODY) for device in self.pool.open]
+        return max(0, 1 + min((view.outstanding - view.max_running for view in views), default=inf))

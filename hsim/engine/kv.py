@@ -61,6 +61,9 @@ class KvCache:
         Whole blocks count, and the last token is always computed, since its logits are needed.
         """
         found = prompt.brought_tokens or self.cached_tokens(prompt.prefix)
+        if not found:
+            prompt.prompt_left, prompt.held_blocks = prompt.prefill_tokens, 0
+            return
         usable = min(found, prompt.prefill_tokens - 1) // self.block_tokens
         in_use = sum(self._shared[key][1] for key, _ in prompt.prefix if key in self._shared)
         if self._kept:
@@ -165,6 +168,13 @@ class KvCache:
         """What free blocks held is lost."""
         self._cached.clear()
         self._cached_blocks = 0
+
+    def lose(self) -> None:
+        """Everything is lost, whoever uses it."""
+        self.forget()
+        self._shared.clear()
+        self._kept.clear()
+        self.free_blocks = self.capacity_blocks
 
     def _held(self, key: Hashable) -> int:
         shared = self._shared.get(key)

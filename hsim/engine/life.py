@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 from simpy.events import Event
 
+from hsim.costs.cpu import Contention
 from hsim.costs.wire import Wire
+from hsim.description.elastic import Retries
 from hsim.engine.balance import NOBODY, Alternatives
 from hsim.engine.environment import TASK_ARRIVES, TASK_GOES_ON, EngineEnvironment, Living
 from hsim.engine.keeping import Keeping
@@ -28,11 +30,12 @@ Send = Callable[[int, float], Event]
 
 @dataclass(frozen=True)
 class OperationTime:
-    """A CPU operation: its name, its seconds by units, and the part of them that a batch pays once."""
+    """A CPU operation: its name, its seconds by units, the part of them that a batch pays once, and its own contention."""
 
     name: str
     seconds: Callable[[float], float]
     base_s: float
+    contention: Contention = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Pipeline:
     readers: Mapping[str, Mapping[str, Reader]] = field(default_factory=dict)
     request_latency_s: Mapping[str, float] = field(default_factory=dict)
     expected_gap_s: Mapping[str, float] = field(default_factory=dict)
+    retries: Retries = field(default_factory=Retries)
     clients: Clients | None = None
     keeping: Keeping | None = None
 
@@ -108,9 +112,11 @@ def run_tasks(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[
 
 def use(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: list[Task]) -> Generator[Event, None, None]:
     """A user of a closed loop: think, ask, wait for the answer, think again."""
+    env.lives += 1
     for task in tasks:
         yield env.at(env.now + task.think_s, task.id)
         yield from live(env, log, pipeline, task)
+    env.lives -= 1
 
 
 def arrive_in_time(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: Iterable[Task]) -> None:
@@ -122,12 +128,17 @@ def arrive_in_time(env: EngineEnvironment, log: Log, pipeline: Pipeline, tasks: 
         following = next(waiting, None)
         if following is not None:
             env.call_at(following.arrival_s, TASK_ARRIVES + following.id, lambda _: arrive(following))
+        else:
+            env.lives -= 1
 
+    env.lives += 1  # who has yet to come
     first = next(waiting)
     env.call_at(first.arrival_s, TASK_ARRIVES + first.id, lambda _: arrive(first))
 
 
-def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Generator[Event, None, None]:
+def live(  # noqa: PLR0912  # it reads from top to bottom, without a generator within it more than it must have
+    env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task
+) -> Generator[Event, None, None]:
     """A task's life: for each visit, move there, queue and be served, perhaps wait for something outside."""
     place, outcome, arrival_s = "", Outcome.SERVED, env.now
     deadline_s = arrival_s + task.timeout_s
@@ -135,7 +146,10 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
     if balance and not balance.admission(pipeline.pools[_prompted(pipeline)].waited_s(), balance.objective_s):
         log.tasks.append((task.id, arrival_s, arrival_s, Outcome.SHED))
         return
-    for visit in visits_of(env, pipeline, task):
+    env.lives += 1
+    visits = visits_of(env, pipeline, task)
+    visit = next(visits, None)
+    while visit is not None:
         pool = visit.asked or pipeline.pools[visit.stage]
         visit.ready_s = env.now
         if balance:
@@ -150,9 +164,7 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
             yield coming
         visit.queued_s = env.now
         if visit.remake and balance:
-            visit, pool = yield from _served_by_any(env, pipeline, visit, deadline_s)  # noqa: PLW2901  # remade
-            visit.ended_s, place, outcome = env.now, pool.name, visit.outcome
-            log.visits.append(visit.row())
+            visit, pool = yield from _served_by_any(env, pipeline, visit, deadline_s)
         elif env.now < deadline_s:
             served = pool.submit(visit)
             if deadline_s < math.inf:
@@ -160,15 +172,38 @@ def live(env: EngineEnvironment, log: Log, pipeline: Pipeline, task: Task) -> Ge
             yield served
             if isinstance(visit, Job) and visit.outside_wait_s and not visit.outcome:
                 yield env.at(env.now + visit.outside_wait_s, task.id)
-            visit.ended_s, place = env.now, pool.name
-            log.visits.append(visit.row())
-            outcome = visit.outcome
-        if outcome or env.now >= deadline_s:
-            outcome = outcome or Outcome.TIMED_OUT
+        else:
+            outcome = Outcome.TIMED_OUT
             break
+        visit.ended_s = env.now
+        log.visits.append(visit.row())
+        if visit.outcome is Outcome.LOST and (again := _again(env, pipeline, visit, deadline_s)):
+            yield again
+            continue
+        place, outcome = pool.name, visit.outcome
+        if outcome or env.now >= deadline_s:
+            outcome = _reason(outcome, env.now >= deadline_s)
+            break
+        visit = next(visits, None)
     _abandon(pipeline, task, outcome)
     yield from _answered(pipeline, task, outcome, place)
+    env.lives -= 1
     log.tasks.append((task.id, arrival_s, env.now, outcome))
+
+
+def _again(env: EngineEnvironment, pipeline: Pipeline, visit: Job | Prompt, deadline_s: float) -> Event | None:
+    """When a visit whose device broke down is sent again, as if nothing had been done; None where it is not."""
+    if visit.lost == pipeline.retries.max_retries or env.now >= deadline_s:
+        return None
+    visit.begin_again()
+    return env.at(env.now + pipeline.retries.after_s, visit.task)
+
+
+def _reason(outcome: Outcome, late: bool) -> Outcome:
+    """Why a task ends before its last round."""
+    if outcome is Outcome.LOST and not late:
+        return Outcome.FAILED
+    return Outcome.TIMED_OUT if outcome in (Outcome.SERVED, Outcome.LOST) else outcome
 
 
 def _latency_s(pipeline: Pipeline, task: Task, visit: Job | Prompt, pool: str) -> float:
@@ -186,10 +221,14 @@ def _answered(pipeline: Pipeline, task: Task, outcome: Outcome, place: str) -> I
 
 
 def _brought_back(pool: Pool[Any], prompt: Job | Prompt) -> Event | None:
-    """The arrival of a prompt's context from host memory, if it went there."""
+    """The arrival of a prompt's context from memory, if it went there; if others can have it too, where the router says."""
     replica = pool.device(prompt.home)
     assert isinstance(replica, Replica)
     assert isinstance(prompt, Prompt)
+    if replica.gone(prompt):
+        replica = pool.chosen(prompt)
+        assert isinstance(replica, Replica)
+        prompt.home = replica.index
     return replica.bring_back(prompt)
 
 
@@ -245,7 +284,7 @@ def _served_by_any(
 def _give_up(visit: Job | Prompt, pool: Pool[Any], event: Event) -> None:
     """At a task's deadline: its visit leaves, unless it has been served."""
     if not visit.done.triggered:
-        pool.device_of(visit).give_up(visit)
+        pool.give_up(visit)
 
 
 def _let_go(pipeline: Pipeline, prompt: Prompt) -> None:
@@ -274,10 +313,13 @@ def visits_of(env: EngineEnvironment, pipeline: Pipeline, task: Task) -> Iterato
             if kept is Kept.KEPT:
                 continue
             kept = Kept.SENT
-        for prompt in _prompts(env, pipeline, task, number, this):
-            if pipeline.expected_gap_s:
-                _mind_gaps(pipeline, task, prompt, last)
-                last = prompt
+        prompt = _prompt(env, pipeline, task, number, this)
+        if pipeline.expected_gap_s:
+            _mind_gaps(pipeline, task, prompt, last)
+            last = prompt
+        if Stage.PREFILL in pipeline.pools:
+            yield from _handed_over(env, pipeline, prompt)
+        else:
             yield prompt
         carried_tokens = this.output_tokens
 
@@ -348,6 +390,7 @@ def _shared(pipeline: Pipeline, stage: Stage, make: Callable[[Pool[Any]], V]) ->
 
 def _cost(job: Job, time: OperationTime, units: float) -> None:
     job.operation, job.units, job.seconds, job.base_s = time.name, units, time.seconds(units), time.base_s
+    job.contention = time.contention
 
 
 def _prompted(pipeline: Pipeline) -> Stage:
@@ -399,13 +442,9 @@ def _prompt(env: EngineEnvironment, pipeline: Pipeline, task: Task, number: int,
     return prompt
 
 
-def _prompts(env: EngineEnvironment, pipeline: Pipeline, task: Task, number: int, this: Round) -> Iterator[Prompt]:
-    """One visit to the model, or two where prefill has a pool of its own: the second continues the first."""
-    prompt = _prompt(env, pipeline, task, number, this)
-    if Stage.PREFILL not in pipeline.pools:
-        yield prompt
-        return
-    first = Prompt(task.id, number, Stage.PREFILL, this.input_tokens, Event(env))
+def _handed_over(env: EngineEnvironment, pipeline: Pipeline, prompt: Prompt) -> Iterator[Prompt]:
+    """The two visits of a prompt where prefill has a pool of its own: the second continues the first."""
+    first = Prompt(prompt.task, prompt.round, Stage.PREFILL, prompt.input_tokens, Event(env))
     first.output_tokens = first.max_output_tokens = 1
     first.payload_bytes, first.prefix, first.context_key = prompt.payload_bytes, prompt.prefix, prompt.context_key
     first.unpack_s, prompt.unpack_s = prompt.unpack_s, 0.0
@@ -414,7 +453,7 @@ def _prompts(env: EngineEnvironment, pipeline: Pipeline, task: Task, number: int
     prompt.source, prompt.first_token_s = first, first.first_token_s
     prompt.prompt_left, prompt.generated_tokens = 0, 1
     prompt.prefix, prompt.context_key = (), None
-    prompt.payload_bytes = pipeline.bytes_per_message + pipeline.kv_bytes_per_token * this.input_tokens
+    prompt.payload_bytes = pipeline.bytes_per_message + pipeline.kv_bytes_per_token * prompt.input_tokens
     if prompt.output_tokens > 1:
         yield prompt
     else:

@@ -48,6 +48,7 @@ class Pool(Generic[V]):
 
     def __init__(self, name: str, devices: Sequence[Server[V]], router: Router, number: int = 0) -> None:
         self.name, self.devices, self._router, self.number = name, devices, router, number
+        self.open: Sequence[Server[V]] = devices  # to new work
         self.priority: Priority | None = None
         self._by_index = {device.index: device for device in devices}
         self._routed = 0
@@ -57,18 +58,24 @@ class Pool(Generic[V]):
 
         A round whose context a device keeps goes there, whatever the router would choose.
         """
-        device = self.devices[0]
-        if visit.home >= 0:
-            device = self._by_index[visit.home]
-        elif len(self.devices) > 1:
-            seen = visit.view()
-            device = self.devices[self._router(seen, PoolView([d.view(seen) for d in self.devices], self._routed))]
+        device = self._by_index[visit.home] if visit.home >= 0 else self.chosen(visit)
         self._routed += 1
         visit.pool = self.number
         if self.priority:
             visit.rank = self.priority(visit.view())
         device.submit(visit)
         return visit.done
+
+    def chosen(self, visit: V) -> Server[V]:
+        """The device that the router chooses for a visit, of those that are open; the first where none is."""
+        if len(self.open) > 1:
+            seen = visit.view()
+            return self.open[self._router(seen, PoolView([d.view(seen) for d in self.open], self._routed))]
+        return self.open[0] if self.open else self.devices[0]
+
+    def give_up(self, visit: V) -> None:
+        """The visit's client is gone."""
+        self.device_of(visit).give_up(visit)
 
     def waited_s(self) -> float:
         """How long the head of the shortest-waiting device's queue has waited."""

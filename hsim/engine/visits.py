@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from simpy.events import Event
 
+from hsim.costs.cpu import Contention
 from hsim.log import Outcome, Stage
 from hsim.policies.views import VisitView
 
@@ -31,6 +32,7 @@ class Visit:
         "host_idle_j",
         "idle_j",
         "input_tokens",
+        "lost",
         "max_output_tokens",
         "outcome",
         "output_tokens",
@@ -58,6 +60,7 @@ class Visit:
         self.asked: Any = None  # of several pools that could serve it, the one that does
         self.remake: Callable[[Any], Visit] | None = None  # makes it anew for another of those
         self.started, self.rounds_left, self.rank = False, 0.0, 0.0
+        self.lost = 0  # attempts, with their devices
         self.outcome = Outcome.SERVED
         self.payload_bytes = self.pack_s = self.unpack_s = 0.0
         self.ready_s = self.queued_s = self.started_s = self.served_s = self.ended_s = math.nan
@@ -81,19 +84,27 @@ class Visit:
         """Output tokens that reached the user."""
         return 0
 
+    def begin_again(self) -> None:
+        """Forget an attempt that was lost, and be as if nothing had been done."""
+        self.lost += 1
+        self.outcome, self.home, self.rank = Outcome.SERVED, -1, 0.0
+        self.queued_s = self.started_s = self.served_s = self.ended_s = self.first_token_s = math.nan
+        self.dynamic_j = self.idle_j = self.host_dynamic_j = self.host_idle_j = 0.0
+
 
 class Job(Visit):
     """A visit to a core: `units` of an operation take `seconds`, of which a batch of like jobs pays `base_s` once.
 
-    Then perhaps a wait outside, which holds no core.
+    `contention` is how other busy cores slow it down, where its operation has a curve of its own. Then perhaps a wait outside, which holds no core.
     """
 
-    __slots__ = ("base_s", "joules_mark", "operation", "outside_wait_s", "seconds", "units")
+    __slots__ = ("base_s", "contention", "joules_mark", "operation", "outside_wait_s", "seconds", "units")
 
     def __init__(self, task: int, number: int, stage: Stage, input_tokens: int, done: Event) -> None:
         super().__init__(task, number, stage, input_tokens, done)
         self.seconds = self.base_s = self.units = self.outside_wait_s = self.joules_mark = 0.0
         self.operation = ""
+        self.contention: Contention = ()
 
 
 class Prompt(Visit):
@@ -152,10 +163,21 @@ class Prompt(Visit):
         return VisitView(self.task, self.round, *tokens, self.prefix, self.started, left)
 
     def delivered_tokens(self) -> int:
-        """Output tokens that reached the user; recomputed ones count once, and what understanding wrote does not."""
-        if self.stage is Stage.UNDERSTAND or self.discarded:
+        """Output tokens that reached the user; recomputed ones count once, and what understanding wrote, was discarded or
+        lost does not.
+        """
+        if self.stage is Stage.UNDERSTAND or self.discarded or self.outcome is Outcome.LOST:
             return 0
         return self.generated_tokens if self.source is None else self.generated_tokens - 1
+
+    def begin_again(self) -> None:
+        """See Visit: keys and values are gone."""
+        self.prefill_tokens = self.prompt_left = self.input_tokens
+        self.generated_tokens = self.first_step = self.finish_step = self.entry = 0
+        self.held_blocks = self.own_blocks = self.brought_tokens = 0
+        self.shared_keys.clear()
+        self.marks, self.decoding, self.stays = (), False, False
+        super().begin_again()
 
 
 V = TypeVar("V", bound=Visit)

@@ -102,15 +102,16 @@ def _ends(system: System) -> dict[str, tuple[str, ...]]:
     scenario = system.scenario
     ends = {name: (site_of_link(scenario, name),) for name in system.networks}
     ends |= {host_memory(name): (site_of_pool(scenario, name),) for name in system.host_links}
+    ends |= {name: (scenario.site_of(memory.on),) for name, memory in scenario.memory.items()}
     known = (*scenario.sites, HERE)
     return ends | {f"{a}-{b}": (a, b) for a in known for b in known if f"{a}-{b}" in scenario.site_links}
 
 
 def _rest(system: System, tier: Tier) -> Rest | None:
     """What the books need of a tier whose servers, or engines, go down; None where none does."""
-    figures, switched = system.figures, system.scenario.fleet[tier.name].sleep_after_s is not None
+    figures, switched = system.figures, system.scenario.fleet[tier.name].goes_down
     pools = {name: pool for name, pool in system.engine_pools().items() if system.tier_of(name) is tier}
-    if not switched and all(pool.unload_after_s is None for pool in pools.values()):
+    if not switched and not any(pool.unloads for pool in pools.values()):
         return None
     chip_w = figures.if_known(tier.chip, "power.idle_w") if tier.chip else 0.0
     used = [0] * tier.count

@@ -16,6 +16,7 @@ from hsim.metrics.economics import Bill, bill_of
 from hsim.metrics.ledger import Ledger, Window, keep_books, shares_gap_j
 from hsim.metrics.meters import inside, rows_of
 from hsim.metrics.power import facility_joules
+from hsim.metrics.service import InService, in_service
 
 Floats = NDArray[np.float64]
 
@@ -48,13 +49,16 @@ class Sample:
 class PoolLoad:
     """Busy seconds of a pool's devices or cores in a window; of engines also seconds times decodes, and KV tokens.
 
-    `busiest_s` are those of its busiest device, a replica or a server's cores.
+    `busiest_s` are those of its busiest device, a replica or a server's cores. Of a pool that changes between two sets of
+    weights also the tokens that it decoded, and those of them with the other set.
     """
 
     busy_s: float
     busiest_s: float = 0.0
     decode_s: float = 0.0
     kv_token_s: float = 0.0
+    tokens: float = 0.0
+    other_tokens: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Measured:
-    """One path in one window.
+    """One path in one window. Of the cohort's tasks some may have failed: timed out, shed, or `gave_up` being sent again.
 
     Joules, output tokens, completions and preemptions are those that fell into the window; all else is of the cohort,
     the tasks that arrived in it, followed to their end. `stages` sums STAGE_SUMS over the cohort. `covered` says that
@@ -94,6 +98,7 @@ class Measured:
     served: int
     timed_out: int
     shed: int
+    gave_up: int
     completed: int
     good: int
     preemptions: int
@@ -102,6 +107,7 @@ class Measured:
     objectives: tuple[Objective, ...]
     stages: dict[str, Floats]
     pools: dict[str, PoolLoad]
+    in_service: InService
     records: dict[str, PoolRecord]
     ledger: Ledger
     ledger_gap_fraction: float
@@ -150,6 +156,7 @@ def measure(log: Log, lens: Lens) -> Measured:
         served=int(outcomes[Outcome.SERVED]),
         timed_out=int(outcomes[Outcome.TIMED_OUT]),
         shed=int(outcomes[Outcome.SHED]),
+        gave_up=int(outcomes[Outcome.FAILED]),
         completed=completed,
         good=good,
         preemptions=int(((preempted_s > window.start_s) & (preempted_s <= window.end_s)).sum()),
@@ -158,6 +165,7 @@ def measure(log: Log, lens: Lens) -> Measured:
         objectives=_objectives(lens.slo, samples, failed),
         stages=_stage_sums(visits),
         pools=_pool_loads(log, tables, window),
+        in_service=in_service(log, tables, window),
         records=dict(log.pools),
         ledger=ledger,
         ledger_gap_fraction=gap,
@@ -212,12 +220,14 @@ def _books(log: Log, tables: dict[str, Any], accounts: Accounts, window: Window)
 def samples_of(tasks: Any, visits: Any) -> dict[str, Sample]:
     """Each latency of the tasks that were served: ttft and tpot by visit, answer_ttft and e2e by task in order of id.
 
-    Where prefill has a pool of its own, the first token comes from there.
+    Where prefill has a pool of its own, the first token comes from there. A visit that was lost and sent again counts as
+    one, from when it was first asked for.
     """
     order = np.argsort(tasks["task"])
     tasks = rows_of({name: cells[order] for name, cells in tasks.items()}, outcome=Outcome.SERVED)
     ids = tasks["task"]
-    visits = rows_of(visits, np.isin(visits["task"], ids) & (visits["output_tokens"] > 0))  # not what was discarded
+    told = (visits["output_tokens"] > 0) | (visits["outcome"] == Outcome.LOST)  # not what was discarded
+    visits = _served(rows_of(visits, np.isin(visits["task"], ids) & told))
     first_stage = Stage.PREFILL if (visits["stage"] == Stage.PREFILL).any() else Stage.GENERATE
     first, rows = rows_of(visits, stage=first_stage), rows_of(visits, stage=Stage.GENERATE)
     later_tokens = rows["output_tokens"] - (first_stage is Stage.GENERATE)
@@ -234,6 +244,18 @@ def samples_of(tasks: Any, visits: Any) -> dict[str, Sample]:
         "e2e": Sample(tasks["ended_s"] - tasks["arrival_s"], everybody),
     }
     return {name: sample for name, sample in samples.items() if len(sample.seconds)}
+
+
+def _served(visits: Any) -> Any:
+    """The attempts that were not lost, each asked for when the first of its visit was."""
+    lost = visits["outcome"] == Outcome.LOST
+    if not lost.any():
+        return visits
+    key = np.stack([visits[column] for column in ("task", "round", "stage", "pool")])
+    _, which = np.unique(key, axis=1, return_inverse=True)
+    asked_s = np.full(int(which.max()) + 1, np.inf)
+    np.minimum.at(asked_s, which.ravel(), visits["ready_s"])
+    return rows_of({**visits, "ready_s": asked_s[which.ravel()]}, ~lost)
 
 
 def _keeps(keeping: Any, tasks: Any) -> Keeps | None:
@@ -315,12 +337,28 @@ def _pool_loads(log: Log, tables: dict[str, Any], window: Window) -> dict[str, P
             mine_s = steps_s[mine]
             decode_s, kv_s = (steps["decodes"][mine] * mine_s).sum(), (kv_tokens[mine] * mine_s).sum()
             busy_s = _by_device(mine_s, steps["device"][mine], pool)
-            loads[name] = PoolLoad(float(mine_s.sum()), float(busy_s.max()), float(decode_s), float(kv_s))
+            tokens = _tokens_by_weights(tables, mine, mine_s) if len(pool.weights) > 1 else (0.0, 0.0)
+            loads[name] = PoolLoad(float(mine_s.sum()), float(busy_s.max()), float(decode_s), float(kv_s), *tokens)
         else:
             mine = visits["pool"] == number
             busy_s = _by_device(visits_s[mine], visits["device"][mine], pool)
             loads[name] = PoolLoad(float(visits_s[mine].sum()), float(busy_s.max()))
     return loads
+
+
+def _tokens_by_weights(tables: dict[str, Any], mine: NDArray[np.bool_], inside_s: Floats) -> tuple[float, float]:
+    """Tokens decoded in these rows of steps (a row that an edge cuts by its time), and those with the other weights."""
+    steps, switches = rows_of(tables["steps"], mine), tables["switches"]
+    length_s = steps["end_s"] - steps["start_s"]
+    part = np.divide(inside_s, length_s, out=np.zeros_like(inside_s), where=length_s > 0)
+    tokens = steps["steps"] * steps["decodes"] * part
+    other = np.zeros(len(tokens), dtype=bool)
+    for device in np.unique(steps["device"]):
+        own = steps["device"] == device
+        changes = rows_of(switches, device=device)
+        last = np.searchsorted(changes["time_s"], steps["start_s"][own], side="right")
+        other[own] = np.append(0.0, changes["other"])[last] > 0
+    return float(tokens.sum()), float(tokens[other].sum())
 
 
 def _by_device(seconds: Floats, device: Floats, pool: PoolRecord) -> Floats:

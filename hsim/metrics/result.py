@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,7 +73,7 @@ class PoolUse:
 
     A replica is busy while it has one sequence; how near it is to its limits, `mean_batch` (decoding sequences per
     step, by time) and `kv_used_fraction` (by time) say. `imbalance` is the busy time of its busiest device over that of
-    the mean: 1 is even.
+    the mean: 1 is even. `weights` are the fractions of its decoded tokens by set of weights, where it changes between two.
     """
 
     pool: str
@@ -81,6 +82,36 @@ class PoolUse:
     mean_batch: float | None = None
     kv_used_fraction: float | None = None
     imbalance: float | None = None
+    weights: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a pool's answers are worth: fractions of tokens by set of weights, and what that leaves of the unpruned model's
+    scores (None: nobody published it).
+    """
+
+    pool: str
+    fractions: Mapping[str, float]
+    score_fraction: float | None
+
+
+@dataclass(frozen=True)
+class ServiceUse:
+    """Who was in service, where servers or replicas leave it. Figures by pool are those of its replicas or servers.
+
+    `available_fraction` is the part of their time that they were not broken, from a breakdown until they took work again;
+    `serving` how many took new work, on average. Visits that were lost with their device were sent again, or their tasks
+    failed; `lost_tokens` had been generated for them and `lost_j` of work been spent, which are in the joules of the window.
+    """
+
+    failed_tasks: int
+    lost_visits: int
+    lost_tokens: int
+    lost_j: float | None
+    boots: int
+    available_fraction: dict[str, float]
+    serving: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -191,6 +222,7 @@ class Result:
     keeps: dict[str, float]
     stages: tuple[StageAnatomy, ...]
     pools: tuple[PoolUse, ...]
+    service: ServiceUse | None
     bottleneck: str
     warnings: tuple[str, ...]
     accuracy: tuple[str, ...]
@@ -198,6 +230,7 @@ class Result:
     evidence: dict[str, int]
     assumptions: tuple[Assumption, ...]
     problems: tuple[Problems, ...] = ()
+    quality: tuple[Quality, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON-ready data."""
@@ -342,6 +375,7 @@ class Study:
     calibration: Calibration | None
     stages: tuple[StageAnatomy, ...]
     pools: tuple[PoolUse, ...]
+    service: ServiceUse | None
     bottleneck: str
     warnings: tuple[str, ...]
     accuracy: tuple[str, ...]
@@ -349,6 +383,7 @@ class Study:
     evidence: dict[str, int]
     assumptions: tuple[Assumption, ...]
     problems: tuple[Problems, ...] = ()
+    quality: tuple[Quality, ...] = ()
 
     def figures(self) -> dict[str, Interval]:
         """Every headline figure by name, such as tst_j or e2e.p99_s: what comparisons and data frames call it."""

@@ -17,6 +17,7 @@ from hsim.metrics.accounts import Accounts
 from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES, Attribution, Boundary
 from hsim.metrics.measured import Cohort, Measured
 from hsim.metrics.notes import accuracy_of, assumptions_of, bottleneck_of, choices_taken, evidence_of, study_warnings
+from hsim.metrics.quality import quality_of
 from hsim.metrics.result import (
     Calibration,
     EnergyStudy,
@@ -38,6 +39,7 @@ from hsim.metrics.summarise import (
     pools_of,
     problems_of,
     scenario_hash,
+    service_of,
     unavailable_of,
 )
 from hsim.units import HOUR_S
@@ -163,7 +165,7 @@ def stability_of(replications: Sequence[Replication], confidence: float = statis
     one_sided = 2 * confidence - 1
     verdict: Literal["stable", "unstable", "undecided"] = "stable"
     reason = "work in progress does not grow"
-    none_lost = not any(path.timed_out or path.shed for path in paths)  # else what is lost makes room
+    none_lost = not any(path.timed_out or path.shed or path.gave_up for path in paths)  # else what is lost makes room
     over = [pool for pool, load in offered.items() if none_lost and load.value - load.half_width(one_sided) > 1]
     if over:
         verdict, reason = (
@@ -264,7 +266,9 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
     system, paths = material.system, material.paths
     scenario, unavailable = system.scenario, unavailable_of(system)
     if not sum(path.completed for path in paths):
-        raise HsimError(f"{system.document.file}: no task was completed in the windows; each was shed or timed out")
+        raise HsimError(
+            f"{system.document.file}: no task was completed in the windows; each was shed, timed out or lost"
+        )
     stability = stability_of(material.replications) if warm_up is not None and len(paths) > 1 else None
     unstable = stability is not None and stability.verdict == "unstable"
     if unstable:
@@ -303,13 +307,15 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
         keeps={name: intervals[name] for name in (f"{key}_fraction" for key in KEPT) if name in intervals},
         stages=stages,
         pools=pools,
+        service=service_of(paths, system),
         bottleneck=bottleneck_of(stages, pools),
         warnings=_warnings(material, stability, warm_up),
         accuracy=accuracy_of(system),
         unavailable=unavailable,
         evidence=evidence_of(system),
         assumptions=assumptions_of(system),
-        problems=problems_of(system, energy.tpw_tokens_per_j["full"]["facility"]) if energy else (),
+        problems=problems_of(system, energy.tpw_tokens_per_j["full"]["facility"], pools) if energy else (),
+        quality=quality_of(system, pools),
     )
 
 

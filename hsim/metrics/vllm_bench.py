@@ -17,7 +17,11 @@ from hsim.units import MS_PER_S
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 PERCENTILES = (90, 95, 99)
-ERRORS = {Outcome.TIMED_OUT: "timed out", Outcome.SHED: "shed: the queue was full"}
+ERRORS = {
+    Outcome.TIMED_OUT: "timed out",
+    Outcome.SHED: "shed: the queue was full",
+    Outcome.LOST: "lost: its device broke down",
+}
 
 
 @dataclass(frozen=True)

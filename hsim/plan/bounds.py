@@ -52,12 +52,12 @@ class Needs:
         return float(self.alone_s["e2e"].mean()) if "e2e" in self.alone_s else 0.0
 
 
-def needs_of(system: System, alone: bool = True) -> Needs:
-    """Find what a design needs. Raises DescriptionError where it cannot run: memory, figures that nobody knows."""
+def needs_of(system: System, alone: bool = True, like: Prepared | None = None) -> Needs:
+    """Find what a design needs; `like` is another's that may have the same tasks. Raises DescriptionError where it cannot run: memory, figures that nobody knows."""
     workload = system.scenario.workload
     scenario = system.scenario.model_copy(update={"workload": workload.model_copy(update={"tasks": DRAWN})})
     open_steady = is_steady(workload) and workload.arrivals.kind != "closed"
-    prepared = prepare(replace(system, scenario=scenario) if open_steady else system)
+    prepared = prepare(replace(system, scenario=scenario) if open_steady else system, like)
     if not open_steady:
         return Needs(prepared, None, {}, {}, 0)
     tasks = prepared.drawn.tasks
@@ -65,8 +65,9 @@ def needs_of(system: System, alone: bool = True) -> Needs:
     blocks = [needed_s(prepared, tasks[i * each : (i + 1) * each]) for i in range(BLOCKS)]
     busy_s = {pool: statistics.mean([block[pool] / each for block in blocks]) for pool in blocks[0]}
     loses = any(kind.timeout_s for kind in workload.classes.values()) or any(
-        pool.max_waiting for pool in system.engine_pools().values()
+        pool.max_waiting or pool.failures for pool in system.engine_pools().values()
     )
+    loses = loses or any(tier.failures for tier in system.scenario.fleet.values())
     alone_s, failed = _alone(system, prepared) if alone else ({}, 0)
     rate = getattr(workload.arrivals, "rate_per_s")  # noqa: B009  # every open arrival process has one
     return Needs(prepared, rate, {} if loses else busy_s, alone_s, failed)  # what is lost makes room
@@ -76,12 +77,13 @@ def _alone(system: System, prepared: Prepared) -> tuple[dict[str, statistics.Flo
     """Latencies of tasks each of which has the fleet to itself: company never makes one faster.
 
     But where prompts have prefixes in common, cores wait to fill batches, several pools serve a stage, tasks leave a full
-    edge, or servers and engines go down until work comes for them, it may: then nothing is said.
+    edge, servers and engines go down until work comes for them, or engines take other weights under load, it may: then
+    nothing is said.
     """
     shares = any(visit.prefix for task in prepared.drawn.tasks for visit in task.rounds)
     batches = any(pool.max_batch > 1 for pool in system.core_pools().values())
-    sleeps = any(tier.sleep_after_s for tier in system.scenario.fleet.values())
-    unloads = any(pool.unload_after_s for pool in system.engine_pools().values())
+    sleeps = any(tier.goes_down for tier in system.scenario.fleet.values())
+    unloads = any(pool.unloads or pool.switch for pool in system.engine_pools().values())
     several = any(len(system.scenario.stages.pools(stage)) > 1 for stage in ("understand", "tool"))
     if shares or batches or several or sleeps or unloads or system.scenario.keep:
         return {}, 0
@@ -94,7 +96,7 @@ def _alone(system: System, prepared: Prepared) -> tuple[dict[str, statistics.Flo
     )
     alone = replace(system, scenario=system.scenario.model_copy(update={"workload": workload}))
     path = replicate(Job(seeded(alone, ALONE_BLOCK % 2**32), 0, None)).path
-    return {name: path.latency[name] for name in PER_TASK if name in path.latency}, path.timed_out + path.shed
+    return {name: path.latency[name] for name in PER_TASK if name in path.latency}, path.cohort.tasks - path.served
 
 
 # ---- one fleet after another
@@ -176,17 +178,20 @@ def conditions_of(problem: Problem, risk: float, alone: bool = True) -> Conditio
     """
     needs: dict[tuple[int, str], Needs] = {}
     impossible: dict[int, str] = {}
+    before: dict[str, Prepared] = {}
     for number, design in enumerate(problem.designs):
         try:
             if design.impossible:
                 raise DescriptionError(problem.document.file, design.impossible)
             if not any(place.design == number for place in problem.places):
                 continue
-            needs[number, OWN] = needs_of(problem.system(problem.largest(number)), alone)
+            needs[number, OWN] = needs_of(problem.system(problem.largest(number)), alone, before.get(OWN))
+            before[OWN] = needs[number, OWN].prepared
             for load in problem.loads:  # a loss changes the fleet, and not what tasks need
                 known = load in problem.losses or load == OWN
                 system = problem.system(problem.largest(number), load)
-                needs[number, load] = needs[number, OWN] if known else needs_of(system, alone)
+                needs[number, load] = needs[number, OWN] if known else needs_of(system, alone, before.get(load))
+                before[load] = needs[number, load].prepared
         except DescriptionError as error:
             impossible[number] = design.impossible or str(error)
     return Conditions(problem, needs, impossible, risk)

@@ -56,6 +56,26 @@ class PlaceView(NamedTuple):
     room: int
 
 
+class ScalingView(NamedTuple):
+    """A pool that is scaled: how many of its servers or replicas serve now, and are asked to; visits that wait, at devices
+    or for want of one, and that run, those on devices that go included; and how many one can run at once.
+    """
+
+    serving: int
+    wanted: int
+    waiting: int
+    running: int
+    places: float
+
+
+class LoadView(NamedTuple):
+    """A pool as its governor sees it: visits that wait at its replicas and that run, and how many can run at once."""
+
+    waiting: int
+    running: int
+    places: int
+
+
 class PromptView(Protocol):
     """A prompt that waits or is being prefilled.
 

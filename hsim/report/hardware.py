@@ -47,12 +47,15 @@ def profile_tables(entry: Entry) -> RenderableType:
             f"Held out    {_errors(profile.median_error_fraction, profile.p90_error_fraction)}",
         ]
     figures = _table("Figure", "value", "bounds", "tier", "source")
-    figures.columns[3].justify = figures.columns[4].justify = "left"
-    figures.columns[4].no_wrap = False
+    figures.columns[3].justify = "left"
+    # Sources are sentences, and many figures share one: they stand below, each once, over the whole width.
+    sources = list(dict.fromkeys(figure.source for figure in entry.figures.values()))
     for path, figure in entry.figures.items():
-        figures.add_row(path, told(path, figure.value), _bounds(path, figure), figure.tier, figure.source)
+        number = f"[{sources.index(figure.source) + 1}]"
+        figures.add_row(path, told(path, figure.value), _bounds(path, figure), figure.tier, Text(number))
     parts: list[RenderableType] = [Text(head[0], style="bold"), *(Text(line) for line in head[1:]), Text()]
-    parts += [figures] if entry.figures else []
+    if entry.figures:
+        parts += [figures, Text(), *(Text(f"[{number}] {source}") for number, source in enumerate(sources, 1))]
     if laws := errors_of(entry):
         errors = _table("Law of its calibration", "points", "noisy", "held-out error: median", "p90", "held out by")
         errors.columns[-1].justify = "left"

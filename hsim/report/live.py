@@ -204,6 +204,7 @@ def calibration_tables(report: CalibrationReport) -> RenderableType:
             Text(),
             _latency_table(report.simulated),
         ]
+    parts += [Text(), *(Text(f"Held out    {one.said}") for one in report.held_out)] if report.held_out else []
     return Group(*parts)
 
 

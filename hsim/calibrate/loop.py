@@ -1,0 +1,172 @@
+"""What the live loop itself takes: hsim's engine on a real clock drives calibrate's workers as it does those of live runs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from simpy.events import Event
+
+from hsim.backends.worker import Worker, shared_cores
+from hsim.calibrate.agenda import BETWEEN, HAND_OVER, JOB, LOOP_INPUT_TOKENS, LOOP_OUTPUT_TOKENS, Served
+from hsim.calibrate.work import Reading
+from hsim.costs.cpu import HostPower
+from hsim.costs.shapes import Segment, StepShape
+from hsim.description.system import FilledPool
+from hsim.drivers.carried import CarriedLink
+from hsim.drivers.live import Crew, LiveEnvironment, Record, WorkersDo, services
+from hsim.engine.cores import Cores, Host
+from hsim.engine.environment import Living
+from hsim.engine.life import OperationTime, Pipeline, run_tasks
+from hsim.engine.pool import Pool
+from hsim.engine.replica import Replica, ReplicaSpec
+from hsim.engine.visits import Job, Prompt
+from hsim.errors import BackendError
+from hsim.log import Log, Stage
+from hsim.policies.batching import decode_first
+from hsim.policies.routing import round_robin
+from hsim.workload.tasks import Round, Task, ToolCall
+
+JOB_UNITS = 20  # as long as an encoder takes for a short text: with many users the core is busy about half of the time
+TASKS, ROUNDS = 6, 2  # tasks at least; two for each of many users
+THINK_S = 0.02  # before each task: workers rest now and then, as those of servers do
+
+
+@dataclass(frozen=True)
+class LoopTimes:
+    """What happened in a loop of so many users.
+
+    Of each step that follows one its sequences and the seconds since that one ended; of each step that only decodes
+    its sequences and its own seconds; of each job its seconds in the loop beyond its worker's own.
+    """
+
+    users: int
+    between_s: list[tuple[float, float]]
+    decode_s: list[tuple[float, float]]
+    hand_over_s: list[float]
+
+    def reading(self, role: str) -> Reading:
+        """One of the three: the mean of jobs, since all of it is waited for, or a step's at as many sequences as users."""
+        if role == HAND_OVER:
+            return _reading([(0.0, seconds) for seconds in self.hand_over_s], 0.0)
+        return _reading(self.between_s if role == BETWEEN else self.decode_s, float(self.users))
+
+
+def _reading(rows: Sequence[tuple[float, float]], at: float) -> Reading:
+    """The least-squares line through (x, seconds) at one x, and the interquartile range about the line."""
+    x, seconds = np.array(rows).T
+    spread = x - x.mean()
+    slope = float(spread @ seconds / (spread @ spread)) if np.ptp(x) else 0.0
+    low, high = np.quantile(seconds - slope * spread, (0.25, 0.75))
+    return Reading(
+        float(seconds.mean() + slope * (at - x.mean())) if np.ptp(x) else float(seconds.mean()),
+        float(high - low),
+        len(rows),
+    )
+
+
+class _Unforetold:
+    """StepCosts of steps that are carried out: nobody waits for what is modelled, it need only be a time."""
+
+    def segment(self, shape: StepShape) -> Segment:
+        """See StepCosts."""
+        return Segment(1.0, 0.0, 0.0, 0.0, 0.0, math.inf)
+
+
+def drive(decoder: Worker, core: Worker, served: Served, users: int) -> LoopTimes:
+    """Let so many users ask for a job and an answer, again and again. Raises BackendError where any work fails."""
+    env, log, crew = LiveEnvironment(), Log(), Crew()
+    crew.decoders[0], crew.cores[0] = decoder, [core]
+    executor = WorkersDo(env, crew)
+    core.call((JOB, 1))  # its first makes its weights
+    try:
+        with _pinned((decoder, core)):
+            run_tasks(env, log, _pipeline(env, log, executor, served), _tasks(users))
+    finally:
+        crew.close()  # whatever it started in place of one that died
+    if executor.record.failures:
+        raise BackendError("the live loop", "; ".join(executor.record.failures))
+    return _times(log, executor.record, users)
+
+
+def _times(log: Log, record: Record, users: int) -> LoopTimes:
+    served_s, jobs = services(log), zip(*record.jobs.arrays().values(), strict=True)
+    handed_s = [served_s[task, number, stage] - seconds for task, number, stage, seconds, _ in jobs]
+    between_s, decode_s = list[tuple[float, float]](), list[tuple[float, float]]()
+    steps = (log.steps.column(name) for name in ("decodes", "chunk_tokens"))
+    timed = (record.steps.column(name) for name in ("seconds", "gap_s"))
+    for decodes, chunk_tokens, seconds, gap_s in zip(*steps, *timed, strict=True):
+        if not math.isnan(gap_s):
+            between_s.append((decodes + math.ceil(chunk_tokens / LOOP_INPUT_TOKENS), gap_s))
+        if not chunk_tokens:
+            decode_s.append((decodes, seconds))
+    return LoopTimes(users, between_s, decode_s, handed_s)
+
+
+def carry(courier: Worker, n_bytes: float, messages: int, times: int) -> list[float]:
+    """Seconds until the last of so many messages, asked for at once, has come over a courier's link; so many times."""
+    env, log, took_s = LiveEnvironment(), Log(), list[float]()
+    link = CarriedLink(env, log, 0, courier)
+
+    def ask() -> Generator[Event, None, None]:
+        for _ in range(times):
+            yield env.at(env.now + THINK_S, 0)
+            start_s = env.now
+            *_, last = [link.transfer(0, n_bytes) for _ in range(messages)]
+            yield last
+            took_s.append(env.now - start_s)
+
+    Living(ask())
+    env.run_out()
+    return took_s
+
+
+@contextlib.contextmanager
+def _pinned(workers: Sequence[Worker]) -> Iterator[None]:
+    """Each on the cores that a live run would give it."""
+    for worker, cores in zip(workers, shared_cores(len(workers)), strict=True):
+        os.sched_setaffinity(worker.process.pid or 0, cores)
+    try:
+        yield
+    finally:
+        for worker in workers:
+            with contextlib.suppress(ProcessLookupError):  # it died
+                os.sched_setaffinity(worker.process.pid or 0, os.sched_getaffinity(0))
+
+
+def _tasks(users: int) -> list[Task]:
+    rounds = (Round(ToolCall(JOB, 0.0), LOOP_INPUT_TOKENS, LOOP_OUTPUT_TOKENS),) * ROUNDS
+    return [
+        Task(i, 0.0, "loop", 0, LOOP_OUTPUT_TOKENS, rounds, user=i % users, think_s=THINK_S)
+        for i in range(max(TASKS, 2 * users))
+    ]
+
+
+def _pipeline(env: LiveEnvironment, log: Log, executor: WorkersDo, served: Served) -> Pipeline:
+    """One decoder and one core, as a live run has them."""
+    host = Host(env, log, 0, HostPower(cores=2, idle_w=0.0, span_w=0.0, exponent=1.0))
+    pool = FilledPool(
+        runs_on="here.gpu", precision=served.precision, replicas=1, max_num_seqs=served.slots,
+        max_num_batched_tokens=served.max_num_batched_tokens, gpu_memory_utilization=0.5, block_tokens=16,
+        prefix_caching=False,
+    )  # fmt: skip
+    blocks = served.slots * served.max_context_tokens // pool.block_tokens
+    spec = ReplicaSpec(pool, _Unforetold(), decode_first, blocks, idle_w=0.0, host_cores=1)
+    return Pipeline(
+        pools={
+            Stage.TOOL: Pool[Job]("cores", [Cores(env, host, 1, executor)], round_robin),
+            Stage.GENERATE: Pool[Prompt]("decoders", [Replica(env, log, 0, spec, host, executor)], round_robin),
+        },
+        links={},
+        understand={},
+        tools={JOB: OperationTime(JOB, lambda units: 1.0, 0.0)},
+        tool_units={JOB: JOB_UNITS},
+        bytes_per_message=0.0,
+        bytes_per_token=0.0,
+        kv_bytes_per_token=0.0,
+        prefix_caching=False,
+    )
