@@ -123,7 +123,8 @@ def _answer(found: Plan, state: State) -> None:
         st.button("Take this fleet", type="primary", key=key("take"), on_click=_take, args=(fleet.choices,))
     st.markdown(_effort(found))
     table(_why_not(found))
-    st.caption(f"{len(found.judged):,} fleets were judged; the {SHOWN} nearest to the answer are shown.")
+    if len(found.judged) > SHOWN:
+        st.caption(f"{len(found.judged):,} fleets were judged; the {SHOWN} nearest to the answer are shown.")
 
 
 def _effort(found: Plan) -> str:
