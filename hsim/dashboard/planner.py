@@ -145,7 +145,7 @@ def _why_not(found: Plan) -> Sequence[dict[str, str]]:
         {
             "fleet": judged.fleet.name,
             "USD an hour": "–" if judged.fleet.usd_per_h is None else f"{judged.fleet.usd_per_h:,.2f}",
-            "verdict": judged.verdict,
+            "verdict": "WORSE" if judged.by == "worse" else judged.verdict,
             "why": judged.reason,
         }
         for judged in nearest
