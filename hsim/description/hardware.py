@@ -109,7 +109,8 @@ class CpuProfile(Profile):
 class GemmLaw(Strict):
     """One product of m x k activations with n x k weights.
 
-    launch_s + per_depth_s k + per_activation_s m k (quantising them)
+    launch_s + per_depth_s k + per_activation_s m k (quantising them) + per_packed_weight_s n k (where m > 1: weights are laid
+    out anew for several rows)
     + ((bytes/(bandwidth_fraction BW))^sharpness + (flops/(flops_fraction peak))^sharpness)^(1/sharpness).
     """
 
@@ -118,6 +119,7 @@ class GemmLaw(Strict):
     flops_fraction: Figure
     per_depth_s: Figure | None = None
     per_activation_s: Figure | None = None
+    per_packed_weight_s: Figure | None = None
     sharpness: Figure | None = None
 
 
@@ -142,7 +144,8 @@ class ExpertsLaw(Strict):
 class DecodeAttentionLaw(Strict):
     """One decode-attention kernel of B sequences.
 
-    launch + B (heads head_dim per_element_s + kv_heads per_kv_head_s + per_sequence_s) + KV/(bandwidth_fraction BW).
+    launch + B (heads head_dim per_element_s + kv_heads per_kv_head_s + per_sequence_s) + KV/(bandwidth_fraction BW)
+    + heads context per_score_s (what each score of a query head with a token of context takes beside its bytes).
     Latent attention reads one vector for all heads and is bound by FLOPs where flops_fraction peak is the slower.
     """
 
@@ -151,6 +154,7 @@ class DecodeAttentionLaw(Strict):
     per_sequence_s: Figure
     bandwidth_fraction: Figure
     per_kv_head_s: Figure | None = None
+    per_score_s: Figure | None = None
     flops_fraction: Figure | None = None
 
 
@@ -200,6 +204,15 @@ class AllToAllLaw(Strict):
     bytes_per_s: Figure
 
 
+class HopLaw(Strict):
+    """From one stage of a pipeline to the next: launch + bytes/bytes_per_s. Stages are equal slices of the model, wherever
+    the cuts fall: a compiler places them.
+    """
+
+    launch_s: Figure
+    bytes_per_s: Figure
+
+
 class Kernels(Strict):
     """How fast the kernels of one accelerator really are. What is left out cannot be run: no experts, no peers ..."""
 
@@ -212,6 +225,7 @@ class Kernels(Strict):
     state: StateLaw | None = None
     all_reduce: AllReduceLaw | None = None
     all_to_all: AllToAllLaw | None = None
+    hop: HopLaw | None = None
 
 
 class Clocks(Strict):
@@ -247,10 +261,14 @@ class AcceleratorPower(Strict):
     clocks: Clocks | None = None
 
 
+Phase = Literal["prefill", "decode"]
+
+
 class AcceleratorProfile(Profile):
-    """An accelerator chip or board. Peaks are dense."""
+    """An accelerator chip or board. Peaks are dense. `phases` are those that it can serve: a chip may be made for one."""
 
     kind: Literal["accelerator"]
+    phases: tuple[Phase, ...] = Field(default=("prefill", "decode"), min_length=1)
     memory_bytes: Figure
     memory_bytes_per_s: Figure
     peak_flops_per_s: dict[Precision, Figure]
@@ -334,6 +352,30 @@ class WireProfile(Profile):
     compressions: dict[str, Compression]
 
 
+class SparsityLaw(Strict):
+    """Weights of which kept_fraction are left, each with index_bytes that say where it stood.
+
+    Products of them go flops_speedup times as fast as dense ones where FLOPs bound them, execute executed_fraction of the
+    FLOPs, and take per_product_s more; a model keeps quality_fraction of its scores. `chips` have such products; an empty
+    list: all have.
+    """
+
+    chips: tuple[str, ...] = ()
+    kept_fraction: Figure
+    index_bytes: Figure
+    flops_speedup: Figure
+    executed_fraction: Figure
+    per_product_s: Figure
+    quality_fraction: Figure
+
+
+class SparsityProfile(Profile):
+    """Patterns in which weights may be pruned."""
+
+    kind: Literal["sparsity"]
+    patterns: dict[str, SparsityLaw]
+
+
 class MeasuredError(Strict):
     """How far predictions erred on measured runs of one engine, chip and code path, as fractions of what was measured.
 
@@ -397,8 +439,8 @@ class StepTable(Profile):
     chunk of `chunk_tokens[i]` tokens takes `chunk_s[i]`, and `pair_s[i]` for each (query, key) pair that it attends;
     where chunks do not begin their prompts, `later_s[i]` more; for each chunk but one, `extra_chunk_s` more. A step of
     both takes the sum and `mixed_s[i][j]` more (a negative number: it reads the weights once), where
-    `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. `between_s` passes between the end of one step and
-    the start of the next. All of them are to be multiplied by `scale`: 1, with bounds on how far the table may be off.
+    `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. Between the end of one step and the
+    start of the next pass `between_s`, and `between_per_sequence_s` for each of its sequences. All of them are to be multiplied by `scale`: 1, with bounds on how far the table may be off.
     """
 
     kind: Literal["step-table"]
@@ -420,10 +462,15 @@ class StepTable(Profile):
     later_s: tuple[NonNegativeFloat, ...]
     extra_chunk_s: NonNegativeFloat
     between_s: NonNegativeFloat = 0.0
+    between_per_sequence_s: NonNegativeFloat = 0.0
     scale: Figure | None = None
     mixed_decodes: tuple[PositiveInt, ...] = Field(min_length=1)
     mixed_chunk_tokens: tuple[PositiveInt, ...] = Field(min_length=1)
     mixed_s: tuple[tuple[float, ...], ...]
+
+    def between(self, sequences: int) -> float:
+        """Seconds that pass before a step of so many sequences."""
+        return self.between_s + self.between_per_sequence_s * sequences
 
     @model_validator(mode="after")
     def _grids_fit_their_axes(self) -> StepTable:
@@ -471,5 +518,6 @@ PROFILE_KINDS: dict[str, type[Profile]] = {
     "engine": EngineProfile,
     "tools": ToolCatalogue,
     "wire": WireProfile,
+    "sparsity": SparsityProfile,
     "step-table": StepTable,
 }
