@@ -169,6 +169,8 @@ class Log:
 
     # From time_s on. Pools and devices as in visits; before its first row each is open.
     service: Table = field(default_factory=lambda: Table("pool", "device", "time_s", "state"))
+    # From time_s on, what a governor caps each accelerator of a pool at, from its next step on.
+    caps: Table = field(default_factory=lambda: Table("pool", "time_s", "cap_w"))
     # Prompts that were lost with their device, and what had been computed of them.
     losses: Table = field(
         default_factory=lambda: Table("device", "time_s", "task", "prefilled_tokens", "output_tokens")
@@ -195,5 +197,6 @@ class Log:
                 "keeping",
                 "service",
                 "losses",
+                "caps",
             )
         }

@@ -165,7 +165,7 @@ def unavailable_of(system: System) -> dict[str, str]:
         if any(site.cost.basis == "own" for site in system.scenario.sites_in_use().values()):
             why.setdefault("money", why["energy"])
     model = system.model_of(system.scenario.stages.generate)
-    if model.problems_per_token and not _solved(system):
+    if model.problems_per_token and not _solved(system) and not system.scenario.keep:
         precisions = ", ".join(dict.fromkeys(solved.precision for solved in model.problems_per_token))
         why["problems"] = f"problems per token of {model.name} are known in {precisions} alone"
     return why
@@ -191,6 +191,8 @@ def problems_of(system: System, tpw: Interval) -> tuple[Problems, ...]:
 def _solved(system: System) -> list[Solved]:
     """What is known of the answering model's PPT at the precision that it runs in."""
     pool = system.scenario.stages.generate
+    if system.scenario.keep:  # another model answers too, and whose tokens are whose is not told
+        return []
     known = system.model_of(pool).problems_per_token
     return [solved for solved in known if solved.precision == system.engine_pools()[pool].precision]
 
