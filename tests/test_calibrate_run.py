@@ -259,9 +259,9 @@ def test_the_simulated_decoder_takes_what_the_measured_one_took(tmp_path: Path) 
         tmp_path / "local.yaml", "workload.arrivals.rate_per_s=0.01", "workload.tasks=20", f"{classes}.rounds=1",
         f"{classes}.input_tokens=100", f"{classes}.output_tokens=2",
     )  # fmt: skip
-    between_s = 2e-4
+    between_s = calibrated_world.BETWEEN_S + calibrated_world.BETWEEN_SEQUENCE_S
     prefill_s = 2e-3 + 100 * 1e-4 + 5e-9 * 100 * 101 / 2 + between_s
-    decode_s = 2e-3 + 1e-4 + 2e-8 * 101 + between_s
+    decode_s = calibrated_world.IN_LOOP * (2e-3 + 1e-4 + 2e-8 * 101) + between_s
     assert result.latency["ttft"].mean_s == pytest.approx(prefill_s, rel=0.02)
     assert result.latency["tpot"].mean_s == pytest.approx(decode_s, rel=0.02)
 
@@ -274,15 +274,14 @@ def test_what_the_live_loop_takes_is_in_every_prediction(tmp_path: Path) -> None
         load_profile(name, kind, "test", tmp_path)[0]
         for name, kind in ((f"steps-tiny-12m-{CHIP}", StepTable), (f"{NAME}-cpu", CpuProfile))
     )
-    assert table.between_s == pytest.approx(calibrated_world.BETWEEN_S)
+    assert table.between(10) == pytest.approx(calibrated_world.BETWEEN_S + 10 * calibrated_world.BETWEEN_SEQUENCE_S)
+    assert "1.10 at 1, " in table.source
     assert cpu.hand_over_s is not None and cpu.hand_over_s.value == pytest.approx(calibrated_world.HAND_OVER_S)
     assert "live loop" in cpu.hand_over_s.source
     cost = prepared.understand["small-agent"]
     assert cost.seconds(48) - cost.work_s(48) == pytest.approx(calibrated_world.HAND_OVER_S)
     visits = simulated(prepared).visits.arrays()
-    alone = cost.seconds(
-        float(visits["input_tokens"][0])
-    )  # the first task's understanding: one core and no decoder busy
+    alone = cost.seconds(float(visits["input_tokens"][0]))  # the first task's: one core and no decoder busy
     assert visits["served_s"][0] - visits["started_s"][0] == pytest.approx(alone, rel=1e-6)
 
 

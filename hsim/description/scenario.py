@@ -487,8 +487,8 @@ class Architecture(Strict):
 class Scenario(Strict):
     """Everything that one run depends on, the seed included.
 
-    `architecture` is the one of `architectures` that is run, `counts` the numbers of servers of each tier that a
-    comparison of architectures tries. `site` is where tiers stand that name none of `sites`; `site_links` join two sites,
+    `architecture` is the one of `architectures` that is run. `counts` lists numbers of servers for each tier, whichever
+    architectures have it: plans and comparisons of architectures choose from them. `site` is where tiers stand that name none of `sites`; `site_links` join two sites,
     as one-other.
     """
 

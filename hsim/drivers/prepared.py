@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, inf
 from pathlib import Path
@@ -17,6 +20,7 @@ from hsim.costs.measured import MeasuredCosts, TimedWhole, scaled
 from hsim.costs.memory import kv_capacity_tokens
 from hsim.costs.shapes import StepCosts, StepShape
 from hsim.costs.wire import Wire, wire_of
+from hsim.description.hardware import Tool
 from hsim.description.model import ModelArchitecture
 from hsim.description.scenario import Workload
 from hsim.description.system import FilledPool, System, Tier
@@ -86,13 +90,26 @@ class Prepared:
     accounts: Accounts
 
 
-def prepare(system: System) -> Prepared:
-    """Work out all costs and draw all tasks. Raises DescriptionError for what cannot run."""
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """Without Python's collector of cycles: tasks and their runs make none, and it would walk over every live task."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@no_collector()
+def prepare(system: System, like: Prepared | None = None) -> Prepared:
+    """Work out all costs and draw all tasks, or take those of a system `like` it. Raises DescriptionError for what cannot run."""
     figures, scenario = system.figures, system.scenario
     replicas = {name: _replica(system, name, pool) for name, pool in system.engine_pools().items()}
     replicas = {name: replace(spec, gaps=gap_spec(system, name, spec)) for name, spec in replicas.items()}
     _check_engine_cores(system, replicas)
-    drawn = draw_tasks(scenario.workload, system.tools, scenario.seed, Path(system.document.file).parent)
+    drawn = like.drawn if like and _tasks_of(like.system) == _tasks_of(system) else draw_tasks(*_tasks_of(system))
     _check_visits_fit(system, replicas, drawn)
     networks = {
         name: LinkSpec(
@@ -130,6 +147,11 @@ def prepare(system: System) -> Prepared:
     )
     figures.check_all_assumptions_used(system.document)
     return prepared
+
+
+def _tasks_of(system: System) -> tuple[Workload, Mapping[str, Tool], int, Path]:
+    """All that drawn tasks depend on."""
+    return system.scenario.workload, system.tools, system.scenario.seed, Path(system.document.file).parent
 
 
 def _check_visits_fit(system: System, replicas: dict[str, ReplicaSpec], drawn: Drawn) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 from hsim.costs.cpu import OperationCost
 from hsim.costs.geared import Geared
 from hsim.drivers.elastic import assemble
-from hsim.drivers.prepared import Prepared
+from hsim.drivers.prepared import Prepared, no_collector
 from hsim.drivers.sites import join_sites
 from hsim.engine.balance import Alternatives
 from hsim.engine.cores import Cores, Host
@@ -39,16 +38,12 @@ def run(prepared: Prepared, stepwise: bool = False, followed: int | None = None)
     """
     env, log = EngineEnvironment(), Log()
     pipeline = build(env, log, prepared, ModelledTime(env, stepwise))
-    # Nothing here makes cycles that must be collected during a run; the collector would walk over every live task.
-    gc.disable()
-    try:
+    with no_collector():
         if followed is None:
             run_tasks(env, log, pipeline, prepared.drawn.tasks)
         else:
             arrive_in_time(env, log, pipeline, _until_ended(log, prepared.drawn.tasks, followed))
             env.run_out()  # until those under way have ended too
-    finally:
-        gc.enable()
     return log
 
 

@@ -62,7 +62,8 @@ class Pool(Generic[V]):
             device = self._by_index[visit.home]
         elif len(self.open) > 1:
             seen = visit.view()
-            device = self.open[self._router(seen, PoolView([d.view(seen) for d in self.open], self._routed))]
+            views = PoolView([device.view(seen) for device in self.open], self._routed)
+            device = self.open[self._router(seen, views)]
         else:
             device = self.open[0]
         self._routed += 1

@@ -169,7 +169,8 @@ def ledger_sankey(accounts: Sequence[tuple[str, str, float]]) -> Figure:
     for account, kind, joules in sorted(accounts, key=lambda row: -row[2]):
         shown = account if joules >= 0.001 * total_j else "others"
         rows[kind, shown] = rows.get((kind, shown), 0.0) + joules
-    by_kind = {k: {name: j for (kind, name), j in rows.items() if kind == k and j > 0} for k in KIND_COLOURS}
+    least_j = 1e-9 * total_j  # what is left over of rounding is nobody's
+    by_kind = {k: {name: j for (kind, name), j in rows.items() if kind == k and j > least_j} for k in KIND_COLOURS}
     losses = by_kind.pop("loss")
     pue_j = losses.pop(SITE_LOSS, 0.0)
     wall = BOUNDARY_NAMES["wall"]
