@@ -34,6 +34,7 @@ from hsim.description.hardware import (
 )
 from hsim.description.scenario import load
 from hsim.description.system import resolve
+from hsim.drivers.carried import carried
 from hsim.drivers.prepared import prepare
 from hsim.drivers.simulated import run as simulated
 from hsim.errors import BackendError, CalibrationError
@@ -296,7 +297,7 @@ def test_operations_slow_down_by_curves_of_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("manner", ["pipe", "shared-memory"])
 def test_links_of_this_machine_are_profiles_that_a_live_run_carries(tmp_path: Path, manner: str) -> None:
-    run(World(), tmp_path, 2000.0, simulate=False)
+    scenario = run(World(), tmp_path, 2000.0, simulate=False).scenario
     link, _ = load_profile(f"{NAME}-{manner}", LinkProfile, "test", tmp_path)
     latency_s, message_s, byte_s = calibrated_world.PAYLOAD[manner]
     assert link.carried_by == manner
@@ -304,6 +305,14 @@ def test_links_of_this_machine_are_profiles_that_a_live_run_carries(tmp_path: Pa
     assert (link.latency_s.value, link.per_message_s.value) == pytest.approx((latency_s, message_s), rel=1e-3)
     assert link.bytes_per_s.value == pytest.approx(1 / byte_s, rel=1e-3)
     assert link.joules_per_byte.value is None
+    assert scenario is not None
+    settings = [f"links={{agents-decode: {NAME}-{manner}}}", "payload.bytes_per_token=1536", "payload.window_s=0.005"]
+    prepared = prepare(resolve(*load(scenario, settings)))
+    moved = simulated(prepared).transfers.arrays()
+    assert len(moved["task"]) >= len(prepared.drawn.tasks)
+    took_s = moved["end_s"] - moved["start_s"]
+    assert took_s.min() >= latency_s + message_s + moved["bytes"].min() * byte_s
+    assert carried(prepared) == {"agents-decode": manner}
 
 
 def test_two_figures_say_how_far_kernels_and_cpu_stages_err_where_no_fit_has_looked(tmp_path: Path) -> None:
