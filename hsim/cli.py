@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from dataclasses import replace
@@ -139,9 +140,7 @@ def simulate(
 def compare(
     scenarios: Annotated[
         list[str],
-        typer.Argument(
-            help="Scenario files, or names of shipped scenarios; two or more. 'NAME path=value' sets that in one."
-        ),
+        typer.Argument(help="Scenario files, or names of shipped scenarios; two or more."),
     ],
     settings: Settings = [],  # noqa: B006
     replications: Replications = 10,
@@ -871,6 +870,8 @@ def main() -> None:
     except KeyboardInterrupt:  # before typer began
         print("hsim: interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        gc.freeze()  # else Python walks over all modules and tasks at its end, looking for cycles, before it lets go of them
 
 
 if __name__ == "__main__":

@@ -22,13 +22,11 @@ from hsim.runs.store import as_json, write_atomically
 from hsim.runs.studies import Options, Workers, gather, is_steady, workers
 
 COMPARED = (
-    "tst_j", "tpw_tokens_per_j", "mean_w", "usd_per_task", "gco2_per_task", "tasks_per_s", "goodput_tasks_per_s",
+    "tst_j", "tpw_tokens_per_j", "mean_w", "usd_per_task", "gco2_per_task", "operation_gco2_per_task",
+    "embodied_gco2_per_task", *(f"{key}_fraction" for key in KEPT), "tasks_per_s", "goodput_tasks_per_s",
     "ttft.mean_s", "ttft.p99_s", "tpot.mean_s", "tpot.p99_s", "answer_ttft.mean_s", "answer_ttft.p99_s",
     "e2e.mean_s", "e2e.p99_s",
 )  # fmt: skip
-
-# Of comparisons in which a scenario has an edge.
-OF_EDGES = ("marginal_tst_j", "operation_gco2_per_task", *(f"{key}_fraction" for key in KEPT))
 
 
 def compare(systems: Sequence[System], options: Options | None = None) -> Comparison:
@@ -100,8 +98,8 @@ def _estimate_pairs(first: Material, other: Material) -> Pairs:
         paths = [r.path for r in material.replications if r.number in shared]
         found.append(estimates_of(paths, material.accounts, "energy" not in unavailable_of(material.system)))
     objectives = [name for name in found[0] if name.startswith("slo.")]
-    edges = OF_EDGES if any(material.system.scenario.keep for material in (first, other)) else ()
-    names = [name for name in (*COMPARED, *edges, *objectives) if name in found[0] and name in found[1]]
+    work = ("marginal_tst_j",) if first.system.scenario.keep or other.system.scenario.keep else ()
+    names = [name for name in (*work, *COMPARED, *objectives) if name in found[0] and name in found[1]]
     return {name: (found[0][name], found[1][name]) for name in names}
 
 

@@ -150,7 +150,7 @@ def host_memory(pool: str) -> str:
     return f"{pool} host memory"
 
 
-_OF_OPTIONS = ("states", "gaps", "keeping", "service", "losses", "switches", "memory")
+_OF_OPTIONS = ("states", "gaps", "keeping", "service", "losses", "caps", "switches", "memory")
 
 
 @dataclass
@@ -181,6 +181,8 @@ class Log:
 
     # From time_s on. Pools and devices as in visits; before its first row each is open.
     service: Table = field(default_factory=lambda: Table("pool", "device", "time_s", "state"))
+    # From time_s on, what a governor caps each accelerator of a pool at, from its next step on.
+    caps: Table = field(default_factory=lambda: Table("pool", "time_s", "cap_w"))
     # Prompts that were lost with their device, and what had been computed of them.
     losses: Table = field(
         default_factory=lambda: Table("device", "time_s", "task", "prefilled_tokens", "output_tokens")

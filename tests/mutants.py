@@ -59,6 +59,17 @@ ROUNDS = "test_life.py::test_a_round_computes_what_the_cache_has_not_kept_of_the
 GIVEN_UP = "test_life.py::test_who_is_given_up_leaves_a_queue_at_once_a_replica_at_the_next_boundary_and_a_core_when_it_is_done"
 USERS = "test_life.py::test_a_user_thinks_asks_and_waits_for_the_answer"
 HANDED_OVER = "test_life.py::test_alone_with_a_prefill_pool_a_task_takes_the_sum_of_its_parts"
+FAR = "test_sites.py::test_alone_a_task_takes_a_round_trip_and_its_bytes_longer"
+CROSSED = "test_sites.py::test_messages_each_way_do_not_share_their_bandwidth"
+RESENT = "test_sites.py::test_a_network_moves_and_pays_for_what_is_sent_again_half_at_each_end"
+REPEATS = "test_sites.py::test_repeats_are_the_inverse_of_their_law"
+PUE = "test_sites.py::test_each_site_has_a_pue_of_its_own"
+HOURS = "test_economics.py::test_two_hours_by_hand_later_in_the_day"
+PAID = "test_economics.py::test_rent_holds_electricity_and_each_site_is_paid_in_its_own_way"
+EMBODIED = "test_economics.py::test_embodied_carbon_is_shared_out_over_the_lifetime_and_named"
+ROUTED = "test_keeping.py::test_a_router_of_accuracy_a_saves_a_times_what_the_oracle_saves"
+AGAIN = "test_keeping.py::test_an_answer_that_is_not_good_enough_costs_both_models_and_counts_once"
+CROWD = "test_keeping.py::test_a_full_edge_sends_tasks_on_and_a_patient_one_keeps_them"
 
 
 def choice(router: str) -> str:
@@ -78,12 +89,12 @@ MUTANTS = (
     Mutant("cores: a batch may be of several operations", "engine/cores.py", "if job.operation == first.operation]", "if job]", BATCHES),
     Mutant("cores: a batch waits for its window though it is full", "engine/cores.py", "if len(alike) < self.max_batch and self.env.now", "if self.env.now", BATCHES),
     Mutant("cores: nobody looks when a window is over", "engine/cores.py", "self._dispatch() # those that wait", "pass  # those that wait", BATCHES),
-    Mutant("cores: every job of a batch pays the base", "engine/cores.py", "first.seconds + sum(job.seconds - job.base_s", "first.seconds + sum(job.seconds", BATCHES),
+    Mutant("cores: every job of a batch pays the base", "engine/cores.py", "seconds += sum(job.seconds - job.base_s", "seconds += sum(job.seconds", BATCHES),
     Mutant("cores: the first of a batch pays the base alone", "engine/cores.py", "base_s = batch[0].base_s / len(batch)", "base_s = batch[0].base_s", BATCHES),
-    Mutant("host: a busy core takes the power of all", "engine/cores.py", "self.power.dynamic_w(self.busy) / self.busy if", "self.power.dynamic_w(self.busy) if", SHARED_POWER),
+    Mutant("host: a busy core takes the power of all", "engine/cores.py", "power.dynamic_w(n) / max(1, n)", "power.dynamic_w(n)", SHARED_POWER),
     Mutant("host: joules at the load of a job's start", "engine/cores.py", "self._joules = self.joules_per_core()", "self._joules = self._joules + 0.0", SHARED_POWER),
     # links
-    Mutant("link: bandwidth not shared", "engine/link.py", "* self.spec.bytes_per_s / len(self._ends)\n        else", "* self.spec.bytes_per_s\n        else", LINK),
+    Mutant("link: bandwidth not shared", "engine/link.py", "* self.spec.bytes_per_s / len(ends)\n        else", "* self.spec.bytes_per_s\n        else", LINK),
     Mutant("link: a stale timer fires", "engine/link.py", "return # a transfer has joined since self._advance() moving = heappop", "pass\n        self._advance()\n        moving = heappop", LINK),
     Mutant("link: no latency", "engine/link.py", "self.env.now + self.spec.latency_s, WORK_ENDS", "self.env.now, WORK_ENDS", LINK),
     Mutant("link: the widest link decides", "engine/link.py", "tightest = min(", "tightest = max(", FAIR),
@@ -101,7 +112,7 @@ MUTANTS = (
     Mutant("life: users do not think", "engine/life.py", "env.at(env.now + task.think_s, task.id)", "env.at(env.now, task.id)", USERS),
     Mutant("life: users do not wait for answers", "engine/life.py", "yield from live(env, log, pipeline, task)", "env.process(live(env, log, pipeline, task))", USERS),
     Mutant("life: a task sheds nothing", "engine/life.py", "place, outcome = pool.name, visit.outcome", "place, outcome = pool.name, Outcome.SERVED", "test_life.py::test_a_visit_that_finds_a_full_queue_is_shed[1]"),
-    Mutant("life: keys and values weigh as much as text", "engine/life.py", "pipeline.kv_bytes_per_token * this.input_tokens", "pipeline.bytes_per_token * this.input_tokens", HANDED_OVER),
+    Mutant("life: keys and values weigh as much as text", "engine/life.py", "pipeline.kv_bytes_per_token * prompt.input_tokens", "pipeline.bytes_per_token * prompt.input_tokens", HANDED_OVER),
     Mutant("life: what a prefill replica kept stays there", "engine/life.py", "_let_go(pipeline, visit.source)", "pass", "test_life.py::test_keys_and_values_stay_where_they_were_made_until_they_have_arrived_elsewhere"),
     Mutant("life: half of the shared context is forgotten", "engine/life.py", "this.shared_tokens),) if", "this.shared_tokens // 2),) if", ROUNDS),
     # order of an instant, segments
@@ -109,8 +120,8 @@ MUTANTS = (
     Mutant(
         "segment: on a boundary the step has not ended",
         "costs/shapes.py",
-        "while start_s + self.seconds_of(steps + 1) <= now_s:",
-        "while start_s + self.seconds_of(steps + 1) < now_s:",
+        "while start_s + (steps + 1) * (seconds + 0.5 * steps * growth) <= now_s:",
+        "while start_s + (steps + 1) * (seconds + 0.5 * steps * growth) < now_s:",
         "test_exact.py::test_steps_by_inverts_boundaries_to_the_last_bit",
     ),
     Mutant(
@@ -123,7 +134,7 @@ MUTANTS = (
     # replica
     Mutant("replica: cut one step late", "engine/replica.py", "steps = run.passed(self.env.now) + 1", "steps = run.passed(self.env.now) + 2", REPLICA),
     Mutant("replica: coalescing ignores arrivals", "engine/replica.py", "elif joined and not self._run.shape.chunks", "elif False and not self._run.shape.chunks", REPLICA),
-    Mutant("replica: coalescing ignores the end of the segment", "engine/replica.py", "min(plan.steps, segment.valid_steps)", "min(plan.steps, 1e9)", REPLICA),
+    Mutant("replica: coalescing ignores the end of the segment", "engine/replica.py", "plan.steps if plan.steps < segment.valid_steps else segment.valid_steps", "min(plan.steps, 1e9)", REPLICA),
     Mutant("replica: coalescing ignores blocks", "engine/replica.py", "run.steps = self._affordable(run)", "run.steps = max(run.steps, self._affordable(run))", REPLICA),
     Mutant("replica: a token too many", "engine/replica.py", "self._step + prompt.output_tokens - prompt.generated_tokens", "self._step + prompt.output_tokens - prompt.generated_tokens + 1", REPLICA),
     Mutant("replica: the oldest is preempted", "engine/replica.py", "self._preempt(next(reversed(self.running)))", "self._preempt(next(iter(self.running)))", REPLICA),
@@ -136,9 +147,9 @@ MUTANTS = (
     Mutant("replica: who was preempted is outstanding no more", "engine/replica.py", "self._outstanding_tokens += prompt.prefill_tokens prompt.rank", "prompt.rank", choice("least-outstanding-tokens")),
     Mutant("replica: joules of context off by one token", "engine/shares.py", "offset = prompt.prefill_tokens + 1 - prompt.first_step", "offset = prompt.prefill_tokens - prompt.first_step", REPLICA),
     Mutant("replica: sum of steps off", "engine/shares.py", "triangle = steps * (steps - 1) / 2", "triangle = steps * (steps + 1) / 2", REPLICA),
-    Mutant("shares: all joules by token, none by context", "engine/shares.py", "context_j = segment.context_joules", "context_j = 0.0", REPLICA),
-    Mutant("shares: a chunk counts as one token", "engine/shares.py", "prompt.dynamic_j += chunk * (self.token_j - since[0])", "prompt.dynamic_j += self.token_j - since[0]", REPLICA),
-    Mutant("shares: idle by token, not by sequence", "engine/shares.py", "each_s = seconds / (decodes + shape.chunks)", "each_s = seconds / (decodes + shape.chunk_tokens)", REPLICA),
+    Mutant("shares: all joules by token, none by context", "engine/shares.py", "each_j = segment.context_joules", "each_j = 0.0", REPLICA),
+    Mutant("shares: a chunk counts as one token", "engine/shares.py", "prompt.dynamic_j += chunk * (self.sums[0] - since[0])", "prompt.dynamic_j += self.sums[0] - since[0]", REPLICA),
+    Mutant("shares: idle by token, not by sequence", "engine/shares.py", "each_s = seconds / sequences", "each_s = seconds / run.step_tokens", REPLICA),
     Mutant("replica: a router sees nothing between changes", "engine/replica.py", "tokens -= (run.passed(self.env.now) - run.taken)", "tokens -= 0 * (run.passed(self.env.now) - run.taken)", "test_laws.py::test_outstanding_tokens_fall_step_by_step"),
     Mutant("replica: host cores busy for good", "engine/replica.py", "self.host.change(-self.spec.host_cores)", "self.host.change(0)", "test_laws.py::test_littles_law_is_an_identity"),
     Mutant("replica: the queue has no limit", "engine/replica.py", "len(self.waiting) >= limit:", "len(self.waiting) > limit:", "test_life.py::test_a_visit_that_finds_a_full_queue_is_shed[1]"),
@@ -240,7 +251,7 @@ MUTANTS = (
     Mutant("costs: joules of context without those of busy seconds", "costs/composed.py", "each_j = full * context_j + kernel_w * timing.context_step_s", "each_j = full * context_j", KERNELS),
     Mutant("costs: growth of one sequence only", "costs/composed.py", "growth_s = self._full_layers * decodes * context_s", "growth_s = self._full_layers * context_s", SEGMENT),
     Mutant("costs: form held a step too long", "costs/shapes.py", "math.floor(start / -growth) + 1", "math.floor(start / -growth) + 2", SEGMENT),
-    Mutant("costs: the cap may bind unseen", "costs/composed.py", "work.valid_steps = min(work.valid_steps, steps_until_negative(*side))", "pass", SEGMENT),
+    Mutant("costs: the cap may bind unseen", "costs/composed.py", "valid = min(valid, steps_until_negative(-over, -over_growth))", "pass", SEGMENT),
     Mutant("costs: a window that never fills", "costs/composed.py", "if room <= 0:", "if False:", WINDOW),
     Mutant(
         "memory: embeddings forgotten",
@@ -250,6 +261,19 @@ MUTANTS = (
         "test_exact.py::test_memory_that_the_weights_leave_is_kv_cache_to_the_token",
     ),
     Mutant("cpu: load power linear", "costs/cpu.py", "(busy_cores / self.cores) ** self.exponent", "(busy_cores / self.cores)", SHARED_POWER),
+    # sites, keeping, bills
+    Mutant("sites: half a round trip is a whole one", "engine/sites.py", "return self._move(task, n_bytes, way, 0.5)", "return self._move(task, n_bytes, way, 1.0)", FAR),
+    Mutant("sites: the first token is back at once", "engine/sites.py", "return self.homeward[pool][0].way_back_s(visit.task)", "return 0.0", FAR),
+    Mutant("sites: what is sent again costs nothing", "engine/sites.py", "n_bytes / (1 - self.spec.loss_fraction)", "n_bytes", RESENT),
+    Mutant("sites: one network for both ways", "drivers/sites.py", "way = int(name != f\"{here}-{there}\")", "way = 0", CROSSED),
+    Mutant("sites: a packet too few repeats", "workload/crossings.py", "math.log(loss_fraction)) - 1)", "math.log(loss_fraction)) - 2)", REPEATS),
+    Mutant("sites: every site has the first one's PUE", "metrics/ledger.py", "wall_j * self.pue[entry.site]", "wall_j * next(iter(self.pue.values()))", PUE),
+    Mutant("bill: the hour of the window, not of the day", "metrics/economics.py", "rates = {name: _rates(site, hour)", "rates = {name: _rates(site, hour - first)", HOURS),
+    Mutant("bill: rented servers pay for electricity too", "metrics/economics.py", "(usd if site.cost.basis == \"own\" else 0.0)", "usd", PAID),
+    Mutant("bill: embodied carbon of one server", "metrics/accounts.py", "return tier.count * server_kg * KG_G", "return server_kg", EMBODIED),
+    Mutant("keep: the router is always right", "drivers/keeping.py", "its == seen), limits)", "its), limits)", ROUTED),
+    Mutant("keep: bad answers are delivered", "engine/life.py", "kept is Kept.ASKED_AGAIN", "False", AGAIN),
+    Mutant("keep: the edge is never full", "engine/keeping.py", "choice = Kept.FULL", "pass", CROWD),
 )  # fmt: skip
 
 QUICK = (

@@ -201,6 +201,7 @@ def step_by_kernels(
         sides = moved / (of(f"{law}.bandwidth_fraction") * bandwidth), flops / (of(f"{law}.flops_fraction") * peak)
         q = or_else(f"{law}.sharpness", 4.0)
         fixed_s = of(f"{law}.launch_s") + k * or_else(f"{law}.per_depth_s") + m * k * or_else(f"{law}.per_activation_s")
+        fixed_s += n * k * or_else(f"{law}.per_packed_weight_s") if m > 1 else 0.0
         return fixed_s + (sides[0] ** q + sides[1] ** q) ** (1 / q)
 
     def or_else(name: str, default: float = 0.0) -> float:
@@ -224,7 +225,8 @@ def step_by_kernels(
             law = "kernels.decode_attention"
             each_s = heads_width * of(f"{law}.per_element_s") + of(f"{law}.per_sequence_s")
             each_s += max(1, model.kv_heads // ways) * or_else(f"{law}.per_kv_head_s")
-            kernels_s += of(f"{law}.launch_s") + sum(each_s + context * read_s for context in contexts)
+            score_s = model.attention_heads / ways * or_else(f"{law}.per_score_s")
+            kernels_s += of(f"{law}.launch_s") + sum(each_s + context * (read_s + score_s) for context in contexts)
         if chunks:
             law = "kernels.prefill_attention"
             pair_s = 4 * heads_width / (of(f"{law}.flops_fraction") * of("peak_flops_per_s.bf16"))

@@ -10,8 +10,8 @@ import pytest
 from test_live import CorePuppet, DecoderPuppet
 
 from hsim.backends.worker import Worker, WorkerSettings
-from hsim.calibrate.agenda import Served
-from hsim.calibrate.loop import OUTPUT_TOKENS, ROUNDS, TASKS, drive
+from hsim.calibrate.agenda import BETWEEN, HAND_OVER, LOOP_OUTPUT_TOKENS, LOOP_STEP, Served
+from hsim.calibrate.loop import ROUNDS, TASKS, LoopTimes, drive
 from hsim.description.catalogue import load_model
 from hsim.errors import BackendError
 
@@ -29,12 +29,28 @@ def test_every_job_and_every_step_that_follows_one_is_timed(decoder: Worker, use
     before = os.sched_getaffinity(decoder.process.pid or 0)
     with Worker(CorePuppet(), WorkerSettings("core puppet")) as core:
         found = drive(decoder, core, SERVED, users)
-    assert len(found.hand_over_s) == TASKS * ROUNDS
-    assert all(seconds > 0 for seconds in (*found.between_s, *found.hand_over_s))
+    visits = max(TASKS, 2 * users) * ROUNDS
+    assert len(found.hand_over_s) == visits
+    assert all(seconds > 0 for seconds in (*found.hand_over_s, *(s for _, s in (*found.between_s, *found.decode_s))))
     # Alone, each answer is a prompt's step and then decode steps; only the first of each follows none.
-    assert len(found.between_s) <= TASKS * ROUNDS * (OUTPUT_TOKENS - 1)
-    assert len(found.between_s) == TASKS * ROUNDS * (OUTPUT_TOKENS - 1) or users > 1
+    most = visits * (LOOP_OUTPUT_TOKENS - 1)
+    assert len(found.between_s) == len(found.decode_s) == most or (users > 1 and len(found.decode_s) < most)
+    assert {n for n, _ in found.decode_s} <= set(range(1, users + 1))
+    assert max(n for n, _ in found.between_s) <= users
+    for role in (BETWEEN, HAND_OVER, LOOP_STEP):
+        assert (found.reading(role).seconds or 0.0) > 0
     assert os.sched_getaffinity(decoder.process.pid or 0) == before, "it stays pinned"
+
+
+def test_steps_are_told_for_as_many_sequences_as_there_are_users() -> None:
+    between = [(n, 3e-4 + 2e-5 * n) for n in (1.0, 2.0, 5.0, 8.0)]
+    decode = [(n, 2e-3 + 1e-4 * n) for n in (3.0, 4.0)]
+    found = LoopTimes(8, between, decode, [1e-4, 2e-4, 9e-4])
+    assert found.reading(BETWEEN).seconds == pytest.approx(3e-4 + 8 * 2e-5)
+    assert found.reading(LOOP_STEP).seconds == pytest.approx(2e-3 + 8 * 1e-4)
+    assert found.reading(HAND_OVER).seconds == pytest.approx(4e-4)
+    alone = LoopTimes(1, [(1.0, 3e-4), (1.0, 5e-4)], decode, [1e-4])
+    assert alone.reading(BETWEEN).seconds == pytest.approx(4e-4)
 
 
 def test_what_fails_in_the_loop_is_no_measurement(decoder: Worker) -> None:

@@ -33,7 +33,7 @@ def table(**changes: Any) -> StepTable:
         "decodes": (1, 4, 16), "contexts": (16, 128, 1024),
         "decode_s": ((1e-3, 2e-3, 5e-3), (3e-3, 5e-3, 9e-3), (8e-3, 9e-3, 30e-3)),
         "chunk_tokens": (1, 32, 256), "chunk_s": (1e-3, 4e-3, 30e-3), "pair_s": (1e-6, 2e-7, 1e-7), "later_s": (0.0, 1e-4, 3e-4),
-        "extra_chunk_s": 2e-4, "between_s": 1e-4,
+        "extra_chunk_s": 2e-4, "between_s": 1e-4, "between_per_sequence_s": 3e-6,
         "mixed_decodes": (1, 16), "mixed_chunk_tokens": (32, 256), "mixed_s": ((-5e-4, -6e-4), (-2e-3, -3e-3)),
     }  # fmt: skip
     return StepTable(**(fields | changes))
@@ -46,16 +46,16 @@ def test_exact_at_the_points() -> None:
     for i, decodes in enumerate((1, 4, 16)):
         for j, context in enumerate((16, 128, 1024)):
             seconds = COSTS.segment(StepShape(decodes, decodes * context)).seconds
-            assert seconds == pytest.approx(1e-4 + COSTS.table.decode_s[i][j], rel=1e-12)
+            assert seconds == pytest.approx(1e-4 + 3e-6 * decodes + COSTS.table.decode_s[i][j], rel=1e-12)
     for i, tokens in enumerate((1, 32, 256)):
         pairs = tokens * (tokens + 1) // 2
         seconds = COSTS.segment(StepShape(0, 0, 1, tokens, tokens, pairs)).seconds
-        assert seconds == pytest.approx(1e-4 + COSTS.table.chunk_s[i] + pairs * COSTS.table.pair_s[i], rel=1e-12)
+        assert seconds == pytest.approx(1.03e-4 + COSTS.table.chunk_s[i] + pairs * COSTS.table.pair_s[i], rel=1e-12)
 
 
 def test_linear_between_points_and_proportional_beyond() -> None:
     def seconds(decodes: int, context: int) -> float:
-        return COSTS.segment(StepShape(decodes, decodes * context)).seconds - 1e-4
+        return COSTS.segment(StepShape(decodes, decodes * context)).seconds - COSTS.table.between(decodes)
 
     assert seconds(1, 72) == pytest.approx(1.5e-3)
     assert seconds(10, 16) == pytest.approx(5.5e-3)  # half way from 4 to 16 sequences

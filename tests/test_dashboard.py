@@ -19,7 +19,7 @@ from hsim.dashboard import traces
 from hsim.dashboard.jobs import Bounds, Job, Runner
 from hsim.dashboard.launch import OPTIONS, arguments
 from hsim.dashboard.limits import SCENARIO_BYTES, admitted, uploaded
-from hsim.dashboard.state import Question, State, decode, encode, inline
+from hsim.dashboard.state import Question, State, decode, encode, inline, shipped_scenarios
 from hsim.dashboard.variants import gpu_only, is_split, split
 from hsim.dashboard.work import FindFleet, Preview, Simulate
 from hsim.description.yamlfile import parse_document
@@ -166,6 +166,21 @@ def test_every_view_is_drawn_from_its_link(page: str, view: str, said: str, leas
     assert not app.error or (page, view) == ("Risk", "")
     assert said in " ".join(text.value for text in app.markdown)
     assert len(plots(app)) >= least
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_scenarios() if name != "azure-conversation"])
+def test_every_shipped_scenario_opens(name: str) -> None:
+    app = opened(State(Question(name).chosen(), page="What if"))
+    assert not app.exception
+    assert not app.error
+    assert [button.label for button in app.button if button.key and button.key.startswith("preset-")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in shipped_scenarios() if name != "azure-conversation"])
+def test_every_shipped_scenario_has_a_preview(name: str) -> None:
+    job = done(Runner().start(Preview(Question(name).chosen())))
+    assert job.state == "done", job.error
 
 
 def test_a_view_that_is_chosen_stands_in_the_link_and_ends_with_its_page() -> None:
@@ -332,7 +347,7 @@ def test_a_shipped_scenario_without_its_trace_says_what_to_do_and_takes_one() ->
     app = opened(State(Question("azure-conversation"), replications=2))
     assert not app.error
     assert not app.exception
-    assert "replays a trace that hsim does not ship" in app.info[0].value
+    assert "The trace is not shipped" in app.info[0].value
     assert {"agents-split"} <= {button.label for button in app.button}
     uploader(app, "A trace").upload("../t.csv", b"nonsense", "text/csv").run()
     assert "the trace" in app.error[0].value

@@ -480,6 +480,80 @@ def test_policies_ask_for_what_their_targets_say() -> None:
     assert queue(view._replace(waiting=0, running=0), 7) == utilisation(view._replace(running=0), 0.5) == 0
 
 
+# ---- caps that follow the load
+
+
+def governed(data: dict[str, Any], target: float, policy: str = "all-or-least", **more: Any) -> dict[str, Any]:
+    changed = deepcopy(data)
+    changed["pools"]["decode"]["governor"] = {
+        "caps_w": [400, 500, 690], "policy": policy, "target": target, "every_s": 0.25, "takes_s": 0.0625, **more
+    }  # fmt: skip
+    return changed
+
+
+def test_a_governor_that_stays_at_a_cap_is_that_cap() -> None:
+    """Where nobody ever looks, or load asks for the lowest from before the first task on: to the last byte."""
+    data = generate_only()
+    data["workload"] |= {"tasks": 12, "arrivals": {"kind": "uniform", "rate_per_s": 1}}
+    data["pools"]["decode"] |= {"max_num_seqs": 32, "max_num_batched_tokens": 512}
+    for every_s, cap_w in ((1e6, 690), (0.25, 400)):
+        capped = deepcopy(data)
+        capped["pools"]["decode"]["power_cap_w"] = cap_w
+        always, follows = run(prepared_of(capped)), run(prepared_of(governed(data, 1.0, every_s=every_s)))
+        for table in ("tasks", "visits", "steps"):
+            for column, values in always.tables[table].items():
+                np.testing.assert_array_equal(values, follows.tables[table][column], err_msg=f"{table}.{column}")
+        shifts = follows.tables["caps"]["cap_w"].tolist()
+        assert shifts == ([] if cap_w == 690 else [400])
+
+
+def test_caps_follow_the_load_alike_in_both_modes_and_no_step_draws_more() -> None:
+    reached = Counter[str]()
+
+    @settings(max_examples=25)
+    @given(scenarios(), st.sampled_from([0.1, 0.5]), st.sampled_from(["by-load", "all-or-least"]), st.booleans())
+    def law(data: dict[str, Any], target: float, policy: str, fails: bool) -> None:
+        data = governed(data, target, policy, every_s=0.03125, takes_s=0.0, hold_s=0.0625)
+        data["pools"]["decode"] |= {"max_num_seqs": 8, "max_num_batched_tokens": 300}
+        if fails:
+            data = broken(data, "decode", {"kind": "exponential", "mean": 0.4}, 0.0625)
+        done, slow = run(prepared_of(data)), run(prepared_of(data), stepwise=True)
+        same_in_both_modes(done, slow)
+        law_of_tasks(done, reached)
+        law_of_joules(done)
+        caps, steps = done.tables["caps"], done.steps
+        for column in ("time_s", "cap_w"):
+            np.testing.assert_array_equal(caps[column], slow.tables["caps"][column])
+        from_s, cap_w = np.append(-1.0, caps["time_s"]), np.append(690.0, caps["cap_w"])
+        # A step that begins at the instant of a shift was planned before it.
+        before = np.searchsorted(from_s, steps["start_s"], side="left") - 1
+        chips = np.array([device.accelerators for device in done.log.accelerators])[steps["device"].astype(int)]
+        idle_w = np.array([device.idle_w for device in done.log.accelerators])[steps["device"].astype(int)]
+        watts = (idle_w + steps["joules"] / steps["seconds"]) / chips
+        assert (watts <= cap_w[before] * (1 + 1e-9)).all()
+        reached["shifted"] += len(caps["cap_w"])
+        reached["bound by a lower cap"] += int((np.abs(watts / cap_w[before] - 1)[cap_w[before] < 690] < 0.1).sum())
+        reached["several caps"] += len(set(caps["cap_w"])) > 1
+
+    law()
+    assert {"shifted", "several caps"} <= set(+reached), reached
+
+
+def test_a_governor_that_cannot_be_is_refused() -> None:
+    def refused(**more: Any) -> str:
+        data = governed(generate_only(), 0.5, **{key: value for key, value in more.items() if key != "power_cap_w"})
+        data["pools"]["decode"] |= {key: value for key, value in more.items() if key == "power_cap_w"}
+        with pytest.raises(DescriptionError) as error:
+            prepared_of(data)
+        return str(error.value)
+
+    assert "caps_w do not rise" in refused(caps_w=[690, 400])
+    assert "900 W is more than h100-sxm ever draws" in refused(caps_w=[400, 900])
+    assert "there is no policy 'by-loads'; did you mean 'by-load'" in refused(policy="by-loads")
+    assert "power_cap_w is set, and a governor too" in refused(power_cap_w=500)
+    assert "even at its lowest clock" in refused(caps_w=[130, 690])
+
+
 # ---- what is refused
 
 
@@ -495,7 +569,7 @@ def test_policies_ask_for_what_their_targets_say() -> None:
         ({"fleet": hours({"0-24": 0})}, "hours are all 0"),
         ({"fleet": hours({"8-4": 1})}, "'8-4' is no stretch of a day"),
         ({"fleet": hours({"0-24": 3})}, "3 are to serve, and there are 2"),
-        ({"fleet": reactive(policy="queues")}, "there is no scaling policy 'queues'; did you mean 'queue'"),
+        ({"fleet": reactive(policy="queues")}, "there is no policy 'queues'; did you mean 'queue'"),
         ({"pool": reactive(floor=9)}, "scaling.floor: 9 is more than the 4 that there are"),
         ({"pool": reactive(standby=1)}, "all stand by without a model"),
         ({"both": reactive()}, "its tier is scaled too"),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
+from test_cli import printed
 from test_plan import servers, written
 
 from hsim.description.yamlfile import read_document
 from hsim.errors import DescriptionError
 from hsim.metrics.result import Interval
-from hsim.plan import read_problem
+from hsim.plan import PlanOptions, explain, plan, read_problem
 from hsim.plan.breakeven import Architectures, Best, BreakEven, Point, breakeven
 from hsim.plan.pareto import pareto
 from hsim.plan.sensitivity import Around, inputs_of, sensitivity
+from hsim.report.plans import sensitivity_tables
 from hsim.runs import Options
 
 
@@ -85,3 +90,74 @@ def test_the_tornado_orders_inputs_by_what_they_move(tmp_path: Path) -> None:
     by_name = {swing.name: swing for swing in found.swings}
     assert by_name["arrival rate"].high["tst_j"].verdict == "lower"  # idle draw is shared among more
     assert by_name["chat output_tokens"].high["e2e.mean_s"].verdict == "higher"
+
+
+# ---- what the commands print
+
+
+def loose(*counts: int, rate_per_s: float = 4) -> dict[str, Any]:
+    """An objective that may be missed by three in ten: certified by few replications."""
+    data = servers(counts, rate_per_s)
+    data["slo"]["e2e"]["p"] = 0.7
+    data["workload"]["tasks"] = 30
+    return data
+
+
+def test_headroom_is_bracketed_and_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One server takes a sequence at a time, so that a few times the rate is too much: looked at coarsely, to be quick."""
+    monkeypatch.setattr(explain, "HALVINGS", 1)
+    shown = printed("plan", str(written(tmp_path, loose(1, rate_per_s=1))), "--headroom", "--processes", "1")
+    found = re.search(
+        r"Headroom +certified up to ([\d.]+) times the rate, (refuted|undecided) at ([\d.]+) times", shown
+    )
+    assert found
+    assert 1 <= float(found[1]) < float(found[3]) <= 8
+
+
+def test_a_closed_loop_has_no_headroom(tmp_path: Path) -> None:
+    data = loose(1)
+    data["workload"]["arrivals"] = {"kind": "closed", "users": 2}
+    with pytest.raises(DescriptionError, match="is a closed loop, whose rate cannot be set"):
+        plan(read_problem(written(tmp_path, data)), PlanOptions(processes=1, headroom=True))
+
+
+def test_certified_break_even_is_printed_band_by_band(tmp_path: Path) -> None:
+    """Servers of one sequence at a time, and of two: at little load one server of either will do."""
+    data = loose(1, 2, 3)
+    data["workload"]["tasks"] = 60
+    file = written(tmp_path, data)
+    asked = ("--arch", "pools.decode.max_num_seqs=1,2", "--rates", "12,4", "--certify", "--processes", "1")
+    shown = printed("breakeven", str(file), *asked)
+    assert "who takes least (cost), by load; certified" in shown
+    assert re.search(r"First +1 ceases to be the best between 4 and 12 tasks/s", shown)
+    assert re.search(r"Band +4 tasks/s: 1\nBand +12 tasks/s: 2\n", shown)
+    assert re.search(r"12 +47.20 USD/h, 2 x hgx-h100-8 +23.60 USD/h, 1 x hgx-h100-8 +100%", shown)
+
+
+def few(folder: Path, within_s: float) -> Path:
+    data = loose(2)
+    data["fleet"]["gpu-tier"]["count"] = 2
+    data["slo"]["e2e"]["max_s"] = within_s
+    return written(folder, data)
+
+
+def test_a_flip_upwards_is_printed_where_objectives_hold(tmp_path: Path) -> None:
+    shown = printed("sensitivity", str(few(tmp_path, 0.25)), "--flip", "--replications", "2", "--processes", "1")
+    found = re.search(r"Flip +chat output_tokens: the objectives hold at ([\d.]+) times, and not at ([\d.]+)", shown)
+    assert found
+    assert 1 <= float(found[1]) < float(found[2]) <= 2
+    assert re.search(r"Flip +chat input_tokens: the objectives still hold at 2 times", shown)
+
+
+def test_a_flip_is_looked_for_downwards_where_objectives_are_missed(tmp_path: Path) -> None:
+    """Shorter answers would do; fewer of them would not, since a task is late even alone."""
+    found = sensitivity(few(tmp_path, 0.12), (), Around(0.2, flip=True), Options(2, processes=1))
+    flips = {flip.name: flip for flip in found.flips}
+    shorter = flips["chat output_tokens"]
+    assert shorter.holds_times is not None
+    assert shorter.fails_times is not None
+    assert 0.5 <= shorter.holds_times < shorter.fails_times <= 1
+    assert (flips["arrival rate"].holds_times, flips["arrival rate"].fails_times) == (None, 0.5)
+    console = Console(width=124, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(sensitivity_tables(found))
+    assert "arrival rate: the objectives are missed even at 0.5 times" in console.export_text()

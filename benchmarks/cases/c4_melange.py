@@ -122,6 +122,11 @@ def case(data: Path | None) -> Case:
     return Case("C4", "Melange: a mix of GPUs", "c4-melange", "arXiv 2404.14527, repository @d46ab43", tuple(rows))
 
 
-WHY_SMALL = ""
-WHY_LARGE = ""
-WHY_MIX = ""
+WHY_SMALL = (
+    "Short requests: bandwidth a dollar. The A10G's FLOP rate is assumed, its kernels are transferred from Hopper's"
+)
+WHY_LARGE = "Long requests: beside weights and 4 GB kept for CUDA (assumed for 80 GB cards) an A10G holds two of 4,096 tokens; theirs may hold more"
+WHY_MIX = (
+    "From the best single type at the kindest rate (0: it is the mix) to the worst; their L4 has no price here, the H100 is at AWS' "
+    "12.29 USD, ShareGPT and arXiv stand for Arena and PubMed"
+)

@@ -27,4 +27,6 @@ def case() -> Case:
     return Case("C8", "Edge and cloud: intelligence per watt", "c8-edge-cloud", "arXiv 2511.07885 (second hand)", rows)
 
 
-WHY_ORACLE = WHY_ROUTED = WHY_RATIO = ""
+WHY_ORACLE = "Other models and boards than theirs, at 250 + 500 tokens, one query at a time: that the levels agree is partly chance"
+WHY_ROUTED = WHY_ORACLE
+WHY_RATIO = "0.8 by arithmetic; a little less, since hard queries that seem easy are answered twice"

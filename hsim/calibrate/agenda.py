@@ -14,8 +14,11 @@ from hsim.description.model import ModelArchitecture
 
 ROUNDS = 4  # each point is measured again while the budget lasts: a later round is worth two levels less
 POWER_ROUNDS = 2
-BETWEEN, HAND_OVER = "between", "hand-over"  # what the live loop takes: between two steps, and for a job
-JOB = "count"  # what a core does there
+# What the live loop takes: between two steps, to hand over a job, for a decode step of so many sequences.
+BETWEEN, HAND_OVER, LOOP_STEP = "between", "hand-over", "decode-step"
+JOB = "products"  # what a core does there: its weights come from memory, as an encoder's do
+LOOP_INPUT_TOKENS, LOOP_OUTPUT_TOKENS = 32, 24
+LOOP_CONTEXT = LOOP_INPUT_TOKENS + LOOP_OUTPUT_TOKENS // 2
 UNLIKE = 0.8  # contexts of a batch that is measured lie within this part of their mean
 CHECKS, FIRST_CHECKS = 24, 6  # steps at random points, kept out of the table to test it
 WINDOW_S = 6.0  # an energy counter that ticks every 0.1 s errs by 3 % over so long
@@ -24,7 +27,7 @@ MOST_CPU_FLOPS = 2e10  # larger products and attention take too long on a core
 MOST_CPU_WEIGHTS = 1 << 27  # and larger matrices too much of its memory
 KERNEL_S = {"cpu": 0.25, "cuda": 0.1}
 STEP_S = {"cpu": 1.2, "cuda": 0.2}  # on a CPU with its rests
-LOOP_S = 2.5
+LOOP_S = 3.0
 PAYLOAD_S = 0.6
 OPERATION_S = 1.8  # with its rests
 CONTENTION_S = 0.6  # without: cores that rested would not work at the same time
@@ -151,10 +154,11 @@ def _steps(target: Target) -> Iterator[Unit]:
 
 
 def _loop(target: Target) -> Iterator[Unit]:
-    """What the live loop itself takes, with one user and with several."""
-    for role in (BETWEEN, HAND_OVER):
-        for users, worth in ((1, 0), (max(2, target.served.slots // 4), 1)):
-            yield Unit("loop", target.device, {"role": role, "users": users}, worth, LOOP_S)
+    """What the live loop itself takes, with one user, and with as many as there are slots. Of a round all is seen in one run."""
+    slots = target.served.slots
+    for users, worth in ((1, 1), (slots, 1), (max(2, slots // 4), 2)):
+        for role in (BETWEEN, HAND_OVER, LOOP_STEP):
+            yield Unit("loop", target.device, {"role": role, "users": users}, worth, LOOP_S if role == BETWEEN else 0.1)
 
 
 def _checks(target: Target) -> Iterator[Unit]:

@@ -8,15 +8,17 @@ import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from simpy.events import Event
 
 from hsim.backends.worker import Worker, shared_cores
-from hsim.calibrate.agenda import JOB, Served
+from hsim.calibrate.agenda import BETWEEN, HAND_OVER, JOB, LOOP_INPUT_TOKENS, LOOP_OUTPUT_TOKENS, Served
+from hsim.calibrate.work import Reading
 from hsim.costs.cpu import HostPower
 from hsim.costs.shapes import Segment, StepShape
 from hsim.description.system import FilledPool
 from hsim.drivers.carried import CarriedLink
-from hsim.drivers.live import Crew, LiveEnvironment, WorkersDo, services
+from hsim.drivers.live import Crew, LiveEnvironment, Record, WorkersDo, services
 from hsim.engine.cores import Cores, Host
 from hsim.engine.environment import Living
 from hsim.engine.life import OperationTime, Pipeline, run_tasks
@@ -29,18 +31,42 @@ from hsim.policies.batching import decode_first
 from hsim.policies.routing import round_robin
 from hsim.workload.tasks import Round, Task, ToolCall
 
-JOB_UNITS = 50_000  # some milliseconds of a core
-TASKS, ROUNDS = 16, 2
-INPUT_TOKENS, OUTPUT_TOKENS = 32, 8
+JOB_UNITS = 20  # as long as an encoder takes for a short text: with many users the core is busy about half of the time
+TASKS, ROUNDS = 6, 2  # tasks at least; two for each of many users
 THINK_S = 0.02  # before each task: workers rest now and then, as those of servers do
 
 
 @dataclass(frozen=True)
 class LoopTimes:
-    """Seconds from the end of each step to the start of the next; and of each job in the loop beyond its worker's own."""
+    """What happened in a loop of so many users.
 
-    between_s: list[float]
+    Of each step that follows one its sequences and the seconds since that one ended; of each step that only decodes
+    its sequences and its own seconds; of each job its seconds in the loop beyond its worker's own.
+    """
+
+    users: int
+    between_s: list[tuple[float, float]]
+    decode_s: list[tuple[float, float]]
     hand_over_s: list[float]
+
+    def reading(self, role: str) -> Reading:
+        """One of the three: the mean of jobs, since all of it is waited for, or a step's at as many sequences as users."""
+        if role == HAND_OVER:
+            return _reading([(0.0, seconds) for seconds in self.hand_over_s], 0.0)
+        return _reading(self.between_s if role == BETWEEN else self.decode_s, float(self.users))
+
+
+def _reading(rows: Sequence[tuple[float, float]], at: float) -> Reading:
+    """The least-squares line through (x, seconds) at one x, and the interquartile range about the line."""
+    x, seconds = np.array(rows).T
+    spread = x - x.mean()
+    slope = float(spread @ seconds / (spread @ spread)) if np.ptp(x) else 0.0
+    low, high = np.quantile(seconds - slope * spread, (0.25, 0.75))
+    return Reading(
+        float(seconds.mean() + slope * (at - x.mean())) if np.ptp(x) else float(seconds.mean()),
+        float(high - low),
+        len(rows),
+    )
 
 
 class _Unforetold:
@@ -56,17 +82,29 @@ def drive(decoder: Worker, core: Worker, served: Served, users: int) -> LoopTime
     env, log, crew = LiveEnvironment(), Log(), Crew()
     crew.decoders[0], crew.cores[0] = decoder, [core]
     executor = WorkersDo(env, crew)
+    core.call((JOB, 1))  # its first makes its weights
     try:
         with _pinned((decoder, core)):
             run_tasks(env, log, _pipeline(env, log, executor, served), _tasks(users))
     finally:
         crew.close()  # whatever it started in place of one that died
-    record = executor.record
-    if record.failures:
-        raise BackendError("the live loop", "; ".join(record.failures))
+    if executor.record.failures:
+        raise BackendError("the live loop", "; ".join(executor.record.failures))
+    return _times(log, executor.record, users)
+
+
+def _times(log: Log, record: Record, users: int) -> LoopTimes:
     served_s, jobs = services(log), zip(*record.jobs.arrays().values(), strict=True)
     handed_s = [served_s[task, number, stage] - seconds for task, number, stage, seconds, _ in jobs]
-    return LoopTimes([gap_s for gap_s in record.steps.column("gap_s") if not math.isnan(gap_s)], handed_s)
+    between_s, decode_s = list[tuple[float, float]](), list[tuple[float, float]]()
+    steps = (log.steps.column(name) for name in ("decodes", "chunk_tokens"))
+    timed = (record.steps.column(name) for name in ("seconds", "gap_s"))
+    for decodes, chunk_tokens, seconds, gap_s in zip(*steps, *timed, strict=True):
+        if not math.isnan(gap_s):
+            between_s.append((decodes + math.ceil(chunk_tokens / LOOP_INPUT_TOKENS), gap_s))
+        if not chunk_tokens:
+            decode_s.append((decodes, seconds))
+    return LoopTimes(users, between_s, decode_s, handed_s)
 
 
 def carry(courier: Worker, n_bytes: float, messages: int, times: int) -> list[float]:
@@ -101,10 +139,10 @@ def _pinned(workers: Sequence[Worker]) -> Iterator[None]:
 
 
 def _tasks(users: int) -> list[Task]:
-    rounds = (Round(ToolCall(JOB, 0.0), INPUT_TOKENS, OUTPUT_TOKENS),) * ROUNDS
+    rounds = (Round(ToolCall(JOB, 0.0), LOOP_INPUT_TOKENS, LOOP_OUTPUT_TOKENS),) * ROUNDS
     return [
-        Task(i, 0.0, "loop", 0, OUTPUT_TOKENS, rounds, user=i % users, think_s=THINK_S)
-        for i in range(max(TASKS, users))
+        Task(i, 0.0, "loop", 0, LOOP_OUTPUT_TOKENS, rounds, user=i % users, think_s=THINK_S)
+        for i in range(max(TASKS, 2 * users))
     ]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from hsim.calibrate.options import Law
 from hsim.calibrate.points import Point
-from hsim.calibrate.steptable import SecondsAlone, shape_of
+from hsim.calibrate.steptable import SecondsAlone, predicted_s
 from hsim.costs.measured import MeasuredCosts
 from hsim.costs.shapes import StepShape
 from hsim.description.hardware import StepTable
@@ -85,7 +85,8 @@ def step_figures(table: StepTable, points: Sequence[Point]) -> list[str]:
         mine = [p for p in points if p.parameters["role"] == "decode" and p.number("decodes") == decodes]
         contexts = line_over([float(context) for context in table.contexts])
         line = [
-            costs.segment(StepShape(decodes, int(decodes * context))).seconds - table.between_s for context in contexts
+            costs.segment(StepShape(decodes, int(decodes * context))).seconds - table.between(decodes)
+            for context in contexts
         ]
         dots = Curve(
             "points", [p.number("context") for p in mine], [p.seconds for p in mine], measured=True, joined=False
@@ -94,7 +95,7 @@ def step_figures(table: StepTable, points: Sequence[Point]) -> list[str]:
         found.append(figure(title, [Curve("table", contexts, line), dots], "", logarithmic=True, up="s"))
     for role, title in (("chunk", "Steps with one chunk"), ("mixed", "Steps of both"), ("check", "Steps kept out")):
         mine = [p for p in points if p.parameters["role"] == role]
-        predicted = [costs.segment(shape_of(p)).seconds - table.between_s for p in mine]
+        predicted = [predicted_s(table, p) for p in mine]
         dots = Curve("points", predicted, [p.seconds for p in mine], measured=True, joined=False)
         found.append(figure(f"{title}: measured (up) against the table", [dots], "s", logarithmic=True, diagonal=True))
     return found

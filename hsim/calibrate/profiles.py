@@ -12,7 +12,7 @@ import numpy as np
 
 from hsim.backends.couriers import Manner
 from hsim.calibrate import fit
-from hsim.calibrate.agenda import BETWEEN, HAND_OVER, Served, Target, one_layer
+from hsim.calibrate.agenda import HAND_OVER, Served, Target, one_layer
 from hsim.calibrate.bench import Facts
 from hsim.calibrate.machine import Machine
 from hsim.calibrate.options import HeldOut, Law
@@ -30,6 +30,7 @@ from hsim.units import GB
 Profile = dict[str, Any]
 LARGE_BYTES = 1 << 24  # a copy this large does not fit beside its source in a core's own cache
 FEWEST_FOR_KNEE = 6  # sizes of an operation
+PAYS = 1.25  # how many times smaller the held-out error must be for each coefficient more
 # What a calibration aims at: a kind of law, how the names of its laws begin, and the mean error on points held out.
 AIMS = (
     ("compute kernels", ("products", "decode attention", "prefill attention", "routed experts"), 0.08),
@@ -156,7 +157,8 @@ def _experts(
 
     if not mine:
         return {}
-    figures = _two_sided(f"routed experts in {precision} on {device}", mine, at_peaks, device, findings)
+    forms = (_two_sided(at_peaks),)
+    figures = _best_form(f"routed experts in {precision} on {device}", mine, forms, device, findings)
     if figures is None:
         return {}
     why = "taken into the law's launch and fractions; routes were drawn evenly"
@@ -223,26 +225,77 @@ def _peak(points: Sequence[Point]) -> float | None:
     return max((fit.gemm_flops(p) / p.seconds for p in points), default=None)
 
 
+@dataclass(frozen=True)
+class _Form:
+    """A way to write a law: its coefficients' names in a profile, how they are fitted and predict, the least that each may
+    be, how profiles have them where that differs, and figures that go with them.
+    """
+
+    names: tuple[str, ...]
+    fitted: Callable[[Sequence[Point]], fit.Array]
+    predict: Predict
+    least: tuple[float, ...]
+    shown: Callable[[fit.Array], fit.Array] = np.asarray
+    more: Profile = field(default_factory=dict)
+
+
+def _best_form(
+    name: str, points: Sequence[Point], forms: Sequence[_Form], device: str, findings: Findings
+) -> Profile | None:
+    """The figures of whichever form errs least on points held out; one more coefficient than the first form's must pay."""
+    fewest = 4
+
+    def error(form: _Form, test: Law) -> float:
+        mean = float(np.mean(test.errors)) if test.errors else np.inf
+        return mean * float(PAYS ** (len(form.names) - len(forms[0].names)))
+
+    tried = [(form, *fit.tested(name, points, fewest, form.fitted, form.predict)) for form in forms]
+    form, law, test = min(tried, key=lambda one: error(one[0], one[2]))
+    findings.keep(test, points, law, form.predict)
+    source = findings.source(device, f"{name}: {findings.tested(test)}")
+    bounds = _bounds(fit.used_of(points, fewest), form.predict, law, form.least)
+    figures = _figures(form.names, law, source, bounds, form.shown)
+    return None if figures is None else figures | form.more
+
+
+def _sum_form(
+    names: tuple[str, ...],
+    terms: Callable[[Point], Sequence[float]],
+    least: tuple[float, ...],
+    shown: Callable[[fit.Array], fit.Array],
+    explained_s: Callable[[Point], float] = lambda point: 0.0,
+) -> _Form:
+    """A form that is a sum of coefficients times terms."""
+    return _Form(names, *fit.fit_sum(terms, least, explained_s), least, shown)
+
+
 def _gemm_law(
     points: Sequence[Point], precision: Precision, peaks: tuple[float, float], device: str, findings: Findings
 ) -> Profile | None:
+    """GemmLaw, in two forms: bytes and FLOPs at the same time, as on accelerators; or one after the other, with weights that
+    are first laid out anew where there are several rows, as products on cores are.
+    """
     bandwidth, peak = peaks
 
     def at_peaks(point: Point) -> tuple[float, float]:
         return _product_bytes(point) / bandwidth, fit.gemm_flops(point) / peak
 
+    def terms(point: Point) -> tuple[float, ...]:
+        packed = point.number("n") * point.number("k") if point.number("m") > 1 else 0.0
+        return 1.0, *at_peaks(point), packed
+
+    names = ("launch_s", "bandwidth_fraction", "flops_fraction")
+    in_turn = _sum_form(
+        (*names, "per_packed_weight_s"), terms, (0.0, 1.0, 1.0, 0.0), lambda x: np.array([x[0], *(1.0 / x[1:3]), x[3]])
+    )
+    sharp = {"sharpness": known(1.0, "assumed", "bytes and FLOPs follow one another: that form erred less")}
     mine = of(points, "gemm", dtype=precision)
-    return _two_sided(f"products in {precision} on {device}", mine, at_peaks, device, findings)
+    forms = (_two_sided(at_peaks), replace(in_turn, more=sharp))
+    return _best_form(f"products in {precision} on {device}", mine, forms, device, findings)
 
 
-def _two_sided(
-    name: str,
-    points: Sequence[Point],
-    at_peaks: Callable[[Point], tuple[float, float]],
-    device: str,
-    findings: Findings,
-) -> Profile | None:
-    """GemmLaw of points; `at_peaks` are the seconds that a point's bytes and FLOPs take at the peaks.
+def _two_sided(at_peaks: Callable[[Point], tuple[float, float]]) -> _Form:
+    """Launch, and the larger of bytes and FLOPs; `at_peaks` are the seconds that a point's bytes and FLOPs take at the peaks.
 
     It is fitted as launch and reciprocals of the two fractions, which are at least 1.
     """
@@ -254,11 +307,8 @@ def _two_sided(
     def predicted(law: fit.Array, point: Point) -> float:
         return fit.gemm_seconds(_reciprocal(law), *at_peaks(point))
 
-    law, test = fit.tested(name, points, 4, fitted, predicted)
-    findings.keep(test, points, law, predicted)
-    source = findings.source(device, f"{name}: {findings.tested(test)}")
     names = ("launch_s", "bandwidth_fraction", "flops_fraction")
-    return _figures(names, law, source, _bounds(fit.used_of(points, 4), predicted, law, (0.0, 1.0, 1.0)), _reciprocal)
+    return _Form(names, fitted, predicted, (0.0, 1.0, 1.0), _reciprocal)
 
 
 def _reciprocal(law: fit.Array) -> fit.Array:
@@ -298,14 +348,21 @@ def _figures(
 def _decode_law(
     points: Sequence[Point], precision: Precision, bandwidth: float, device: str, findings: Findings
 ) -> Profile | None:
-    terms = partial(fit.decode_attention_terms, element_bytes=ELEMENT_BYTES[precision])
-    fitted, predicted = fit.fit_sum(terms, (0.0, 0.0, 0.0, 1.0 / bandwidth))
-    law, test = fit.tested(f"decode attention on {device}", points, 4, fitted, predicted)
-    findings.keep(test, points, law, predicted)
-    source = findings.source(device, f"decode attention: {findings.tested(test)}")
+    """DecodeAttentionLaw, with and without a cost of each score beside its bytes."""
     names = ("launch_s", "per_element_s", "per_sequence_s", "bandwidth_fraction")
-    found = _bounds(fit.used_of(points, 4), predicted, law, (0.0, 0.0, 0.0, 1.0 / bandwidth))
-    return _figures(names, law, source, found, lambda x: np.array([*x[:3], 1.0 / (x[3] * bandwidth)]))
+    least = (0.0, 0.0, 0.0, 1.0 / bandwidth)
+
+    def terms(point: Point) -> tuple[float, ...]:
+        return fit.decode_attention_terms(point, ELEMENT_BYTES[precision])
+
+    def scored(point: Point) -> tuple[float, ...]:
+        return *terms(point), point.number("batch") * point.number("heads") * point.number("context")
+
+    def shown(law: fit.Array) -> fit.Array:
+        return np.array([*law[:3], 1.0 / (law[3] * bandwidth), *law[4:]])
+
+    forms = (_sum_form(names, terms, least, shown), _sum_form((*names, "per_score_s"), scored, (*least, 0.0), shown))
+    return _best_form(f"decode attention on {device}", points, forms, device, findings)
 
 
 def _prefill_law(
@@ -316,13 +373,12 @@ def _prefill_law(
     def reading_s(point: Point) -> float:
         return fit.kv_bytes(point, point.number("tokens"), kv_element_s)
 
-    fitted, predicted = fit.fit_sum(fit.prefill_attention_terms, (0.0, 1.0 / peak, 0.0), reading_s)
-    law, test = fit.tested(f"prefill attention on {device}", points, 3, fitted, predicted)
-    findings.keep(test, points, law, predicted)
-    source = findings.source(device, f"prefill attention: {findings.tested(test)}")
-    names = ("launch_s", "flops_fraction", "per_element_s")
-    found = _bounds(fit.used_of(points, 3), predicted, law, (0.0, 1.0 / peak, 0.0))
-    return _figures(names, law, source, found, lambda x: np.array([x[0], 1.0 / (x[1] * peak), x[2]]))
+    def shown(law: fit.Array) -> fit.Array:
+        return np.array([law[0], 1.0 / (law[1] * peak), law[2]])
+
+    names, least = ("launch_s", "flops_fraction", "per_element_s"), (0.0, 1.0 / peak, 0.0)
+    forms = (_sum_form(names, fit.prefill_attention_terms, least, shown, reading_s),)
+    return _best_form(f"prefill attention on {device}", points, forms, device, findings)
 
 
 # ---- watts of an accelerator
@@ -479,8 +535,7 @@ def step_table(points: Sequence[Point], target: Target, names: tuple[str, str], 
     engine_name, chip_name = names
     source = findings.source(target.device, "means of repeated steps, in bursts on a CPU")
     name = TableName(f"steps-{target.served.model.name}-{chip_name}", engine_name, chip_name, source)
-    loops = [p.seconds for p in of(points, "loop", role=BETWEEN)]
-    table, law = fit_steps(of(points, "step"), target.served, name, float(np.mean(loops)) if loops else 0.0)
+    table, law = fit_steps(of(points, "step"), target.served, name, of(points, "loop"))
     findings.laws.append(law)
     if table is not None:
         findings.drawn[f"Decoder steps on {target.device}"] = step_figures(table, of(points, "step"))

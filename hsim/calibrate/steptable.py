@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hsim.calibrate.agenda import Served, step_parts
+from hsim.calibrate.agenda import BETWEEN, LOOP_CONTEXT, LOOP_STEP, Served, step_parts
 from hsim.calibrate.fit import BOUNDS, law_of, relative_nonnegative, rising, together, unsteadiness
 from hsim.calibrate.options import Law
 from hsim.calibrate.points import Point
@@ -57,15 +57,16 @@ def shape_of(point: Point) -> StepShape:
 
 def predicted_s(table: StepTable, point: Point) -> float:
     """Seconds of a step point by the table, without what passes between steps."""
-    return MeasuredCosts(table, SecondsAlone()).segment(shape_of(point)).seconds - table.between_s
+    shape = shape_of(point)
+    return MeasuredCosts(table, SecondsAlone()).segment(shape).seconds - table.between(shape.sequences)
 
 
 def fit_steps(
-    points: Sequence[Point], served: Served, name: TableName, between_s: float = 0.0
+    points: Sequence[Point], served: Served, name: TableName, loops: Sequence[Point] = ()
 ) -> tuple[StepTable | None, Law]:
     """The table of step points, and its errors on the steps that were kept out; None where too few were measured.
 
-    `between_s` is what the live loop takes from one step to the next.
+    `loops` are what the live loop takes between steps, and its decode steps.
     """
     by_role: dict[str, list[Point]] = {}
     for point in points:
@@ -81,7 +82,6 @@ def fit_steps(
         "description": f"steps of {name.engine} with {served.model.name} in {served.precision} on {name.chip}",
         "model": served.model.model_dump(), "precision": served.precision,
         "median_error_fraction": None, "p90_error_fraction": None, **decode, **chunk, "extra_chunk_s": 0.0,
-        "between_s": between_s,
         "mixed_decodes": [1], "mixed_chunk_tokens": [1], "mixed_s": [[0.0]], "scale": None,
     }  # fmt: skip
     fields["extra_chunk_s"] = _extra_chunk_s(_table(fields), by_role.get("chunks", ()))
@@ -90,7 +90,36 @@ def fit_steps(
     errors = [abs(predicted_s(_table(fields), point) / point.seconds - 1) for point in checks]
     law = law_of(law_name, len(points) - len(checks), noisy, errors, f"{len(checks)} random steps kept out")
     fields["scale"] = _scale(points, [math.log(p.seconds / predicted_s(_table(fields), p)) for p in checks], name)
-    return _table(fields | {"median_error_fraction": law.median_error, "p90_error_fraction": law.p90_error}), law
+    fields |= {"median_error_fraction": law.median_error, "p90_error_fraction": law.p90_error}
+    return _in_the_loop(_table(fields), loops), law
+
+
+def _in_the_loop(table: StepTable, loops: Sequence[Point]) -> StepTable:
+    """The table with what passes between steps, and with decode steps as the live loop saw them.
+
+    There workers wait and work in turn and other cores are busy as in a live run: steps of few sequences are quicker than
+    after the rests of calibration, of many slower than alone. Seconds are multiplied by what the same steps took, in
+    proportion between the numbers of sequences that were tried.
+    """
+    by_role = {role: sorted(_by_users(loops, role)) for role in (BETWEEN, LOOP_STEP)}
+    changes: dict[str, Any] = {}
+    if between := by_role[BETWEEN]:
+        (few, least_s), (many, most_s) = between[0], between[-1]
+        slope_s = max(0.0, (most_s - least_s) / (many - few)) if many > few else 0.0
+        changes = {"between_s": max(0.0, least_s - slope_s * few), "between_per_sequence_s": slope_s}
+    if steps := by_role[LOOP_STEP]:
+        alone = MeasuredCosts(table, SecondsAlone())
+        times = [s / alone.segment(StepShape(int(n), int(n * LOOP_CONTEXT))).seconds for n, s in steps]
+        factors = np.interp(table.decodes, [n for n, _ in steps], times)
+        rows = zip(table.decode_s, factors, strict=True)
+        changes["decode_s"] = tuple(tuple(float(x * factor) for x in row) for row, factor in rows)
+        said = ", ".join(f"{factor:.2f} at {n:.0f}" for (n, _), factor in zip(steps, times, strict=True))
+        changes["source"] = f"{table.source}; decode steps as in the live loop: times {said} sequences"
+    return table.model_copy(update=changes)
+
+
+def _by_users(loops: Sequence[Point], role: str) -> list[tuple[float, float]]:
+    return [(p.number("users"), p.seconds) for p in loops if p.parameters["role"] == role]
 
 
 def _scale(points: Sequence[Point], logs: Sequence[float], name: TableName) -> dict[str, Any] | None:
@@ -162,7 +191,7 @@ def _mixed_grid(table: StepTable, points: Sequence[Point]) -> dict[str, Any]:
     for point in points:
         costs, shape = MeasuredCosts(table, SecondsAlone()), shape_of(point)
         both_s = predicted_s(table, point)
-        decode_s = costs.segment(StepShape(shape.decodes, shape.context_tokens)).seconds - table.between_s
+        decode_s = costs.segment(StepShape(shape.decodes, shape.context_tokens)).seconds
         saved_s = min(decode_s, both_s - decode_s)
         cells[shape.decodes, shape.chunk_tokens] = max(point.seconds - both_s, -saved_s)
     rows, columns = _complete(set(cells))

@@ -152,6 +152,7 @@ class _Reader:
             ELEMENT_BYTES[working_precision(precision)],
             self.or_zero(law, f"{path}.per_depth_s"),
             self.or_zero(law, f"{path}.per_activation_s"),
+            self.or_zero(law, f"{path}.per_packed_weight_s"),
         )
 
     def experts(self, precision: Precision) -> laws.ExpertsKernel:
@@ -303,7 +304,8 @@ class ComposedCosts:
             width, kv_heads = heads * model.head_dim, max(1.0, model.kv_heads / ways)  # more ways than heads: copies
             self._kv_bytes = 2 * kv_heads * model.head_dim * kv_bytes  # of a token, in one layer, on one device
             self._context_flops, self._pair_flops = 4 * width, 4 * width
-            self._context_s = self._kv_bytes / decode.bytes_per_s
+            per_score_s = read.or_zero(read.chip.kernels.decode_attention, "kernels.decode_attention.per_score_s")
+            self._context_s = self._kv_bytes / decode.bytes_per_s + heads * per_score_s
         else:
             width, kv_heads = heads * (latent.kv_rank + latent.rope_dim), 1.0
             self._kv_bytes = model.kv_elements * kv_bytes  # every device reads the one vector of all heads
@@ -370,6 +372,7 @@ class ComposedCosts:
         self._floor_w, self._cap_w, self._loaded_idle_w = watts.values()
         if self.placement.power_cap_w is not None:
             self._cap_w = devices * self.placement.power_cap_w
+        self._above_idle_w, self._headroom_w = self._floor_w - self._loaded_idle_w, self._cap_w - self._floor_w
         self._byte_j, self._flop_j = read.watts("joules_per_byte"), read.watts("joules_per_flop")
         self._output_j = read.watts("joules_per_output_token")
         self._kernel_w = devices * read.watts("kernel_w") if read.chip.power.kernel_w is not None else 0.0
@@ -476,10 +479,7 @@ class ComposedCosts:
         if shape.chunks or shape.decodes > self._graph_tokens:
             return self.with_joules(shape, self.timing(shape))
         # Decodes alone, by far the most steps: straight lines in context, worked out once per number of sequences.
-        line = self._lines.get(shape.decodes)
-        if line is None:
-            line = self._lines[shape.decodes] = self._line(shape.decodes)
-        start, context_step_s = line
+        start, context_step_s = self._lines.get(shape.decodes) or self._line(shape.decodes)
         context, context_j, valid_steps = shape.context_tokens, start.context_joules, math.inf
         seconds, joules = start.seconds + context_step_s * context, start.joules + context_j * context
         growth_s, growth_j = start.seconds_growth, start.joules_growth
@@ -489,13 +489,14 @@ class ComposedCosts:
             growth_s += self._window_step_s * growing
             joules += self._window_step_j * clipped
             growth_j += self._window_step_j * growing
-        return self._powered(Segment(seconds, growth_s, joules, growth_j, context_j, valid_steps), context_step_s)
+        return self._powered(seconds, growth_s, joules, growth_j, (context_j, context_step_s), valid_steps)
 
     def _line(self, decodes: int) -> tuple[Segment, float]:
         """Work of a step of so many decodes at no context, and what each token of context adds in seconds."""
         none = StepShape(decodes, 0, window_context_tokens=0)
         timing = self.timing(none)
-        return self._working(none, timing), timing.context_step_s
+        line = self._lines[decodes] = self._working(none, timing), timing.context_step_s
+        return line
 
     def timing(self, shape: StepShape) -> Timing:
         """Seconds of a step, without its joules."""
@@ -590,7 +591,8 @@ class ComposedCosts:
 
     def work(self, shape: StepShape) -> tuple[float, float, float]:
         """Bytes moved, FLOPs asked for (in bf16's worth) and bytes unpacked in a step, all devices together."""
-        tokens, head = self._tokens(shape.new_tokens), self._sequences(shape.sequences)
+        tokens = self._tokens(shape.decodes + shape.chunk_tokens)
+        head = self._sequences(shape.decodes + shape.chunks)
         layers, context, pairs = self._full_layers, shape.context_tokens, shape.pairs
         chunk_context, clipped, clipped_pairs = shape.chunk_context_tokens, 0.0, 0.0
         if self._window_layers:
@@ -603,7 +605,9 @@ class ComposedCosts:
 
     def with_joules(self, shape: StepShape, timing: Timing) -> Segment:
         """The segment of a step that takes so long, with the joules of its bytes, FLOPs, tokens and busy seconds."""
-        return self._powered(self._working(shape, timing), timing.context_step_s)
+        work, seconds, growth_s = self._working(shape, timing), timing.seconds, timing.growth_s
+        context = (work.context_joules, timing.context_step_s)
+        return self._powered(seconds, growth_s, work.joules, work.joules_growth, context, timing.valid_steps)
 
     def _working(self, shape: StepShape, timing: Timing) -> Segment:
         """Joules of a step's work: without the floor that it stands on, the cap and idle."""
@@ -620,32 +624,37 @@ class ComposedCosts:
         each_j = full * context_j + kernel_w * timing.context_step_s
         return Segment(timing.seconds, timing.growth_s, work_j, work_growth_j, each_j, timing.valid_steps)
 
-    def _powered(self, work: Segment, context_step_s: float) -> Segment:
+    def _powered(
+        self,
+        seconds: float,
+        growth_s: float,
+        joules: float,
+        growth_j: float,
+        context: tuple[float, float],
+        valid: float,
+    ) -> Segment:
         """Add the busy floor, apply the cap, and take idle off: from joules of work to joules above loaded idle.
 
-        The cap is a hard minimum on the power of each step. Where it starts or stops to bind within the segment, the
+        `context` are joules and seconds of each token of context, `valid` the steps for which this holds. The cap is a
+        hard minimum on the power of each step (infinite: none). Where it starts or stops to bind within the segment, the
         segment ends there.
         """
-        floor_w, headroom_w = self._floor_w - self._loaded_idle_w, self._cap_w - self._floor_w
-        if headroom_w == math.inf:  # uncapped
-            work.joules += floor_w * work.seconds
-            work.joules_growth += floor_w * work.seconds_growth
-            work.context_joules += floor_w * context_step_s
-            return work
-        over = work.joules - headroom_w * work.seconds
-        over_growth = work.joules_growth - headroom_w * work.seconds_growth
-        if math.isnan(over):  # watts are unknown, and so are the joules
-            work.joules = work.joules_growth = work.context_joules = math.nan
-            return work
-        capped = over >= 0
-        side = (over, over_growth) if capped else (-over, -over_growth)
-        work.valid_steps = min(work.valid_steps, steps_until_negative(*side))
-        if capped:
+        context_j, context_s = context
+        over = joules - self._headroom_w * seconds
+        over_growth = growth_j - self._headroom_w * growth_s
+        if over < 0:
+            if over_growth > 0:
+                valid = min(valid, steps_until_negative(-over, -over_growth))
+            floor_w = self._above_idle_w
+            joules, growth_j, context_j = (
+                joules + floor_w * seconds,
+                growth_j + floor_w * growth_s,
+                context_j + floor_w * context_s,
+            )
+        elif over >= 0:
+            valid = min(valid, steps_until_negative(over, over_growth))
             above_w = self._cap_w - self._loaded_idle_w
-            work.joules, work.joules_growth = above_w * work.seconds, above_w * work.seconds_growth
-            work.context_joules = above_w * context_step_s
-        else:
-            work.joules += floor_w * work.seconds
-            work.joules_growth += floor_w * work.seconds_growth
-            work.context_joules += floor_w * context_step_s
-        return work
+            joules, growth_j, context_j = above_w * seconds, above_w * growth_s, above_w * context_s
+        else:  # watts are unknown, and so are the joules
+            joules = growth_j = context_j = math.nan
+        return Segment(seconds, growth_s, joules, growth_j, context_j, valid)

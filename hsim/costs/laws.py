@@ -39,6 +39,7 @@ class Gemm:
     activation_bytes: float
     per_depth_s: float = 0.0
     per_activation_s: float = 0.0
+    per_packed_weight_s: float = 0.0
 
     def n_bytes(self, m: Any, n: Any, k: Any) -> Any:
         """Bytes moved: weights, activations in and out."""
@@ -46,7 +47,8 @@ class Gemm:
 
     def seconds(self, m: Any, n: Any, k: Any) -> Any:
         fixed_s = self.launch_s + self.per_depth_s * k + self.per_activation_s * m * k
-        return fixed_s + self.sides.seconds(self.n_bytes(m, n, k), 2.0 * m * n * k)
+        packing_s = self.per_packed_weight_s * n * k * (m > 1)
+        return fixed_s + packing_s + self.sides.seconds(self.n_bytes(m, n, k), 2.0 * m * n * k)
 
 
 @dataclass(frozen=True, slots=True)

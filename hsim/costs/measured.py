@@ -60,7 +60,7 @@ class MeasuredCosts:
 
     def segment(self, shape: StepShape) -> Segment:
         """See StepCosts. Affine until the mean context reaches the table's next point."""
-        seconds, growth_s, context_step_s, valid_steps = self.table.between_s, 0.0, 0.0, math.inf
+        seconds, growth_s, context_step_s, valid_steps = self.table.between(shape.sequences), 0.0, 0.0, math.inf
         if shape.decodes:
             decode_s, context_step_s, valid_steps = self._decode(shape.decodes, shape.context_tokens)
             seconds += decode_s
@@ -126,7 +126,7 @@ def scaled(table: StepTable, factor: float) -> StepTable:
         name: tuple(tuple(x * factor for x in row) for row in getattr(table, name)) for name in ("decode_s", "mixed_s")
     }
     lines = {name: tuple(x * factor for x in getattr(table, name)) for name in ("chunk_s", "pair_s", "later_s")}
-    alone = {name: getattr(table, name) * factor for name in ("extra_chunk_s", "between_s")}
+    alone = {name: getattr(table, name) * factor for name in ("extra_chunk_s", "between_s", "between_per_sequence_s")}
     return table.model_copy(update={**grids, **lines, **alone})
 
 

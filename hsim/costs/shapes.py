@@ -71,17 +71,20 @@ class Segment:
 
         The inverse of start_s + seconds_of(k), exact to the last bit: rounding must not decide at a boundary.
         """
-        half = 0.5 * self.seconds_growth
-        linear, elapsed_s = self.seconds - half, now_s - start_s
+        seconds, growth = self.seconds, self.seconds_growth
+        half = 0.5 * growth
+        linear, elapsed_s = seconds - half, now_s - start_s
         # The root of half k^2 + linear k = elapsed, in the form that does not cancel for the sign of linear (which is
         # negative where the second step takes over three times the first), then corrected against the very expression
         # of a boundary.
         square = linear * linear + 4.0 * half * elapsed_s
         root = math.sqrt(square) if square > 0 else 0.0
-        steps = max(0, int(2.0 * elapsed_s / (linear + root) if linear > 0 else (root - linear) / (2.0 * half)))
-        while start_s + self.seconds_of(steps + 1) <= now_s:
+        steps = int(2.0 * elapsed_s / (linear + root) if linear > 0 else (root - linear) / (2.0 * half))
+        steps = max(steps, 0)
+        # seconds_of, written out: routers ask this of every replica at every visit.
+        while start_s + (steps + 1) * (seconds + 0.5 * steps * growth) <= now_s:
             steps += 1
-        while steps and start_s + self.seconds_of(steps) > now_s:
+        while steps and start_s + steps * (seconds + 0.5 * (steps - 1) * growth) > now_s:
             steps -= 1
         return steps
 

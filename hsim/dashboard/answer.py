@@ -21,6 +21,8 @@ BOXES = {"PASS": st.success, "FAIL": st.error, "UNDECIDED": st.warning, "UNSTABL
 
 def page(state: State, system: System) -> None:
     """The page."""
+    if asked := state.question.asks:
+        st.markdown(f"##### {asked}")
     request = Simulate(state.question, state.replications)
     previews = previewed(request, [state.question])
     watch("answer", request, lambda job: _draw(job, state, system, previews))
@@ -58,7 +60,7 @@ def _preview(job: Job, state: State) -> None:
     if job.state == "failed":
         st.error(job.error)
     if job.update is None:
-        st.info("Simulating …")
+        st.info("Simulating")  # letters beyond ASCII would make Streamlit load its emoji first
         tile_row([])
         return
     result: Study | Result = job.update.result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hsim.dashboard.state import State
 from hsim.dashboard.work import Update
 from hsim.description.hardware import StepTable
 from hsim.description.system import System
-from hsim.metrics.result import Study
+from hsim.metrics.result import Assumption, Study
 from hsim.report import figures
 from hsim.report.page import limits
 
@@ -67,8 +68,21 @@ def _provenance(update: Update) -> None:
     st.markdown(f"**This result stands on {total} figures of profiles**: {counts}.")
     for what, why in study.unavailable.items():
         st.warning(f"{what} is unavailable: {why}")
-    st.markdown("**Assumed, rough or by default**")
-    table([{"figure": a.name, "value": a.value, "why": a.why} for a in study.assumptions])
+    for line in study.accuracy:
+        st.caption(f"{line}.")
+    assumed = [a for a in study.assumptions if a.why.startswith("assumed")]
+    if assumed:
+        st.markdown("**Assumed, since nobody published them**: measure these first")
+        _reasons(assumed)
+    with st.expander("Rough, transferred or by default", expanded=not assumed):
+        _reasons([a for a in study.assumptions if a not in assumed])
+
+
+def _reasons(assumptions: Sequence[Assumption]) -> None:
+    """Assumptions with their reasons, which are sentences and wrap."""
+    rows = [{"figure": a.name, "value": a.value, "why": a.why.removeprefix("assumed: ")} for a in assumptions]
+    wide = {"figure": {"width": 230}, "value": {"width": 150}, "why": {"width": 390}}
+    st.dataframe(rows, width="stretch", hide_index=True, row_height=66, column_config=wide)
 
 
 def _calibration(state: State, system: System) -> None:

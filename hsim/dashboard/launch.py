@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 from hsim.errors import HsimError
 
@@ -26,10 +25,10 @@ OPTIONS: dict[str, str | int | bool] = {
 
 
 def arguments(port: int, address: str) -> list[str]:
-    """What to run. The script is a small one: worker processes import it, and not the pages."""
+    """What to run: `streamlit run` with what pages need loaded before the first visitor comes."""
     options = OPTIONS | {"server.port": port, "server.address": address}
     flags = [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in options.items()]
-    return [sys.executable, "-m", "streamlit", "run", str(Path(__file__).parent / "__main__.py"), *flags]
+    return [sys.executable, "-m", "hsim.dashboard.serve", *flags]
 
 
 def check_installed() -> None:

@@ -19,7 +19,7 @@ from hsim.workload.files import found
 
 SCENARIO_BYTES = 64 * 1024
 NESTING = 30
-MAX_TASKS = 20_000
+MAX_TASKS = 40_000
 MAX_ROUNDS = 200_000  # visits to the model that one path draws, on average
 MAX_SERVERS = 1_000
 MAX_FLEETS = 2_000
@@ -108,6 +108,8 @@ def _files_of(question: Question) -> set[str]:
 def _check_names_no_file(document: Document, allowed: set[str]) -> None:
     """Profiles and models are found by name; a path would read whatever file of this machine it leads to."""
     for path, value in leaves(document.data):
+        if path[-1] == "source":  # where a figure comes from, in words that nobody opens
+            continue
         named = path[-1] in FILES and value is not None and not is_upload(path, value)
         if str(value) not in allowed and (named or (isinstance(value, str) and _PATHLIKE.search(value))):
             remedy = "the dashboard reads shipped profiles and models by name alone, and traces that are uploaded"

@@ -43,8 +43,8 @@ def main() -> None:
     system = _system(state)
     with st.sidebar:
         question_form(state, system.scenario if system else None)
-    _navigation(name)
     if system is not None:
+        _navigation(name)
         PAGES[name](state, system)
     write_link(state)
 

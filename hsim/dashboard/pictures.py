@@ -56,7 +56,7 @@ def _part(row: str, part: Part, total: float) -> dict[str, Any]:
         "text": [f"{name}<br>{shown}" if share > LABELLED else ""],
         "textposition": "inside",
         "insidetextanchor": "middle",
-        "textfont": {"color": "#ffffff" if colour in (BLUE, GREEN, PURPLE, VERMILLION) else "#1c2733"},
+        "textfont": {"color": "#ffffff" if colour in (BLUE, VERMILLION) else "#1c2733"},
         "hovertemplate": f"{name}: {shown}, {share:.1%}<extra></extra>",
     }
 

@@ -39,7 +39,7 @@ def _loss(state: State, system: System) -> None:
     for name, tier in system.tiers.items():
         if name not in spare:
             st.error(
-                f"**{name}** is one {tier.server.name}: without it nothing is served. {tier.count + 1} would do for a start."
+                f"**{name}** is one {tier.server.name}: without it nothing is served. A second one is the least that helps."
             )
     if spare:
         fleets = tuple(state.question.changed({f"fleet.{n}.count": t.count - 1}) for n, t in spare.items())
@@ -82,7 +82,8 @@ def _draw_headroom(job: Job, loads: Sequence[float], unit: str, wanted: int) -> 
         rows.append({unit: f"{load:g}", "times now": f"{load / loads[0]:.2f}", "verdict": verdict, **_attained(study)})
     if rows:
         plot("headroom", pictures.headroom(loads, studies, verdicts, unit))
-        table(rows)
+        with st.expander("The figures"):
+            table(rows)
     st.caption("Each verdict by itself stands at 95 %.")
 
 
@@ -103,7 +104,7 @@ def _grows(loads: Sequence[float], verdicts: Sequence[str]) -> str:
 
 def _attained(study: Study) -> Mapping[str, str]:
     return {
-        f"{SHORT_NAMES[slo.metric]} in its objective": f"{slo.attained.value:.2%} of {slo.p:.1%} wanted"
+        f"{SHORT_NAMES[slo.metric]} in its objective": f"{slo.attained.value:.2%} ({100 * slo.p:.4g} % wanted)"
         for slo in study.slo
         if slo.attained.value is not None
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import streamlit as st
@@ -19,13 +20,9 @@ PLAN_S = 1200.0
 POLL_S = 0.5
 
 
+@cache
 def runners() -> dict[str, Runner]:
     """The server's runners, shared by all sessions: previews need not wait behind studies, nor those behind plans."""
-    made: dict[str, Runner] = st.cache_resource(_runners, show_spinner=False)()
-    return made
-
-
-def _runners() -> dict[str, Runner]:
     found = {"preview": Runner(Bounds(seconds=PREVIEW_S)), "study": Runner(), "plan": Runner(Bounds(1, seconds=PLAN_S))}
     found["preview"].start(Preview(Question()))  # the first process takes a second, and nobody shall wait for it
     return found

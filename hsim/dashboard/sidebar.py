@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import streamlit as st
@@ -271,13 +271,9 @@ def _with(name: str, state: State, value: Any) -> State:
     return replace(state, **{name: value})
 
 
+@cache
 def shipped_servers() -> dict[str, int]:
     """Servers of the shipped profiles, with how many accelerators each has."""
-    found: dict[str, int] = st.cache_data(_read_servers, show_spinner=False)()
-    return found
-
-
-def _read_servers() -> dict[str, int]:
     found = {}
     for file in sorted(shipped("hardware_profiles").glob("*.yaml")):
         data = read_document(file).data

@@ -72,6 +72,14 @@ class Question:
         return self.changed({path: values[0] for path, values in self.choices().items()})
 
     @property
+    def asks(self) -> str:
+        """The question that a shipped scenario answers; of one's own, its first line where that is a comment."""
+        if not self.text:
+            return shipped_scenarios().get(self.base, "").partition(" (hsim")[0]
+        first = self.text.partition("\n")[0]
+        return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+    @property
     def name(self) -> str:
         """What to call it."""
         return "own scenario" if self.text else self.base

@@ -86,7 +86,7 @@ def _trace_uploaded(widget: str) -> None:
 
 def needs_trace(question: Question, file: str) -> None:
     """Say what a shipped scenario waits for, take it, and offer others that need nothing."""
-    st.info(f"**{question.base}** replays a trace that hsim does not ship: {file}. {about(question.base)}")
+    st.info(f"**{question.base}** replays the trace {file}. {about(question.base)}")
     st.markdown("##### Upload it, or a trace of your own")
     trace_upload("missing")
     st.markdown("##### Or take a scenario that needs nothing")
@@ -94,4 +94,4 @@ def needs_trace(question: Question, file: str) -> None:
     names = [DEFAULT, *(name for name in names if name != DEFAULT)][:OFFERED]
     for name, column in zip(names, st.columns(OFFERED), strict=False):
         column.button(name, key=key(f"offer-{name}"), on_click=choose, args=(name,), width="stretch")
-        column.caption(shipped_scenarios()[name])
+        column.caption(shipped_scenarios()[name].partition(" (hsim")[0])

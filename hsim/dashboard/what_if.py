@@ -137,7 +137,7 @@ def _sliders(system: System, other: System) -> None:
     with columns[2]:
         for name in other.engine_pools():
             _engine_sliders(name, other)
-        for link in other.networks.values():
+        for link in {link.name: link for link in other.networks.values()}.values():
             _network(link, other)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hsim.dashboard.state import State
+from hsim.dashboard.variants import gpu_only
 from hsim.description.system import System
 from hsim.metrics.result import Comparison, Difference, Interval, PoolUse, Result, SloVerdict, Study
 from hsim.report.names import SHORT_NAMES, figure_name
@@ -203,7 +204,10 @@ def says_difference(comparison: Comparison) -> str:
         return f"No steady state {' nor '.join(which)}: the fleet cannot keep up, and nothing can be compared."
     found = {d.figure: d for d in comparison.differences[0]}
     said = [_says(name, found[figure]) for figure, name in SAID.items() if figure in found]
-    turned = [f"{slo.metric} turns from {before.verdict} to {slo.verdict}" for before, slo in _slos(here, there)]
+    turned = [
+        f"the objective for {SHORT_NAMES[slo.metric]} turns from {before.verdict} to {slo.verdict}"
+        for before, slo in _slos(here, there)
+    ]
     return "; ".join([f"The change makes {', '.join(said)}", *turned]) + "."
 
 
@@ -311,8 +315,6 @@ def _idle_tier(study: Study, system: System) -> Advice | None:
         alone = pools and not tier.accelerators_per_server
         if alone and all(uses[pool].busy_fraction < FEW_BUSY for pool in pools):
             busy = max(uses[pool].busy_fraction for pool in pools)
-            text = (
-                f"The cores of {name} are {busy:.1%} busy: see on What if whether the GPU servers' own cores will do."
-            )
-            return Advice(text)
+            text = f"The cores of {name} are {busy:.1%} busy: see whether the GPU servers' own cores will do."
+            return Advice(text, gpu_only(system))
     return None

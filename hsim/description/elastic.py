@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -101,3 +102,24 @@ class ScheduledScaling(Strict):
 
 
 Scaling = Annotated[ReactiveScaling | ScheduledScaling, Field(discriminator="kind")]
+
+
+class Governor(Strict):
+    """A power cap on each accelerator that follows the load: one of `caps_w`, looked at every `every_s`.
+
+    `policy` names one of policies/governing.py. A cap holds `takes_s` after it was asked for, from each replica's next
+    step on; a lower one is asked for only when `hold_s` have passed since the last change. It begins with the highest.
+    """
+
+    caps_w: tuple[PositiveFloat, ...] = Field(min_length=2)
+    policy: str = "by-load"
+    target: float = Field(gt=0, le=1)
+    every_s: PositiveFloat
+    hold_s: NonNegativeFloat = 0.0
+    takes_s: NonNegativeFloat
+
+    @model_validator(mode="after")
+    def _caps_rise(self) -> Governor:
+        if any(b <= a for a, b in pairwise(self.caps_w)):
+            raise ValueError("caps_w do not rise; list them from the lowest to the highest")
+        return self

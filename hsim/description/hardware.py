@@ -109,7 +109,8 @@ class CpuProfile(Profile):
 class GemmLaw(Strict):
     """One product of m x k activations with n x k weights.
 
-    launch_s + per_depth_s k + per_activation_s m k (quantising them)
+    launch_s + per_depth_s k + per_activation_s m k (quantising them) + per_packed_weight_s n k (where m > 1: weights are laid
+    out anew for several rows)
     + ((bytes/(bandwidth_fraction BW))^sharpness + (flops/(flops_fraction peak))^sharpness)^(1/sharpness).
     """
 
@@ -118,6 +119,7 @@ class GemmLaw(Strict):
     flops_fraction: Figure
     per_depth_s: Figure | None = None
     per_activation_s: Figure | None = None
+    per_packed_weight_s: Figure | None = None
     sharpness: Figure | None = None
 
 
@@ -142,7 +144,8 @@ class ExpertsLaw(Strict):
 class DecodeAttentionLaw(Strict):
     """One decode-attention kernel of B sequences.
 
-    launch + B (heads head_dim per_element_s + kv_heads per_kv_head_s + per_sequence_s) + KV/(bandwidth_fraction BW).
+    launch + B (heads head_dim per_element_s + kv_heads per_kv_head_s + per_sequence_s) + KV/(bandwidth_fraction BW)
+    + heads context per_score_s (what each score of a query head with a token of context takes beside its bytes).
     Latent attention reads one vector for all heads and is bound by FLOPs where flops_fraction peak is the slower.
     """
 
@@ -151,6 +154,7 @@ class DecodeAttentionLaw(Strict):
     per_sequence_s: Figure
     bandwidth_fraction: Figure
     per_kv_head_s: Figure | None = None
+    per_score_s: Figure | None = None
     flops_fraction: Figure | None = None
 
 
@@ -435,8 +439,8 @@ class StepTable(Profile):
     chunk of `chunk_tokens[i]` tokens takes `chunk_s[i]`, and `pair_s[i]` for each (query, key) pair that it attends;
     where chunks do not begin their prompts, `later_s[i]` more; for each chunk but one, `extra_chunk_s` more. A step of
     both takes the sum and `mixed_s[i][j]` more (a negative number: it reads the weights once), where
-    `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. `between_s` passes between the end of one step and
-    the start of the next. All of them are to be multiplied by `scale`: 1, with bounds on how far the table may be off.
+    `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. Between the end of one step and the
+    start of the next pass `between_s`, and `between_per_sequence_s` for each of its sequences. All of them are to be multiplied by `scale`: 1, with bounds on how far the table may be off.
     """
 
     kind: Literal["step-table"]
@@ -458,10 +462,15 @@ class StepTable(Profile):
     later_s: tuple[NonNegativeFloat, ...]
     extra_chunk_s: NonNegativeFloat
     between_s: NonNegativeFloat = 0.0
+    between_per_sequence_s: NonNegativeFloat = 0.0
     scale: Figure | None = None
     mixed_decodes: tuple[PositiveInt, ...] = Field(min_length=1)
     mixed_chunk_tokens: tuple[PositiveInt, ...] = Field(min_length=1)
     mixed_s: tuple[tuple[float, ...], ...]
+
+    def between(self, sequences: int) -> float:
+        """Seconds that pass before a step of so many sequences."""
+        return self.between_s + self.between_per_sequence_s * sequences
 
     @model_validator(mode="after")
     def _grids_fit_their_axes(self) -> StepTable:

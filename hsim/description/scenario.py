@@ -21,7 +21,7 @@ from pydantic import (
 
 from hsim.description.catalogue import scenario_file
 from hsim.description.choices import choices_of, first_of, with_chosen
-from hsim.description.elastic import Drain, Failures, Retries, Scaling
+from hsim.description.elastic import Drain, Failures, Governor, Retries, Scaling
 from hsim.description.hardware import KvPrecision, Precision, Tool
 from hsim.description.keeping import Keep
 from hsim.description.quantities import Constant, Distribution
@@ -310,9 +310,10 @@ class EnginePool(Strict):
     that finds `max_waiting` others in the replica's queue is shed. A model with experts may be served by `data_parallel`
     groups of `tensor_parallel` accelerators, which share out its experts and are one replica; with `expert_parallel` an
     accelerator holds whole experts instead of a slice of each. `pipeline_parallel` stages of tensor_parallel accelerators
-    share out the layers, for chips that hold a small part of a model each. `sparsity` names a pattern of the profile sparsity
-    in which weights are pruned; `switch` lets replicas go over to other weights under load. `kv_precision` is that of keys and values where it is not
-    the activations'. Under `power_cap_w` each accelerator runs at the highest clock whose power fits. A
+    share out the layers, for chips that hold a small part of a model each. `sparsity` names a pattern of the profile
+    sparsity in which weights are pruned; `switch` lets replicas go over to other weights under load. `kv_precision` is
+    that of keys and values where it is not the activations'. Under `power_cap_w` each accelerator runs at the highest
+    clock whose power fits; under a `governor` that cap follows the load. A
     replica that has done nothing for `unload_after_s` gives its accelerators' memory back, and loads its model again when
     work comes for it; or `scaling` says how many replicas serve, and the others unload. With `failures` replicas break down
     while their servers go on, and load again. `tool_gaps` says what becomes of a context's KV cache while its task waits for
@@ -345,6 +346,7 @@ class EnginePool(Strict):
     unload_after_s: PositiveFloat | None = None
     scaling: Scaling | None = None
     failures: Failures | None = None
+    governor: Governor | None = None
     tool_gaps: str = "cache"
     host_link: str | None = None
     host_kv_bytes: PositiveFloat | None = None
@@ -375,6 +377,10 @@ class EnginePool(Strict):
 
     @model_validator(mode="after")
     def _cores_are_for_cpus(self) -> EnginePool:
+        if self.governor and self.power_cap_w is not None:
+            raise ValueError("power_cap_w is set, and a governor too; leave one of them out")
+        if self.governor and self.switch:
+            raise ValueError("a governor is set, and a switch of weights too; leave one of them out")
         if not self.on_cores:
             if self.cores_per_replica is not None:
                 raise ValueError("cores_per_replica is for engines on a tier's .cpu; remove it")
@@ -383,7 +389,7 @@ class EnginePool(Strict):
             raise ValueError("cores_per_replica is missing; say how many cores each replica on a CPU has")
         only = (
             "tensor_parallel", "data_parallel", "pipeline_parallel", "expert_parallel", "kv_precision", "power_cap_w",
-            "unload_after_s", "scaling", "failures", "sparsity", "switch", "host_weight_bytes", "memory",
+            "unload_after_s", "scaling", "failures", "governor", "sparsity", "switch", "host_weight_bytes", "memory",
         )  # fmt: skip
         for key in only:
             if key in self.model_fields_set:
@@ -532,8 +538,8 @@ class Architecture(Strict):
 class Scenario(Strict):
     """Everything that one run depends on, the seed included.
 
-    `architecture` is the one of `architectures` that is run, `counts` the numbers of servers of each tier that a
-    comparison of architectures tries. `site` is where tiers stand that name none of `sites`; `site_links` join two sites,
+    `architecture` is the one of `architectures` that is run. `counts` lists numbers of servers for each tier, whichever
+    architectures have it: plans and comparisons of architectures choose from them. `site` is where tiers stand that name none of `sites`; `site_links` join two sites,
     as one-other.
     """
 

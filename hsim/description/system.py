@@ -346,7 +346,8 @@ def _step_tables(system: System, find: Callable[..., Any]) -> dict[str, StepTabl
             measured = (table.chip, table.precision, table.tensor_parallel)
             wanted = (chip.name if chip else "", pool.precision, pool.accelerators)
             plain = not pool.expert_parallel and pool.kv_precision is None and pool.power_cap_w is None
-            plain = plain and not pool.on_cores and pool.sparsity is None
+            plain = plain and pool.governor is None and pool.sparsity is None
+            plain = plain and not pool.on_cores
             if measured == wanted and plain and table.model.same_work_as(system.model_of(name)):
                 tables[name] = table
     return tables
@@ -456,14 +457,13 @@ def _check_shared_out(system: System, name: str, pool: EnginePool) -> None:
             at = system.document.where(("pools", name, key))
             raise DescriptionError(at, f"{system.model_of(name).name} has no experts to share out", remedy)
     chip = system.tier_of(name).chip
-    if pool.power_cap_w is None or chip is None:
+    cap_w, key = (pool.governor.caps_w[-1], "governor") if pool.governor else (pool.power_cap_w, "power_cap_w")
+    if cap_w is None or chip is None:
         return
-    at = system.document.where(("pools", name, "power_cap_w"))
+    at = system.document.where(("pools", name, key))
     own_w = system.figures.if_known(chip, "power.cap_w")
-    if pool.power_cap_w > own_w:
-        raise DescriptionError(
-            at, f"{pool.power_cap_w:g} W is more than {chip.name} ever draws, {own_w:g} W", "leave it out"
-        )
+    if cap_w > own_w:
+        raise DescriptionError(at, f"{cap_w:g} W is more than {chip.name} ever draws, {own_w:g} W", "leave it out")
 
 
 def _check_links(system: System) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,17 +18,20 @@ from hsim.description.yamlfile import KeyPath, did_you_mean
 from hsim.engine.cores import Host
 from hsim.engine.environment import EngineEnvironment
 from hsim.engine.failures import Breaker, drain
+from hsim.engine.governing import GovernorSpec
 from hsim.engine.pool import Pool
 from hsim.engine.replica import Replica
 from hsim.engine.scaling import ReactiveScaler, ScaleSpec, ScheduledScaler, Timetable
 from hsim.engine.service import ElasticPool, Member, Unit
 from hsim.errors import DescriptionError
+from hsim.policies.governing import GOVERNORS, GovernorPolicy
 from hsim.policies.own import is_own, own_policy
 from hsim.policies.scaling import SCALERS, ScalingPolicy
 from hsim.units import HOUR_S
 from hsim.workload.streams import quantiles, uniforms
 
 Pools = Mapping[str, Pool[Any]]
+P = TypeVar("P")
 
 
 LONGEST = 1 - 1e-6  # what holds out longer than so many of all times hardly ever does
@@ -129,6 +132,17 @@ def _check_holds_out(system: System, failures: Failures, needed_s: float, path: 
         raise DescriptionError(at, what, "give it longer")
 
 
+def governors_of(system: System) -> dict[str, GovernorSpec]:
+    """How the caps of pools follow their load. Raises DescriptionError for a policy that is not there."""
+    found = {}
+    for name, pool in system.engine_pools().items():
+        if governor := pool.governor:
+            policy: GovernorPolicy = _policy(system, GOVERNORS, governor.policy, ("pools", name, "governor", "policy"))
+            wanted = partial(_with, policy, governor.target, len(governor.caps_w))
+            found[name] = GovernorSpec(governor.caps_w, wanted, governor.every_s, governor.hold_s, governor.takes_s)
+    return found
+
+
 def _scaling(system: System, scaling: Scaling, count: int, path: KeyPath) -> ScaleSpec | Timetable:
     """Raises DescriptionError for a policy that is not there, and numbers that the fleet cannot hold."""
     where = system.document.where
@@ -143,9 +157,9 @@ def _scaling(system: System, scaling: Scaling, count: int, path: KeyPath) -> Sca
         if value is not None and value > count:
             what = f"{value} is more than the {count} that there are"
             raise DescriptionError(where((*path, key)), what, f"use at most {count}, or raise the count")
-    policy = _policy(system, scaling.policy, where((*path, "policy")))
+    policy: ScalingPolicy = _policy(system, SCALERS, scaling.policy, (*path, "policy"))
     return ScaleSpec(
-        desired=partial(_desired, policy, scaling.target),
+        desired=partial(_with, policy, scaling.target),
         every_s=scaling.every_s,
         cooldown_s=scaling.cooldown_s,
         floor=scaling.floor,
@@ -154,16 +168,20 @@ def _scaling(system: System, scaling: Scaling, count: int, path: KeyPath) -> Sca
     )
 
 
-def _desired(policy: ScalingPolicy, target: float, view: Any) -> int:
-    return policy(view, target)
+def _with(policy: Callable[..., int], *rest: Any) -> int:
+    """What a policy says of a view, which comes last here."""
+    *numbers, view = rest
+    return policy(view, *numbers)
 
 
-def _policy(system: System, name: str, where: str) -> ScalingPolicy:
+def _policy(system: System, known: Mapping[str, P], name: str, path: KeyPath) -> P:
+    """The policy of that name: one of hsim's, or a function in a file of the user's."""
+    where = system.document.where(path)
     if is_own(name):
-        return own_policy(name, Path(system.document.file).parent, system.allow_code, where)
-    if name not in SCALERS:
-        raise DescriptionError(where, f"there is no scaling policy {name!r}", did_you_mean(name, list(SCALERS)))
-    return SCALERS[name]
+        return own_policy(name, Path(system.document.file).parent, system.allow_code, where)  # type: ignore[return-value]
+    if name not in known:
+        raise DescriptionError(where, f"there is no policy {name!r}", did_you_mean(name, list(known)))
+    return known[name]
 
 
 # ---- into the engine

@@ -10,9 +10,8 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-import simpy
 from simpy.core import EmptySchedule
-from simpy.events import NORMAL, Event, EventPriority
+from simpy.events import Event
 
 from hsim.backends.endpoint import Line
 from hsim.backends.hosts import DecoderSpec, StepItem, ToolSpec
@@ -68,11 +67,6 @@ class LiveEnvironment(EngineEnvironment):
         """See EngineEnvironment."""
         self.run()
 
-    def schedule(self, event: Event, priority: EventPriority = NORMAL, delay: float = 0) -> None:
-        """See simpy.Environment; delays count from the clock."""
-        self._now = self.now
-        super().schedule(event, priority, delay)
-
     def submit(self, worker: Worker, request: Any, timeout_s: float | None = None) -> Event:
         """Ask a worker. The event happens when it has answered: its value is a Done, or the BackendError that came of it.
 
@@ -114,7 +108,7 @@ class LiveEnvironment(EngineEnvironment):
                 silent.worker.end_silent(
                     silent.timeout_s
                 )  # its connection is at its end then, and is taken as an answer
-        simpy.Environment.step(self)
+        self.take_next()
 
     def _first_deadline_s(self) -> float:
         return min((one.deadline_s for one in self._awaited.values()), default=math.inf)
@@ -282,7 +276,7 @@ class WorkersDo:
         return there
 
 
-def _then(event: Event, done: Done) -> None:
+def _then(event: Event, done: Callable[[Any], Any]) -> None:
     assert event.callbacks is not None
     event.callbacks.append(done)
 
@@ -459,7 +453,7 @@ def _check_decoders(prepared: Prepared) -> None:
         if spec.pool.tensor_parallel > 1:
             at = where(("pools", name, "tensor_parallel"))
             raise DescriptionError(at, "hsim's own decoder runs on one device", "use tensor_parallel 1")
-        for key in ("kv_precision", "power_cap_w", "sparsity", "switch", "host_weight_bytes", "memory"):
+        for key in ("kv_precision", "power_cap_w", "governor", "sparsity", "switch", "host_weight_bytes", "memory"):
             if getattr(spec.pool, key) is not None:
                 at = where(("pools", name, key))
                 raise DescriptionError(at, "hsim's own decoder does not set it", f"--set pools.{name}.{key}=null")

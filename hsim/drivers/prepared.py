@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, inf
 from pathlib import Path
@@ -12,21 +15,24 @@ from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, check_r
 from hsim.costs.cores import CoreCosts, CorePlacement, check_runs_on_cores, kv_capacity_on_cores
 from hsim.costs.cpu import HostPower, OperationCost, host_power, operation_cost
 from hsim.costs.encoder import EncoderCosts
+from hsim.costs.geared import Geared
 from hsim.costs.measured import MeasuredCosts, TimedWhole, scaled
 from hsim.costs.memory import kv_capacity_tokens, weight_bytes
 from hsim.costs.shapes import StepCosts, StepShape
 from hsim.costs.streamed import StreamedCosts
 from hsim.costs.wire import Wire, wire_of
+from hsim.description.hardware import Tool
 from hsim.description.model import ModelArchitecture
 from hsim.description.scenario import Workload
 from hsim.description.system import FilledPool, System, Tier
 from hsim.description.yamlfile import did_you_mean
-from hsim.drivers.elastic import Elastic, elastic_of
+from hsim.drivers.elastic import Elastic, elastic_of, governors_of
 from hsim.drivers.gaps import expected_gaps, gap_spec
 from hsim.drivers.keeping import keep_spec
 from hsim.drivers.memory import check_streamed, link_spec, memory_specs, streamed
 from hsim.drivers.precision import other_weights, sparsity_in, switch_spec
 from hsim.drivers.sites import crossing_specs
+from hsim.engine.governing import GovernorSpec
 from hsim.engine.keeping import KeepSpec
 from hsim.engine.link import LinkSpec
 from hsim.engine.memory import MemorySpec
@@ -85,17 +91,31 @@ class Prepared:
     request_latency_s: dict[str, float]
     expected_gap_s: dict[str, float]
     elastic: Elastic | None
+    governors: dict[str, GovernorSpec]
     accounts: Accounts
     memories: dict[str, MemorySpec]
 
 
-def prepare(system: System) -> Prepared:
-    """Work out all costs and draw all tasks. Raises DescriptionError for what cannot run."""
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """Without Python's collector of cycles: tasks and their runs make none, and it would walk over every live task."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@no_collector()
+def prepare(system: System, like: Prepared | None = None) -> Prepared:
+    """Work out all costs and draw all tasks, or take those of a system `like` it. Raises DescriptionError for what cannot run."""
     figures, scenario = system.figures, system.scenario
     replicas = {name: _replica(system, name, pool) for name, pool in system.engine_pools().items()}
     replicas = {name: replace(spec, gaps=gap_spec(system, name, spec)) for name, spec in replicas.items()}
     _check_engine_cores(system, replicas)
-    drawn = draw_tasks(scenario.workload, system.tools, scenario.seed, Path(system.document.file).parent)
+    drawn = like.drawn if like and _tasks_of(like.system) == _tasks_of(system) else draw_tasks(*_tasks_of(system))
     _check_visits_fit(system, replicas, drawn)
     _check_never_preempted(system, replicas, drawn)
     networks = {name: link_spec(link, system) for name, link in system.networks.items()}
@@ -121,11 +141,17 @@ def prepare(system: System) -> Prepared:
         request_latency_s={name: _request_latency_s(system, name) for name in replicas},
         expected_gap_s=expected_gaps(system, tools) if gaps else {},
         elastic=elastic_of(system),
+        governors=governors_of(system),
         accounts=accounts_of(system),
         memories=memory_specs(system),
     )
     figures.check_all_assumptions_used(system.document)
     return prepared
+
+
+def _tasks_of(system: System) -> tuple[Workload, Mapping[str, Tool], int, Path]:
+    """All that drawn tasks depend on."""
+    return system.scenario.workload, system.tools, system.scenario.seed, Path(system.document.file).parent
 
 
 def _check_visits_fit(system: System, replicas: dict[str, ReplicaSpec], drawn: Drawn) -> None:
@@ -287,12 +313,11 @@ def _step_costs(system: System, name: str, placement: Placement) -> StepCosts:
 
 def _kernel_costs(system: System, name: str, placement: Placement) -> StepCosts:
     """Measured steps where there is a table of them, else kernel laws composed, at clocks under a cap if there is one."""
+    if governor := system.engine_pools()[name].governor:
+        caps = [replace(placement, power_cap_w=cap_w) for cap_w in governor.caps_w]
+        return Geared([_clocked(system, name, capped, "governor") for capped in caps])
     if placement.power_cap_w is not None:
-        at = system.document.where(("pools", name, "power_cap_w"))
-        clocked = ClockedCosts(placement, system.figures, at)
-        clocked.check_fits(_heaviest(system, name))
-        system.figures.cautions |= dict.fromkeys(f"pool {name}: {note}" for note in clocked.notes)
-        return clocked
+        return _clocked(system, name, placement, "power_cap_w")
     table = system.step_tables.get(name)
     if table is None:
         composed = ComposedCosts(placement, system.figures)
@@ -304,6 +329,14 @@ def _kernel_costs(system: System, name: str, placement: Placement) -> StepCosts:
     if placement.chip.kernels.gemm:
         return MeasuredCosts(table, ComposedCosts(placement, system.figures))
     return MeasuredCosts(table, TimedWhole(placement, system.figures))
+
+
+def _clocked(system: System, name: str, placement: Placement, key: str) -> ClockedCosts:
+    """Costs under a cap. Raises DescriptionError where the heaviest step does not fit under it."""
+    clocked = ClockedCosts(placement, system.figures, system.document.where(("pools", name, key)))
+    clocked.check_fits(_heaviest(system, name))
+    system.figures.cautions |= dict.fromkeys(f"pool {name}: {note}" for note in clocked.notes)
+    return clocked
 
 
 def _heaviest(system: System, name: str) -> list[StepShape]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import Any
 
 from hsim.costs.cpu import OperationCost
+from hsim.costs.geared import Geared
 from hsim.drivers.elastic import assemble
-from hsim.drivers.prepared import Prepared
+from hsim.drivers.prepared import Prepared, no_collector
 from hsim.drivers.sites import join_sites
 from hsim.engine.balance import Alternatives
 from hsim.engine.cores import Cores, Host
 from hsim.engine.environment import EngineEnvironment
 from hsim.engine.executor import Executor, ModelledTime
 from hsim.engine.failures import BreakableCores, BreakableReplica
+from hsim.engine.governing import Governor
 from hsim.engine.keeping import Keeping
 from hsim.engine.life import Balancing, OperationTime, Pipeline, Reader, Send, arrive_in_time, run_tasks
 from hsim.engine.link import Link, Message, Network, Window
@@ -38,16 +40,12 @@ def run(prepared: Prepared, stepwise: bool = False, followed: int | None = None)
     """
     env, log = EngineEnvironment(), Log()
     pipeline = build(env, log, prepared, ModelledTime(env, stepwise))
-    # Nothing here makes cycles that must be collected during a run; the collector would walk over every live task.
-    gc.disable()
-    try:
+    with no_collector():
         if followed is None:
             run_tasks(env, log, pipeline, prepared.drawn.tasks)
         else:
             arrive_in_time(env, log, pipeline, _until_ended(log, prepared.drawn.tasks, followed))
             env.run_out()  # until those under way have ended too
-    finally:
-        gc.enable()
     return log
 
 
@@ -192,6 +190,8 @@ def _engine_pool(
     env: EngineEnvironment, log: Log, prepared: Prepared, name: str, hosts: list[Host], executor: Executor
 ) -> Pool[Prompt]:
     spec, tier = prepared.replicas[name], prepared.system.tier_of(name)
+    geared = Geared(spec.costs.gears) if isinstance(spec.costs, Geared) else None  # of this run: it is shifted
+    spec = replace(spec, costs=geared) if geared else spec
     kind = BreakableReplica if prepared.elastic and prepared.elastic.breaks(name) else Replica
     replicas = []
     for number, server in enumerate(prepared.system.placements()[name]):
@@ -206,6 +206,8 @@ def _engine_pool(
     if spec.pool.on_cores:
         on = f"{spec.pool.cores_per_replica} cores of {tier.cpu.name}"
     pool = _pool(env, log, prepared, name, replicas)
+    if geared:
+        Governor(env, log, pool, geared, prepared.governors[name])
     log.pools[name] = PoolRecord(
         f"{len(replicas)} x {on}",
         True,

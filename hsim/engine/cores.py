@@ -48,6 +48,7 @@ class Host:
         self.busy = 0
         self.core_idle_w = power.idle_w / power.cores
         self._core_w, self._joules, self._since_s = 0.0, 0.0, 0.0
+        self._shares_w = [power.dynamic_w(n) / max(1, n) for n in range(power.cores + 1)]  # of each of n busy cores
         self._clocks: dict[Contention, _Clock] = {}
         self._own: Contention = ((1.0, slowdown),)
         self._order, self._version = count(), 0
@@ -66,7 +67,7 @@ class Host:
         self._since_s = now
         self.busy += cores
         assert 0 <= self.busy <= self.power.cores, f"{self.busy} of {self.power.cores} cores busy"
-        self._core_w = self.power.dynamic_w(self.busy) / self.busy if self.busy else 0.0
+        self._core_w = self._shares_w[self.busy]
         self.log.cores.append((self.index, now, self.busy))
         if self._clocks:
             for clock in self._clocks.values():
@@ -86,37 +87,41 @@ class Host:
         clock = self._clocks[curve]
         worked_s = clock.worked_s + clock.speed * (self.env.now - self._since_s)
         heappush(clock.ends, (worked_s + seconds, next(self._order), done))
-        if self._first()[0] < self._armed_s:
+        if self._since_s + (clock.ends[0][0] - clock.worked_s) / clock.speed < self._armed_s:
             self._rearm()
 
-    def _first(self) -> tuple[float, int, _Clock]:
+    def _first(self) -> tuple[float, int, _Clock] | None:
         """When the first job under way is done, if speeds stay as they are: the instant, its order, and its clock."""
-        since_s = self._since_s
-        return min(
-            (since_s + (clock.ends[0][0] - clock.worked_s) / clock.speed, clock.ends[0][1], clock)
-            for clock in self._clocks.values()
-            if clock.ends
-        )
+        first = None
+        for clock in self._clocks.values():
+            if clock.ends:
+                worked_s, order, _ = clock.ends[0]
+                found = (self._since_s + (worked_s - clock.worked_s) / clock.speed, order, clock)
+                if first is None or found < first:
+                    first = found
+        return first
 
     def _rearm(self) -> None:
         if self._ending:
             return  # once is enough, when all that follows from an end has happened
         self._version += 1
         self._armed_s, self._slowed = math.inf, False
-        if any(clock.ends for clock in self._clocks.values()):
-            self._armed_s = max(self.env.now, self._first()[0])
-            self.env.call_at(self._armed_s, WORK_ENDS, partial(self._end, self._version))
+        if first := self._first():
+            self._armed_s = max(self.env.now, first[0])
+            self.env.call_at(self._armed_s, WORK_ENDS, self._end, self._version)
 
-    def _end(self, version: int, event: Event) -> None:
+    def _end(self, version: int) -> None:
         if version != self._version:
             return  # a shorter job has come, or cores have become free
-        end_s, _, clock = self._first()
+        first = self._first()
+        assert first, "a job has ended that nobody had begun"
+        end_s, _, clock = first
         if self._slowed and end_s > self.env.now:
             self._rearm()  # more cores are busy than when this was foreseen
             return
         done = heappop(clock.ends)[2]
         self._ending = True
-        done(event)
+        done(None)
         self._ending = False
         self._rearm()
 
@@ -220,20 +225,21 @@ class Cores:
 
     def _start(self, batch: list[Job]) -> None:
         now, joules = self.env.now, self.host.joules_per_core()
-        first, *others = batch
         for job in batch:
             job.started_s, job.joules_mark = now, joules
-        seconds = first.seconds + sum(job.seconds - job.base_s for job in others)
+        first, seconds = batch[0], batch[0].seconds
+        if len(batch) > 1:
+            seconds += sum(job.seconds - job.base_s for job in batch[1:])
         self.executor.job(first, seconds, self.host, partial(self._end, batch, seconds))
 
     def _end(self, batch: list[Job], seconds: float, event: Event) -> None:
-        now = self.env.now
+        now, host_j = self.env.now, self.host.joules_per_core()
         base_s = batch[0].base_s / len(batch)
         for job in batch:
             # Each pays for its own part of the work, and an equal part of what was paid once.
             part = (job.seconds - job.base_s + base_s) / seconds if len(batch) > 1 else 1.0
             job.served_s = now
-            job.dynamic_j = part * (self.host.joules_per_core() - job.joules_mark)
+            job.dynamic_j = part * (host_j - job.joules_mark)
             job.idle_j = part * self.host.core_idle_w * (now - job.started_s)
             self.env.trigger_at(job.done, now, TASK_GOES_ON + job.task)
         following = self._next_batch() if self.waiting else []

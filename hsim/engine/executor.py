@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hsim.engine.cores import Host
     from hsim.engine.replica import Replica
 
-Done = Callable[[Event], Any]
+Done = Callable[[Event | None], Any]
 
 
 class Executor(Protocol):

@@ -61,6 +61,9 @@ class KvCache:
         Whole blocks count, and the last token is always computed, since its logits are needed.
         """
         found = prompt.brought_tokens or self.cached_tokens(prompt.prefix)
+        if not found:
+            prompt.prompt_left, prompt.held_blocks = prompt.prefill_tokens, 0
+            return
         usable = min(found, prompt.prefill_tokens - 1) // self.block_tokens
         in_use = sum(self._shared[key][1] for key, _ in prompt.prefix if key in self._shared)
         if self._kept:

@@ -313,10 +313,13 @@ def visits_of(env: EngineEnvironment, pipeline: Pipeline, task: Task) -> Iterato
             if kept is Kept.KEPT:
                 continue
             kept = Kept.SENT
-        for prompt in _prompts(env, pipeline, task, number, this):
-            if pipeline.expected_gap_s:
-                _mind_gaps(pipeline, task, prompt, last)
-                last = prompt
+        prompt = _prompt(env, pipeline, task, number, this)
+        if pipeline.expected_gap_s:
+            _mind_gaps(pipeline, task, prompt, last)
+            last = prompt
+        if Stage.PREFILL in pipeline.pools:
+            yield from _handed_over(env, pipeline, prompt)
+        else:
             yield prompt
         carried_tokens = this.output_tokens
 
@@ -439,13 +442,9 @@ def _prompt(env: EngineEnvironment, pipeline: Pipeline, task: Task, number: int,
     return prompt
 
 
-def _prompts(env: EngineEnvironment, pipeline: Pipeline, task: Task, number: int, this: Round) -> Iterator[Prompt]:
-    """One visit to the model, or two where prefill has a pool of its own: the second continues the first."""
-    prompt = _prompt(env, pipeline, task, number, this)
-    if Stage.PREFILL not in pipeline.pools:
-        yield prompt
-        return
-    first = Prompt(task.id, number, Stage.PREFILL, this.input_tokens, Event(env))
+def _handed_over(env: EngineEnvironment, pipeline: Pipeline, prompt: Prompt) -> Iterator[Prompt]:
+    """The two visits of a prompt where prefill has a pool of its own: the second continues the first."""
+    first = Prompt(prompt.task, prompt.round, Stage.PREFILL, prompt.input_tokens, Event(env))
     first.output_tokens = first.max_output_tokens = 1
     first.payload_bytes, first.prefix, first.context_key = prompt.payload_bytes, prompt.prefix, prompt.context_key
     first.unpack_s, prompt.unpack_s = prompt.unpack_s, 0.0
@@ -454,7 +453,7 @@ def _prompts(env: EngineEnvironment, pipeline: Pipeline, task: Task, number: int
     prompt.source, prompt.first_token_s = first, first.first_token_s
     prompt.prompt_left, prompt.generated_tokens = 0, 1
     prompt.prefix, prompt.context_key = (), None
-    prompt.payload_bytes = pipeline.bytes_per_message + pipeline.kv_bytes_per_token * this.input_tokens
+    prompt.payload_bytes = pipeline.bytes_per_message + pipeline.kv_bytes_per_token * prompt.input_tokens
     if prompt.output_tokens > 1:
         yield prompt
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from heapq import heappop, heappush
 from itertools import count
 from typing import NamedTuple
@@ -49,8 +48,9 @@ class Transfer:
 
     def __init__(self, messages: Sequence[Message], set_up_bytes: float, path: Sequence[int]) -> None:
         self.messages, self.path = messages, path
-        self.n_bytes = sum(message.n_bytes for message in messages) + set_up_bytes
-        self.left_bytes, self.rate = self.n_bytes, 0.0
+        n_bytes = messages[0].n_bytes if len(messages) == 1 else sum(message.n_bytes for message in messages)
+        self.n_bytes = self.left_bytes = n_bytes + set_up_bytes
+        self.rate = 0.0
 
 
 class Window:
@@ -81,6 +81,7 @@ class Link:
 
     def __init__(self, env: EngineEnvironment, log: Log, index: int, spec: LinkSpec) -> None:
         self.env, self.log, self.index, self.spec = env, log, index, spec
+        self._path, self._set_up_bytes = (index,), spec.message_bytes
         self._shared_bytes, self._since_s = 0.0, 0.0
         self._ends: list[tuple[float, int, Transfer]] = []
         self._order, self._version = count(), 0
@@ -93,28 +94,30 @@ class Link:
 
     def move(self, messages: Sequence[Message]) -> None:
         """Send messages as one."""
-        moving = Transfer(messages, self.spec.message_bytes, (self.index,))
-        self.env.call_at(self.env.now + self.spec.latency_s, WORK_ENDS, partial(self._join, moving))
+        moving = Transfer(messages, self._set_up_bytes, self._path)
+        self.env.call_at(self.env.now + self.spec.latency_s, WORK_ENDS, self._join, moving)
 
-    def _join(self, moving: Transfer, event: Event) -> None:
+    def _join(self, moving: Transfer) -> None:
         self._advance()
         heappush(self._ends, (self._shared_bytes + moving.n_bytes, next(self._order), moving))
         self._rearm()
 
     def _advance(self) -> None:
-        if self._ends:
-            self._shared_bytes += (self.env.now - self._since_s) * self.spec.bytes_per_s / len(self._ends)
+        now, ends = self.env.now, self._ends
+        if ends:
+            self._shared_bytes += (now - self._since_s) * self.spec.bytes_per_s / len(ends)
         else:
             self._shared_bytes = 0.0  # nobody compares with the past: start afresh, so that rounding does not grow
-        self._since_s = self.env.now
+        self._since_s = now
 
     def _rearm(self) -> None:
         self._version += 1
-        if self._ends:
-            left_s = (self._ends[0][0] - self._shared_bytes) * len(self._ends) / self.spec.bytes_per_s
-            self.env.call_at(self.env.now + max(0.0, left_s), WORK_ENDS, partial(self._end, self._version))
+        if ends := self._ends:
+            left_s = (ends[0][0] - self._shared_bytes) * len(ends) / self.spec.bytes_per_s
+            end_s = self._since_s + left_s if left_s > 0 else self._since_s
+            self.env.call_at(end_s, WORK_ENDS, self._end, self._version)
 
-    def _end(self, version: int, event: Event) -> None:
+    def _end(self, version: int) -> None:
         if version != self._version:
             return  # a transfer has joined since
         self._advance()
@@ -141,9 +144,9 @@ class Network:
         """Send messages along links as one; the longest set-up of the links counts."""
         moving = Transfer(messages, max(self.specs[link].message_bytes for link in path), path)
         latency_s = sum(self.specs[link].latency_s for link in path)
-        self.env.call_at(self.env.now + latency_s, WORK_ENDS, partial(self._join, moving))
+        self.env.call_at(self.env.now + latency_s, WORK_ENDS, self._join, moving)
 
-    def _join(self, moving: Transfer, event: Event) -> None:
+    def _join(self, moving: Transfer) -> None:
         self._advance()
         self._moving.append(moving)
         self._rearm()
@@ -160,9 +163,9 @@ class Network:
             return
         fair_rates(self._moving, {link: spec.bytes_per_s for link, spec in self.specs.items()})
         first_s = min(moving.left_bytes / moving.rate for moving in self._moving)
-        self.env.call_at(self.env.now + max(0.0, first_s), WORK_ENDS, partial(self._end, self._version))
+        self.env.call_at(self.env.now + max(0.0, first_s), WORK_ENDS, self._end, self._version)
 
-    def _end(self, version: int, event: Event) -> None:
+    def _end(self, version: int) -> None:
         if version != self._version:
             return  # a transfer has joined since
         self._advance()
@@ -190,6 +193,7 @@ def fair_rates(moving: Sequence[Transfer], bytes_per_s: dict[int, float]) -> Non
 
 
 def _arrived(env: EngineEnvironment, log: Log, moving: Transfer, link: int, byte_j: float) -> None:
+    now = env.now
     for task, n_bytes, start_s, done in moving.messages:
-        log.transfers.append((task, link, start_s, env.now, n_bytes, n_bytes * byte_j))
-        env.trigger_at(done, env.now, TASK_GOES_ON + task)
+        log.transfers.append((task, link, start_s, now, n_bytes, n_bytes * byte_j))
+        env.trigger_at(done, now, TASK_GOES_ON + task)

@@ -92,7 +92,8 @@ class Replica:
         self._sleeper = self._own_sleeper()
         self._gaps = Gaps(env, log, spec.gaps, self.kv, self) if spec.gaps else None
         self._switching = Switching(log, index, spec.switch, spec.costs) if spec.switch else None
-        self._costs = self._switching or spec.costs
+        self._max_num_seqs = spec.pool.max_num_seqs  # looked at at every change, as the next
+        self._segment = (self._switching or spec.costs).segment
 
     def _own_sleeper(self) -> Sleeper | None:
         """What says whether its model is loaded, if that can change."""
@@ -110,20 +111,24 @@ class Replica:
         """What loads and unloads its model, if anything does."""
         return self._sleeper
 
+    def replan(self) -> None:
+        """What its steps cost has changed: the one under way is the last of the old ones."""
+        self._cut()
+
     # ---- what others see and do
 
     def view(self, visit: VisitView) -> DeviceView:
         """What a router may see: this replica as of its last step boundary, the same in both modes."""
         tokens, cached = self._outstanding_tokens, 0
         if run := self._run:
-            tokens -= (run.passed(self.env.now) - run.taken) * (run.shape.decodes + run.shape.chunk_tokens)
+            tokens -= (run.passed(self.env.now) - run.taken) * run.step_tokens
         if visit.prefix and self.kv.prefix_caching:
             self._take_due_blocks()
             cached = self.kv.cached_tokens(visit.prefix)
         waiting, running = len(self.waiting), len(self.running)
         wake_s = self._sleeper.wake_s() if self._sleeper else 0.0
         # A named tuple's own constructor takes twice as long, and a router is shown every replica at every visit.
-        seen = (waiting + running, tokens, waiting, running, self.spec.pool.max_num_seqs, cached, wake_s)
+        seen = (waiting + running, tokens, waiting, running, self._max_num_seqs, cached, wake_s)
         return tuple.__new__(DeviceView, seen)
 
     def submit(self, prompt: Prompt) -> None:
@@ -247,7 +252,7 @@ class Replica:
             elif self.waiting and not self._starting:
                 self._starting = True  # at the end of this instant, so that all who arrive in it start together
                 self.env.call_at(self.env.now, DEVICE_STARTS, self._start)
-        elif joined and not self._run.shape.chunks and len(self.running) < self.spec.pool.max_num_seqs:
+        elif joined and not self._run.shape.chunks and len(self.running) < self._max_num_seqs:
             self._cut()  # during a prefill the budget is taken, or the batch changes at the next boundary anyway
 
     # ---- planning a batch
@@ -262,19 +267,17 @@ class Replica:
 
     def _plan(self) -> None:
         """At a boundary: choose the next batch and begin its segment, or go idle."""
-        now, kv = self.env.now, self.kv
+        now, kv, plan = self.env.now, self.kv, DECODE_ON
         if (
             self.waiting
             or self.prefilling
             or (self._decodes and self._due[self._step % kv.block_tokens] > kv.free_blocks)
         ):
             plan = self._choose()
-        else:
-            plan = DECODE_ON
-        for _ in range(plan.admitted):
-            self._admit(self.waiting.popleft(), now)
+            for _ in range(plan.admitted):
+                self._admit(self.waiting.popleft(), now)
         chunks = plan.chunks
-        if chunks and not all(prompt.prompt_left for prompt in self.prefilling):
+        if 0 in chunks and not all(prompt.prompt_left for prompt in self.prefilling):
             chunks = self._begin_elsewhere_prefilled(chunks)
         shape = self._shape_of(chunks)
         if not shape.decodes and not shape.chunks:
@@ -282,14 +285,14 @@ class Replica:
             return
         if self._switching:
             self._switching.look(*self._seen())
-        segment = self._costs.segment(shape)
-        steps = min(plan.steps, segment.valid_steps)
+        segment = self._segment(shape)
+        steps = plan.steps if plan.steps < segment.valid_steps else segment.valid_steps
         if self._decodes and steps > (finish := self._first_finish() - self._step):
             steps = finish
         self._run = run = Run(segment, shape, now, 1 if self.executor.real else int(steps), chunks)
         run.steps = self._affordable(run)
         if chunks:
-            run.marks = self._shares.marks()
+            run.marks = self._shares.sums
             for prompt, chunk in zip(self.prefilling, chunks, strict=True):
                 if chunk:
                     self.kv.grow(prompt, prompt.prefill_tokens - prompt.prompt_left + chunk * run.steps)
@@ -302,7 +305,8 @@ class Replica:
             due = self._due[self._step % kv.block_tokens] if self._decodes else 0
             left, size = kv.free_blocks - due, kv.block_tokens
             limits = (pool.max_num_seqs, pool.max_num_batched_tokens)
-            plan = self.spec.batcher(BatchView(self._decodes, self.prefilling, self._heads(), left, size, *limits))
+            seen = (self._decodes, self.prefilling, self._heads(), left, size, *limits)
+            plan = self.spec.batcher(tuple.__new__(BatchView, seen))
             needed = due
             for prompt, chunk in zip(self.prefilling, plan.chunks, strict=False):
                 if chunk:
@@ -373,10 +377,10 @@ class Replica:
         if run.chunks:
             for prompt, chunk in zip(self.prefilling, run.chunks, strict=True):
                 tokens = prompt.prefill_tokens - prompt.prompt_left + chunk * steps
-                free -= max(0, kv.blocks(tokens) - prompt.held_blocks)
+                lacking = -(-tokens // size) - prompt.held_blocks
+                free -= lacking if lacking > 0 else 0
             return steps if free >= (steps // size + 1) * self._decodes else 1
-        cycles, rest = divmod(steps, size)
-        if free >= (cycles + (rest > 0)) * self._decodes:
+        if free >= (steps // size + 1) * self._decodes:
             return steps
         affordable = free // self._decodes * size  # in `size` steps everybody needs one block
         free -= free // self._decodes * self._decodes
@@ -449,7 +453,7 @@ class Replica:
             segment.joules + first * segment.joules_growth, segment.joules_growth,
         ))  # fmt: skip
         self._context_tokens += steps * shape.decodes
-        self._outstanding_tokens -= steps * (shape.decodes + shape.chunk_tokens)
+        self._outstanding_tokens -= steps * run.step_tokens
         self._step += steps
         run.taken = upto
         if self._decodes:
@@ -462,11 +466,14 @@ class Replica:
 
     def _take_blocks_before(self, step: int) -> None:
         """Take the blocks that the decoding sequences needed in their steps before this one."""
-        size, due = self.kv.block_tokens, self._due
-        cycles, rest = divmod(step - self._due_step, size)
+        size, due, steps = self.kv.block_tokens, self._due, step - self._due_step
+        cycles = steps // size
         needed = cycles * self._decodes
-        for i in range(rest):
-            needed += due[(self._due_step + i) % size]
+        first = self._due_step % size
+        last = first + steps - cycles * size
+        needed += sum(due[first:last])
+        if last > size:
+            needed += sum(due[: last - size])
         self._due_step = step
         if needed:
             self.kv.take(needed)
@@ -485,7 +492,7 @@ class Replica:
                 prompt.first_token_s = self.env.now
             prompt.generated_tokens += 1
             self._outstanding_tokens -= 1
-            if self.kv.prefix_caching:
+            if prompt.prefix and self.kv.prefix_caching:
                 self.kv.publish(prompt)
             self._begin_decoding(prompt)
         self.prefilling = unfinished
@@ -494,7 +501,7 @@ class Replica:
         prompt.decoding = True
         prompt.first_step = self._step
         prompt.finish_step = self._step + prompt.output_tokens - prompt.generated_tokens
-        prompt.marks = self._shares.marks()
+        prompt.marks = self._shares.sums
         if not self._decodes:
             self._due_step = self._step
         self._decodes += 1
@@ -514,8 +521,11 @@ class Replica:
 
     def _end_answers(self) -> None:
         """Sequences that have their whole answer leave the batch."""
-        while self._decodes and self._first_finish() == self._step:
-            prompt = heappop(self._finishing)[3]
+        finishing, step = self._finishing, self._step
+        while self._decodes and finishing[0][0] <= step:
+            _, _, entry, prompt = heappop(finishing)
+            if entry != prompt.entry:
+                continue  # it was preempted or given up
             self._stop_decoding(prompt)
             self._outstanding_tokens -= prompt.max_output_tokens - prompt.output_tokens
             self._leave(prompt)

@@ -12,10 +12,11 @@ class Run:
     `chunks` is what each prompt being prefilled gets in every step; `marks` are the sums of shares when it began.
     """
 
-    __slots__ = ("_next_s", "_seen", "chunks", "marks", "segment", "shape", "start_s", "steps", "taken")
+    __slots__ = ("_next_s", "_seen", "chunks", "marks", "segment", "shape", "start_s", "step_tokens", "steps", "taken")
 
     def __init__(self, segment: Segment, shape: StepShape, start_s: float, steps: int, chunks: tuple[int, ...]) -> None:
         self.segment, self.shape, self.start_s, self.steps, self.chunks = segment, shape, start_s, steps, chunks
+        self.step_tokens = shape.decodes + shape.chunk_tokens
         self.taken = 0
         self.marks: tuple[float, ...] = ()
         self._seen, self._next_s = -1, start_s  # as of the last look: steps passed, and the boundary after them
@@ -27,11 +28,12 @@ class Run:
     def passed(self, now_s: float) -> int:
         """Steps whose boundary has come, those booked included. Time only goes on."""
         if now_s >= self._next_s:
-            self._seen += 1
-            self._next_s = self.end_s(self._seen + 1)
-            if now_s >= self._next_s:  # many have passed
-                self._seen = self.segment.steps_by(self.start_s, now_s)
-                self._next_s = self.end_s(self._seen + 1)
+            seen, segment = self._seen + 1, self.segment
+            next_s = self.start_s + segment.seconds_of(seen + 1)
+            if now_s >= next_s:  # many have passed
+                seen = segment.steps_by(self.start_s, now_s)
+                next_s = self.start_s + segment.seconds_of(seen + 1)
+            self._seen, self._next_s = seen, next_s
         return self._seen if self._seen < self.steps else self.steps
 
 
@@ -42,73 +44,65 @@ class Shares:
     step); idle and host joules equally by sequence.
     """
 
-    __slots__ = (
-        "context_j",
-        "context_step_j",
-        "host_dynamic_j",
-        "host_idle_j",
-        "host_idle_w",
-        "idle_j",
-        "idle_w",
-        "token_j",
-    )
+    __slots__ = ("host_idle_w", "idle_w", "sums")
 
     def __init__(self, idle_w: float, host_idle_w: float) -> None:
         self.idle_w, self.host_idle_w = idle_w, host_idle_w
-        self.token_j = 0.0  # of one new token in each step
-        self.context_j = 0.0  # of one token of context in each step
-        self.context_step_j = 0.0  # the same times the step's number
-        self.idle_j = self.host_dynamic_j = self.host_idle_j = 0.0  # of one sequence
-
-    def marks(self) -> tuple[float, float, float, float, float, float]:
-        """The sums now."""
-        return (self.token_j, self.context_j, self.context_step_j, self.idle_j, self.host_dynamic_j, self.host_idle_j)
+        # Joules of one new token in each step; of one token of context in each step, and the same times the step's
+        # number; idle, host dynamic and host idle joules of one sequence.
+        self.sums = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
     def add(self, run: Run, upto: int, seconds: float, first: tuple[int, int], host_dynamic_j: float) -> None:
         """Add the steps run.taken..upto, in closed form.
 
         They took `seconds` in all; `first` is the replica's number of the first of them, and the context that it read.
         """
-        segment, shape, steps = run.segment, run.shape, upto - run.taken
-        decodes = shape.decodes
-        joules = segment.joules_of(upto) - segment.joules_of(run.taken)
+        token_j, context_j, context_step_j, idle_j, host_j, host_idle_j = self.sums
+        segment, shape, taken = run.segment, run.shape, run.taken
+        decodes, steps = shape.decodes, upto - taken
+        joules = segment.joules_of(upto)
+        if taken:
+            joules -= segment.joules_of(taken)
         if decodes:
             number, context_tokens = first
             triangle = steps * (steps - 1) / 2
-            context_j = segment.context_joules
-            joules -= context_j * (steps * context_tokens + decodes * triangle)
-            self.context_j += context_j * steps
-            self.context_step_j += context_j * (steps * number + triangle)
-        self.token_j += joules / (decodes + shape.chunk_tokens)
-        each_s = seconds / (decodes + shape.chunks)
-        self.idle_j += self.idle_w * each_s
-        self.host_dynamic_j += host_dynamic_j / (decodes + shape.chunks)
-        self.host_idle_j += self.host_idle_w * each_s
+            each_j = segment.context_joules
+            joules -= each_j * (steps * context_tokens + decodes * triangle)
+            context_j += each_j * steps
+            context_step_j += each_j * (steps * number + triangle)
+        token_j += joules / run.step_tokens
+        sequences = decodes + shape.chunks
+        each_s = seconds / sequences
+        idle_j += self.idle_w * each_s
+        host_j += host_dynamic_j / sequences
+        host_idle_j += self.host_idle_w * each_s
+        self.sums = (token_j, context_j, context_step_j, idle_j, host_j, host_idle_j)
 
     def add_broken(self, run: Run, seconds: float, joules: float, host_dynamic_j: float) -> None:
         """Add a step that broke off after so long: its joules by new tokens, as those of any step."""
-        shape = run.shape
-        self.token_j += joules / (shape.decodes + shape.chunk_tokens)
-        self.idle_j += self.idle_w * seconds / shape.sequences
-        self.host_dynamic_j += host_dynamic_j / shape.sequences
-        self.host_idle_j += self.host_idle_w * seconds / shape.sequences
+        token_j, context_j, context_step_j, idle_j, host_j, host_idle_j = self.sums
+        shape, sequences = run.shape, run.shape.sequences
+        token_j += joules / (shape.decodes + shape.chunk_tokens)
+        idle_j += self.idle_w * seconds / sequences
+        host_j += host_dynamic_j / sequences
+        host_idle_j += self.host_idle_w * seconds / sequences
+        self.sums = (token_j, context_j, context_step_j, idle_j, host_j, host_idle_j)
 
     def charge_chunk(self, prompt: Prompt, chunk: int, since: tuple[float, ...]) -> None:
         """Charge a prompt for steps that each took the same chunk of it, since the sums were `since`."""
-        prompt.dynamic_j += chunk * (self.token_j - since[0])
+        prompt.dynamic_j += chunk * (self.sums[0] - since[0])
         self._charge_sequence(prompt, since)
 
     def charge_decoding(self, prompt: Prompt) -> None:
         """Charge a sequence for decoding since its marks."""
-        since = prompt.marks
+        sums, since = self.sums, prompt.marks
         # In step s it read prefill_tokens + 1 + (s - first_step) tokens of context.
         offset = prompt.prefill_tokens + 1 - prompt.first_step
-        prompt.dynamic_j += (
-            self.token_j - since[0] + offset * (self.context_j - since[1]) + self.context_step_j - since[2]
-        )
+        prompt.dynamic_j += sums[0] - since[0] + offset * (sums[1] - since[1]) + sums[2] - since[2]
         self._charge_sequence(prompt, since)
 
     def _charge_sequence(self, prompt: Prompt, since: tuple[float, ...]) -> None:
-        prompt.idle_j += self.idle_j - since[3]
-        prompt.host_dynamic_j += self.host_dynamic_j - since[4]
-        prompt.host_idle_j += self.host_idle_j - since[5]
+        sums = self.sums
+        prompt.idle_j += sums[3] - since[3]
+        prompt.host_dynamic_j += sums[4] - since[4]
+        prompt.host_idle_j += sums[5] - since[5]

@@ -30,7 +30,7 @@ class Drawn(NamedTuple):
 def rows_of(table: Any, mask: NDArray[np.bool_] | None = None, **equal: float) -> Any:
     """The rows of a table within a mask, or all, whose columns have these values."""
     masks = [] if mask is None else [mask]
-    mine = np.all([*masks, *(table[column] == value for column, value in equal.items())], axis=0)
+    mine = np.flatnonzero(np.all([*masks, *(table[column] == value for column, value in equal.items())], axis=0))
     return {name: cells[mine] for name, cells in table.items()}
 
 

@@ -61,7 +61,7 @@ def _rested_joules(log: Log, states: Any, tier: str, accounts: TierAccounts, win
 
 def _step_joules(steps: Any, device: int, window: Window) -> float:
     """Joules above idle of one device's steps: each whole row in closed form, a row cut by the window step by step."""
-    mine = steps["device"] == device
+    mine = np.flatnonzero(steps["device"] == device)
     rows = {name: column[mine] for name, column in steps.items()}
     whole = (rows["start_s"] >= window.start_s) & (rows["end_s"] <= window.end_s)
     n = rows["steps"][whole]
@@ -88,7 +88,7 @@ def _host_power(
     upto = int(np.searchsorted(times, window.end_s, side="left"))
     edges = np.concatenate(([window.start_s], times[before:upto], [window.end_s]))
     levels = np.concatenate(([start], busy[before:upto]))
-    watts_at = {level: dynamic_w(int(level)) for level in np.unique(levels)}
+    watts_at = {level: dynamic_w(int(level)) for level in set(levels.tolist())}
     return edges, np.array([watts_at[level] for level in levels])
 
 

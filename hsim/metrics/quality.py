@@ -36,6 +36,8 @@ def solved_by(system: System, pools: Sequence[PoolUse] = ()) -> list[Solved]:
     """What is known of the answering model's PPT with the weights that it served with: at their precisions, tokens made
     with each weighed by their number, pruned ones by what pruning leaves of scores. Without pools, of its own weights.
     """
+    if system.scenario.keep:  # another model answers too, and whose tokens are whose is not told
+        return []
     name = system.scenario.stages.generate
     pool, known = system.engine_pools()[name], system.model_of(name).problems_per_token
     if pool.switch is None and pool.sparsity is None:

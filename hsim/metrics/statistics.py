@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -16,6 +17,7 @@ CONFIDENCE = 0.95
 MIN_TAIL_POINTS = 10
 MSER_BATCH = 5
 MEMORY_RISK = 0.2
+QUANTILES_KEPT = 10_000
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ def slope(times: Floats, values: Floats) -> float:
     return float(np.sum(centred * values) / np.sum(centred**2))
 
 
+@lru_cache(QUANTILES_KEPT)  # a planner asks for the same ones, fleet after fleet
 def t_quantile(p: float, freedom: float) -> float:
     """The p-quantile of Student's t."""
     if p < 0.5:

@@ -166,7 +166,7 @@ def unavailable_of(system: System) -> dict[str, str]:
         if any(site.cost.basis == "own" for site in system.scenario.sites_in_use().values()):
             why.setdefault("money", why["energy"])
     model = system.model_of(system.scenario.stages.generate)
-    if model.problems_per_token and not solved_by(system):
+    if model.problems_per_token and not solved_by(system) and not system.scenario.keep:
         precisions = ", ".join(dict.fromkeys(solved.precision for solved in model.problems_per_token))
         why["problems"] = f"problems per token of {model.name} are known in {precisions} alone"
     return why

@@ -96,7 +96,7 @@ def _fits(system: System) -> bool:
 
 
 def headroom(simulation: Simulation, rules: Rules, number: int) -> Headroom:
-    """How much the rate may grow before objectives are missed: certified up to one rate, refuted from another."""
+    """How much the rate may grow before objectives are missed: certified up to one rate, refuted or undecided from another."""
     problem = simulation.problem
     rates: list[float] = []
     growing = simulation.of(lambda place, load: faster(problem.system(number, load), rates[place]), number)
@@ -107,20 +107,21 @@ def headroom(simulation: Simulation, rules: Rules, number: int) -> Headroom:
         rates.append(times)
         return (search.cheapest([len(rates) - 1], found := list[Found]()) or found[0]).verdict
 
-    holds, refuted, beyond = 1.0, None, None
+    holds, beyond, found = 1.0, None, "PASS"
     for doubling in range(1, DOUBLINGS + 1):
         if (found := verdict(2.0**doubling)) != "PASS":
-            beyond, refuted = 2.0**doubling, 2.0**doubling if found == "FAIL" else None
+            beyond = 2.0**doubling
             break
         holds = 2.0**doubling
+    stopped = found
     for _ in range(HALVINGS if beyond else 0):
         assert beyond is not None
         middle = (holds + beyond) / 2
         if (found := verdict(middle)) == "PASS":
             holds = middle
         else:
-            beyond, refuted = middle, middle if found == "FAIL" else refuted
-    return Headroom(holds, refuted, problem.planning.confidence)
+            beyond, stopped = middle, found
+    return Headroom(holds, beyond, stopped == "FAIL", problem.planning.confidence)
 
 
 def cores_per_accelerator(system: System, study: Study) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,17 +62,9 @@ def rates_of(text: str) -> tuple[float, ...]:
 
 
 def _problem(asked: Placed, architecture: str, rate_per_s: float) -> Problem:
-    """Which fleet an architecture takes at a rate: `counts` of the scenario stand for choices where it has the tier."""
-    at = [*asked.settings, f"workload.arrivals.rate_per_s={rate_per_s:g}", f"architecture={architecture}"]
-    return read_problem(asked.scenario, [*at, *_counted(asked, at)])
-
-
-def _counted(asked: Placed, settings: Sequence[str]) -> Iterator[str]:
-    data = read_scenario(asked.scenario, settings).data
-    counts, fleet = data.get("counts"), data.get("fleet")
-    for tier, listed in (counts if isinstance(counts, dict) else {}).items():
-        if isinstance(fleet, dict) and tier in fleet:
-            yield f"fleet.{tier}.count={json.dumps(listed)}"
+    """Which fleet an architecture takes at a rate."""
+    at = [f"workload.arrivals.rate_per_s={rate_per_s:g}", f"architecture={architecture}"]
+    return read_problem(asked.scenario, [*asked.settings, *at])
 
 
 def _check_architectures(asked: Placed) -> None:

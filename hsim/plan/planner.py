@@ -18,7 +18,7 @@ from hsim.plan.certificate import Trial
 from hsim.plan.problem import OWN, Problem
 from hsim.plan.result import Aim, Fleet, Judged, Missed, Plan, Progress, Step, Stop
 from hsim.plan.search import Found, Interrupted, Rules, Search
-from hsim.plan.simulation import Simulation
+from hsim.plan.simulation import Simulation, faster
 from hsim.runs.store import as_json, write_atomically
 from hsim.runs.studies import Options, Workers, is_one_path, workers
 
@@ -110,6 +110,8 @@ class _Planner:
         self.rules = _rules(problem, options)
         self.conditions = conditions_of(problem, self.rules.refuting)
         _check_figures(problem, self.conditions, self.aim)
+        if options.headroom:
+            faster(problem.system(0), 2.0)  # raises where there is no rate, before anything runs
         self.simulation = Simulation(problem, self.conditions, running, those)
 
     def plan(self) -> Plan:

@@ -131,7 +131,7 @@ def problem_of(document: Document) -> Problem:
     """The problem that a scenario describes which was read already. Raises DescriptionError."""
     if not isinstance(document.data, dict):
         raise DescriptionError(document.file, "is empty or not a mapping", "write the keys of a Scenario")
-    lists = choices_of(document)
+    lists = choices_of(document) | _counts_of(document)
     planning = _planning(document, lists)
     _check_have(planning, document)
     designs, fleets, places = _space(document, lists, planning)
@@ -139,6 +139,13 @@ def problem_of(document: Document) -> Problem:
         raise DescriptionError(document.file, f"no choice can run: {designs[0].impossible}")
     objectives = tuple(_objectives(next(d for d in designs if not d.impossible), document))
     return Problem(document, planning, objectives, designs, fleets, places)
+
+
+def _counts_of(document: Document) -> Choices:
+    """What `counts` lists for the tiers that are there: the same as a list where a tier's count stands."""
+    counts, fleet = document.data.get("counts"), document.data.get("fleet")
+    listed = counts.items() if isinstance(counts, dict) and isinstance(fleet, dict) else ()
+    return {("fleet", tier, "count"): values for tier, values in listed if tier in fleet and isinstance(values, list)}
 
 
 def with_counts(system: System, counts: Mapping[str, int]) -> System:

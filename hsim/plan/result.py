@@ -107,13 +107,14 @@ class Preview:
 
 @dataclass(frozen=True)
 class Headroom:
-    """How much the rate may grow: `holds` times the scenario's was certified, `fails` times it was refuted.
+    """How much the rate may grow: `holds_times` the scenario's was certified, `beyond_times` was not.
 
-    None: nothing was found on that side of what was looked at.
+    There it was `refuted`, or stayed undecided. None: everything that was looked at was certified.
     """
 
-    holds_times: float | None
-    fails_times: float | None
+    holds_times: float
+    beyond_times: float | None
+    refuted: bool
     confidence: float
 
 

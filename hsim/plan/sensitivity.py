@@ -16,7 +16,7 @@ from hsim.description.system import System
 from hsim.description.yamlfile import Document
 from hsim.errors import DescriptionError
 from hsim.metrics.result import Difference
-from hsim.metrics.study import slo_verdicts
+from hsim.metrics.study import slo_verdicts, stability_of
 from hsim.plan.result import Progress, Step
 from hsim.runs.paths import system_of
 from hsim.runs.studies import Options, Workers, gather, workers
@@ -44,13 +44,14 @@ class Swing:
 
 @dataclass(frozen=True)
 class Flip:
-    """How much larger an input may become: at `holds_times` of itself the objectives were attained, at `fails_times` not.
+    """How far an input is from undoing the verdict: at `holds_times` of itself the objectives were attained, at `fails_times` not.
 
-    By point estimates of what was attained. `fails_times` None: not as far as was looked.
+    By point estimates of what was attained. None: nowhere as far as was looked, up where they are attained as it stands,
+    else down.
     """
 
     name: str
-    holds_times: float
+    holds_times: float | None
     fails_times: float | None
 
 
@@ -144,15 +145,23 @@ def _scaled(numbers: Numbers, times: float) -> list[str]:
 
 
 def _flip(name: str, moved: Callable[[float], System], options: Options, those: Workers) -> Flip:
-    """Bisect for how much larger an input may become before an objective is missed."""
+    """Bisect for how much larger an input may become before an objective is missed; or smaller, where one is."""
 
     def holds(times: float) -> bool:
-        material, _ = gather(moved(times), options, those)
+        material, warm_up = gather(moved(times), options, those)
+        judged = warm_up is not None and len(material.replications) > 1
+        if judged and stability_of(material.replications).verdict == "unstable":
+            return False
         return all((slo.attained.value or 0.0) >= slo.p for slo in slo_verdicts(material))
 
-    if holds(FURTHEST):
-        return Flip(name, FURTHEST, None)
-    low, high = 1.0, FURTHEST
+    if holds(1.0):
+        if holds(FURTHEST):
+            return Flip(name, FURTHEST, None)
+        low, high = 1.0, FURTHEST
+    else:
+        if not holds(1 / FURTHEST):
+            return Flip(name, None, 1 / FURTHEST)
+        low, high = 1 / FURTHEST, 1.0
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if holds(middle) else (low, middle)

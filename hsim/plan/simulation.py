@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from hsim.description.system import System
-from hsim.errors import ResultError
+from hsim.errors import DescriptionError, ResultError
 from hsim.metrics.measured import Cohort
 from hsim.metrics.result import Study, WarmUp
 from hsim.metrics.study import PASSAGES, Material, Replication, cohort_after, stability_of, study_of
@@ -166,8 +166,14 @@ def _read(file: Path | None) -> dict[int, Kept]:
 
 
 def faster(system: System, times: float) -> System:
-    """The system with its arrivals so many times as fast."""
+    """The system with its arrivals so many times as fast. Raises DescriptionError for a closed loop, which has no rate."""
     workload = system.scenario.workload
-    rate = workload.arrivals.model_copy(update={"rate_per_s": times * getattr(workload.arrivals, "rate_per_s")})  # noqa: B009
-    changed = workload.model_copy(update={"arrivals": rate})
+    name = "rate_scale" if workload.arrivals.kind == "trace" else "rate_per_s"
+    if not hasattr(workload.arrivals, name):
+        at = system.document.where(("workload", "arrivals"))
+        raise DescriptionError(
+            at, "is a closed loop, whose rate cannot be set", "vary workload.arrivals.users in a sweep"
+        )
+    arrivals = workload.arrivals.model_copy(update={name: times * getattr(workload.arrivals, name)})
+    changed = workload.model_copy(update={"arrivals": arrivals})
     return replace(system, scenario=system.scenario.model_copy(update={"workload": changed}))

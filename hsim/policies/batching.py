@@ -43,7 +43,8 @@ def decode_first(view: BatchView) -> BatchPlan:
     admitted, room = 0, view.max_num_seqs - view.decodes - len(view.prefilling)
     if budget > 0 and room > 0:
         for prompt in view.waiting:
-            chunk = min(prompt.prompt_left, budget)
+            left = prompt.prompt_left
+            chunk = left if left < budget else budget
             needed = _new_blocks(prompt, chunk, size)
             if needed > free:
                 break
@@ -59,14 +60,16 @@ def decode_first(view: BatchView) -> BatchPlan:
 
 def _new_blocks(prompt: PromptView, chunk: int, size: int) -> int:
     """Blocks that a prompt lacks to hold what it has and the chunk."""
-    return max(0, -(-(prompt.prefill_tokens - prompt.prompt_left + chunk) // size) - prompt.held_blocks)
+    lacking = -(-(prompt.prefill_tokens - prompt.prompt_left + chunk) // size) - prompt.held_blocks
+    return lacking if lacking > 0 else 0
 
 
 def _holds(chunks: list[int], first: PromptView | None) -> float:
     """One prompt that takes the whole budget does so until its last chunk; anything else changes at once."""
-    if first is None or not any(chunks):
+    together = sum(chunks)
+    if first is None or not together:
         return math.inf
-    return first.prompt_left // chunks[0] if chunks[0] and not any(chunks[1:]) else 1
+    return first.prompt_left // chunks[0] if chunks[0] == together else 1
 
 
 def whole_prompts(view: BatchView) -> BatchPlan:

@@ -68,6 +68,14 @@ class ScalingView(NamedTuple):
     places: float
 
 
+class LoadView(NamedTuple):
+    """A pool as its governor sees it: visits that wait at its replicas and that run, and how many can run at once."""
+
+    waiting: int
+    running: int
+    places: int
+
+
 class PromptView(Protocol):
     """A prompt that waits or is being prefilled.
 

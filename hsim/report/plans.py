@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hsim.metrics.result import Comparison, Difference
-from hsim.plan.breakeven import Best, BreakEven
+from hsim.plan.breakeven import Band, Best, BreakEven
 from hsim.plan.pareto import Front
 from hsim.plan.result import Bound, Judged, Plan, Preview
-from hsim.plan.sensitivity import Sensitivity
+from hsim.plan.sensitivity import Flip, Sensitivity
 from hsim.plan.survive import Survival
 from hsim.report.names import SHORT_NAMES, figure_name
 from hsim.report.tables import VERDICT_STYLES, _cell, _table
@@ -93,11 +93,10 @@ def _bound(bound: Bound) -> str:
 def _headroom(plan: Plan) -> str:
     headroom = plan.headroom
     assert headroom is not None
-    holds = f"certified up to {headroom.holds_times:.3g} times the rate" if headroom.holds_times else "none certified"
-    fails = (
-        f"refuted at {headroom.fails_times:.3g} times" if headroom.fails_times else "not refuted as far as was looked"
-    )
-    return f"{holds}, {fails}"
+    holds = f"certified up to {headroom.holds_times:.3g} times the rate"
+    if headroom.beyond_times is None:
+        return f"{holds}, and not looked at beyond"
+    return f"{holds}, {'refuted' if headroom.refuted else 'undecided'} at {headroom.beyond_times:.3g} times"
 
 
 def _objectives_table(chosen: Judged) -> Table:
@@ -205,11 +204,8 @@ def breakeven_tables(found: BreakEven) -> RenderableType:
         lines.append(Text(f"First       {simple} was never shown to be beaten at these rates"))
     else:
         low, high = found.first_per_s
-        lines.append(Text(f"First       {simple} stops to be the best between {low:g} and {high:g} tasks/s"))
-    lines += [
-        Text(f"Band        {band.low_per_s:g} to {band.high_per_s:g} tasks/s: {band.winner or 'no winner shown'}")
-        for band in found.bands
-    ]
+        lines.append(Text(f"First       {simple} ceases to be the best between {low:g} and {high:g} tasks/s"))
+    lines += [Text(f"Band        {_rates(band)} tasks/s: {band.winner or 'no winner shown'}") for band in found.bands]
     if found.most_regret_fraction is not None:
         lines.append(
             Text(f"Regret      staying with {simple} never takes more than {found.most_regret_fraction:.0%} more")
@@ -222,6 +218,11 @@ def breakeven_tables(found: BreakEven) -> RenderableType:
     for column in table.columns:
         column.no_wrap = False
     return Group(*lines, Text(), table)
+
+
+def _rates(band: Band) -> str:
+    low, high = f"{band.low_per_s:g}", f"{band.high_per_s:g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _best(best: Best, minimised: str) -> str:
@@ -272,17 +273,17 @@ def sensitivity_tables(found: Sensitivity) -> RenderableType:
     for swing in found.swings:
         table.add_row(swing.name, *(_relative(side.get(f)) for f in figures for side in (swing.low, swing.high)))
     parts: list[RenderableType] = [head, Text(), table, Text()]
-    for flip in found.flips:
-        if flip.fails_times is None:
-            parts.append(Text(f"Flip        {flip.name}: the objectives still hold at {flip.holds_times:g} times"))
-        else:
-            parts.append(
-                Text(
-                    f"Flip        {flip.name}: hold at {flip.holds_times:.3g} times, no longer at {flip.fails_times:.3g}"
-                )
-            )
+    parts += [Text(f"Flip        {flip.name}: {_flipped(flip)}") for flip in found.flips]
     note = f"Intervals of all differences together at 95 % ({found.confidence:.3%} each); a dash: none shown. Flips by point estimates."
     return Group(*parts, Text(note, style="dim"))
+
+
+def _flipped(flip: Flip) -> str:
+    if flip.fails_times is None:
+        return f"the objectives still hold at {flip.holds_times:.3g} times"
+    if flip.holds_times is None:
+        return f"the objectives are missed even at {flip.fails_times:.3g} times"
+    return f"the objectives hold at {flip.holds_times:.3g} times, and not at {flip.fails_times:.3g}"
 
 
 def _relative(difference: Difference | None) -> str:

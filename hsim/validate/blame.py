@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +53,7 @@ class Blame:
     verdict: str = ""
 
 
-def blame(predicted: Log, prepared: Prepared, runs: Sequence[LiveRun], pace: Factors) -> Blame:
+def blame(predicted: Log, prepared: Prepared, runs: Sequence[LiveRun], pace: Mapping[str, float]) -> Blame:
     """Put each term right in turn, simulate again, and see how much of the end-to-end error goes with it."""
     served = [one for one in runs if parts_of_e2e(one.log)]
     if not served:
@@ -63,8 +63,8 @@ def blame(predicted: Log, prepared: Prepared, runs: Sequence[LiveRun], pace: Fac
     parts = [Part(name, was.get(name, 0.0), float(np.mean([one.get(name, 0.0) for one in lives]))) for name in names]
     predicted_s, measured_s = sum(part.predicted_s for part in parts), sum(part.measured_s for part in parts)
     seen = seen_terms(prepared, predicted, served)
-    charges = [Charge(one, one.term, pace.get(one.term), _e2e_s(prepared, {one.term: one.factor})) for one in seen]
-    charges.append(Charge(None, ALL, None, _e2e_s(prepared, {one.term: one.factor for one in seen})))
+    charges = [Charge(one, one.term, pace.get(one.term), _e2e_s(prepared, {one.term: one.repair})) for one in seen]
+    charges.append(Charge(None, ALL, None, _e2e_s(prepared, {one.term: one.repair for one in seen})))
     return Blame(predicted_s, measured_s, tuple(parts), tuple(charges), _verdict(predicted_s, measured_s, charges))
 
 
@@ -82,7 +82,7 @@ def _verdict(predicted_s: float, measured_s: float, charges: Sequence[Charge]) -
     assert first.seen is not None
     carried = (first.e2e_if_right_s - predicted_s) / error_s
     left = 1 - (charges[-1].e2e_if_right_s - predicted_s) / error_s
-    return f"{first.term} carry {carried:.0%} of the end-to-end error: {_why(first, first.seen)}; {left:+.0%} is left when every term is right"
+    return f"{first.term} carry {carried:.0%} of the end-to-end error: {_why(first, first.seen)}; {left:.0%} of it is left when every term is right"
 
 
 def _why(charge: Charge, seen: Seen) -> str:

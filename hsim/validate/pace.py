@@ -21,7 +21,7 @@ from hsim.drivers.endpoint import Remote
 from hsim.drivers.live import Stand
 from hsim.drivers.prepared import Prepared
 from hsim.engine.replica import ReplicaSpec
-from hsim.validate.terms import CHUNK, DECODE, Factors, between_s, geometric_mean, operation_term
+from hsim.validate.terms import CHUNK, DECODE, between_s, geometric_mean, operation_term
 
 PROMPT_TOKENS = 64
 BURSTS, BURST = 3, 4  # of an endpoint: so many, of so many requests at once
@@ -71,7 +71,7 @@ def _served_steps(remote: Remote, prepared: Prepared) -> Iterator[Paced]:
             yield Paced(CHUNK, f"the first token of {tokens}", latency_s + chunk_s, first_s)
 
 
-def pace_of(paced: Sequence[Paced]) -> Factors:
+def pace_of(paced: Sequence[Paced]) -> dict[str, float]:
     """By term: how many times longer it takes now than the calibration says."""
     ratios: dict[str, list[float]] = {}
     for one in paced:
@@ -81,7 +81,7 @@ def pace_of(paced: Sequence[Paced]) -> Factors:
 
 def _steps(worker: Worker, spec: ReplicaSpec) -> Iterator[Paced]:
     """Prompts of one chunk each, then decode steps of a few batch sizes."""
-    costs, between = spec.costs, between_s(spec.costs)
+    costs = spec.costs
     assert isinstance(worker.host, DecoderSpec)
     prompt = min(PROMPT_TOKENS, spec.pool.max_num_batched_tokens, worker.host.max_context_tokens // 2)
     steps = min(STEPS, worker.host.max_context_tokens - prompt)
@@ -89,10 +89,12 @@ def _steps(worker: Worker, spec: ReplicaSpec) -> Iterator[Paced]:
     chunk = StepShape(0, 0, 1, prompt, prompt, prompt * (prompt + 1) // 2)
     time.sleep(STEPS_REST.before_s)
     times = [_seconds(worker, [StepItem(slot, 0, prompt)]) for slot in range(most)]
-    yield Paced(CHUNK, f"a prompt of {prompt} tokens", costs.segment(chunk).seconds - between, statistics.fmean(times))
+    predicted_s = costs.segment(chunk).seconds - between_s(costs, 1)
+    yield Paced(CHUNK, f"a prompt of {prompt} tokens", predicted_s, statistics.fmean(times))
     for decodes in sorted({1, max(1, most // 2), most}):
         time.sleep(STEPS_REST.before_s)
         times = [_seconds(worker, [StepItem(s, prompt + k, 1) for s in range(decodes)]) for k in range(steps)]
+        between = between_s(costs, decodes)
         predicted = [_decode_s(costs, decodes, prompt + k + 1) - between for k in range(steps)]
         what = f"{decodes} sequences of {prompt + steps // 2} tokens"
         yield Paced(DECODE, what, statistics.fmean(predicted), statistics.fmean(times))

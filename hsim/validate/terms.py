@@ -27,8 +27,13 @@ from hsim.workload.tasks import Task
 DECODE, CHUNK, BETWEEN, HAND_OVER = "decode steps", "steps with prompt chunks", "between steps", "hand-over of a job"
 TRANSFERS = "transfers"  # over links whose bytes are really moved
 
-Factors = Mapping[str, float]
-"""By term: what its cost is multiplied by; for BETWEEN and HAND_OVER, which may be predicted as nothing, seconds."""
+Curve = tuple[tuple[float, float], ...]
+Factors = Mapping[str, float | Curve]
+"""By term: what its cost is multiplied by; for BETWEEN and HAND_OVER, which may be predicted as nothing, seconds.
+
+For terms of steps it may differ by how many sequences a step has: points (sequences, factor), joined by straight lines.
+"""
+FEWEST_STEPS = 5  # of one number of sequences, for it to have a factor of its own
 
 
 def operation_term(operation: str) -> str:
@@ -36,9 +41,24 @@ def operation_term(operation: str) -> str:
     return f"operation {operation}"
 
 
-def between_s(costs: StepCosts) -> float:
-    """Seconds that a replica's costs have for what passes between two steps."""
-    return costs.table.between_s if isinstance(costs, MeasuredCosts) else 0.0
+def between_s(costs: StepCosts, sequences: int) -> float:
+    """Seconds that a replica's costs have for what passes before a step of so many sequences."""
+    return costs.table.between(sequences) if isinstance(costs, MeasuredCosts) else 0.0
+
+
+def _at(factor: float | Curve, sequences: int) -> float:
+    """A factor, for a step of so many sequences."""
+    if not isinstance(factor, tuple):
+        return factor
+    numbers, factors = np.array(factor).T
+    return float(np.interp(sequences, numbers, factors))
+
+
+def _whole(factors: Factors, term: str, default: float) -> float:
+    """The factor of a term that has no sequences."""
+    factor = factors.get(term, default)
+    assert not isinstance(factor, tuple), f"{term} is no term of steps"
+    return factor
 
 
 @dataclass(frozen=True)
@@ -50,11 +70,11 @@ class RepairedSteps:
 
     def segment(self, shape: StepShape) -> Segment:
         """See StepCosts."""
-        segment, between = self.costs.segment(shape), between_s(self.costs)
-        factor = self.factors.get(CHUNK if shape.chunks else DECODE, 1.0)
+        segment, between = self.costs.segment(shape), between_s(self.costs, shape.sequences)
+        factor = _at(self.factors.get(CHUNK if shape.chunks else DECODE, 1.0), shape.sequences)
         return replace(
             segment,
-            seconds=(segment.seconds - between) * factor + self.factors.get(BETWEEN, between),
+            seconds=(segment.seconds - between) * factor + _at(self.factors.get(BETWEEN, between), shape.sequences),
             seconds_growth=segment.seconds_growth * factor,
         )
 
@@ -63,17 +83,17 @@ def repaired(prepared: Prepared, factors: Factors) -> Prepared:
     """The same system with other costs of some terms."""
 
     def cost(of: OperationCost) -> OperationCost:
-        factor = factors.get(operation_term(of.operation), 1.0)
+        factor = _whole(factors, operation_term(of.operation), 1.0)
         names = ("base_s", "per_unit_s", "per_unit_squared_s", "per_unit_beyond_s")
         scaled = {name: getattr(of, name) * factor for name in names}
-        return replace(of, **scaled, hand_over_s=factors.get(HAND_OVER, of.hand_over_s))
+        return replace(of, **scaled, hand_over_s=_whole(factors, HAND_OVER, of.hand_over_s))
 
     return replace(
         prepared,
         replicas={n: replace(spec, costs=RepairedSteps(spec.costs, factors)) for n, spec in prepared.replicas.items()},
         understand={name: cost(of) for name, of in prepared.understand.items()},
         tools={name: cost(of) for name, of in prepared.tools.items()},
-        networks={name: _slower(link, factors.get(TRANSFERS, 1.0)) for name, link in prepared.networks.items()},
+        networks={name: _slower(link, _whole(factors, TRANSFERS, 1.0)) for name, link in prepared.networks.items()},
     )
 
 
@@ -88,7 +108,7 @@ class Seen:
     """A term in live runs: how often, its mean as predicted for that very work and as its worker timed it.
 
     `core_fraction` is the part of the measured time for which the worker had a core: where it works and does not wait,
-    others had the rest.
+    others had the rest. `by_sequences` is what repairs steps of so many sequences each, where there were enough.
     """
 
     term: str
@@ -96,11 +116,17 @@ class Seen:
     predicted_s: float
     measured_s: float
     core_fraction: float | None
+    by_sequences: Curve = ()
 
     @property
     def factor(self) -> float:
-        """What repairs the term: see Factors."""
+        """What repairs the term on average: see Factors."""
         return self.measured_s if self.term in (BETWEEN, HAND_OVER) else self.measured_s / self.predicted_s
+
+    @property
+    def repair(self) -> float | Curve:
+        """What repairs the term: a mean over batches of all sizes would leave each of them wrong."""
+        return self.by_sequences or self.factor
 
 
 def seen_terms(prepared: Prepared, predicted: Log, runs: Sequence[LiveRun]) -> list[Seen]:
@@ -134,28 +160,50 @@ def _transfers_s(log: Log, links: Sequence[int]) -> NDArray[np.float64]:
 
 def _steps_seen(prepared: Prepared, runs: Sequence[LiveRun]) -> list[Seen]:
     # One engine pool is the rule in live runs; with several, what passes between steps is taken from the first.
-    between = between_s(next(iter(prepared.replicas.values())).costs)
-    predicted, measured, cpu, gaps, chunks = (
+    costs = next(iter(prepared.replicas.values())).costs
+    predicted, measured, cpu, gaps, chunks, sequences = (
         np.concatenate(column) for column in zip(*map(_steps_of, runs), strict=True)
     )
+    between = np.array([between_s(costs, int(n)) for n in sequences])
     found = []
     worked = ~np.isnan(measured)
     for term, mine in ((DECODE, worked & (chunks == 0)), (CHUNK, worked & (chunks > 0))):
         if mine.any():
-            seconds = float(measured[mine].mean())
-            had = float(cpu[mine].mean()) / seconds
-            found.append(Seen(term, int(mine.sum()), float(predicted[mine].mean()) - between, seconds, had))
-    gaps = gaps[~np.isnan(gaps)]
-    return [*found, Seen(BETWEEN, len(gaps), between, float(gaps.mean()), None)] if len(gaps) else found
+            seconds, expected = measured[mine], (predicted - between)[mine]
+            had = float(cpu[mine].mean() / seconds.mean())
+            curve = _by_sequences(sequences[mine], seconds, expected)
+            found.append(Seen(term, len(seconds), float(expected.mean()), float(seconds.mean()), had, curve))
+    followed = ~np.isnan(gaps)
+    if followed.any():
+        gap_s, curve = gaps[followed], _by_sequences(sequences[followed], gaps[followed])
+        found.append(Seen(BETWEEN, len(gap_s), float(between[followed].mean()), float(gap_s.mean()), None, curve))
+    return found
+
+
+def _by_sequences(
+    sequences: NDArray[np.float64], seconds: NDArray[np.float64], predicted: NDArray[np.float64] | None = None
+) -> Curve:
+    """Mean seconds (over mean predicted ones) of steps of each number of sequences that enough steps had."""
+    found = []
+    for n in np.unique(sequences):
+        mine = sequences == n
+        if mine.sum() >= FEWEST_STEPS:
+            over = 1.0 if predicted is None else float(predicted[mine].mean())
+            found.append((float(n), float(seconds[mine].mean()) / over))
+    return tuple(found)
 
 
 def _steps_of(run: LiveRun) -> tuple[NDArray[np.float64], ...]:
-    """Predicted, measured and CPU seconds, gap before, and chunk tokens of each step. Shapes (steps,)."""
+    """Predicted, measured and CPU seconds, gap before, chunk tokens and sequences of each step. Shapes (steps,).
+
+    The log does not say how many chunks a step has: a step with any is taken to have one.
+    """
     logged, timed = run.log.steps.arrays(), run.record.steps.arrays()
     count = min(
         len(run.log.steps), len(run.record.steps)
     )  # a run that was stopped may have timed one that it did not log
-    columns = (logged["seconds"], timed["seconds"], timed["cpu_s"], timed["gap_s"], logged["chunk_tokens"])
+    sequences = logged["decodes"] + (logged["chunk_tokens"] > 0)
+    columns = (logged["seconds"], timed["seconds"], timed["cpu_s"], timed["gap_s"], logged["chunk_tokens"], sequences)
     return tuple(column[:count] for column in columns)
 
 
