@@ -33,6 +33,10 @@ class Mutant:
 
 
 GAP = "test_tool_gaps.py"
+SWITCH = "test_precision.py::test_laws_hold_whatever_goes_over_and_back"
+PIPELINE = "test_special_chips.py::test_alone_a_sequence_passes_one_stage_after_another_while_the_others_rest"
+CHIPS = "test_special_chips.py::test_so_many_chips_hold_a_model_and_one_fewer_do_not"
+POOLED = "test_memory_pools.py::test_bytes_of_a_pool_are_conserved_and_laws_hold_however_little_it_has"
 SLEEP = "test_power_states.py"
 REPLICA = "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries"
 CORES = "test_exact.py::test_cores_are_exactly_a_first_come_first_served_queue[hyper-exponential-2]"
@@ -55,6 +59,17 @@ ROUNDS = "test_life.py::test_a_round_computes_what_the_cache_has_not_kept_of_the
 GIVEN_UP = "test_life.py::test_who_is_given_up_leaves_a_queue_at_once_a_replica_at_the_next_boundary_and_a_core_when_it_is_done"
 USERS = "test_life.py::test_a_user_thinks_asks_and_waits_for_the_answer"
 HANDED_OVER = "test_life.py::test_alone_with_a_prefill_pool_a_task_takes_the_sum_of_its_parts"
+FAR = "test_sites.py::test_alone_a_task_takes_a_round_trip_and_its_bytes_longer"
+CROSSED = "test_sites.py::test_messages_each_way_do_not_share_their_bandwidth"
+RESENT = "test_sites.py::test_a_network_moves_and_pays_for_what_is_sent_again_half_at_each_end"
+REPEATS = "test_sites.py::test_repeats_are_the_inverse_of_their_law"
+PUE = "test_sites.py::test_each_site_has_a_pue_of_its_own"
+HOURS = "test_economics.py::test_two_hours_by_hand_later_in_the_day"
+PAID = "test_economics.py::test_rent_holds_electricity_and_each_site_is_paid_in_its_own_way"
+EMBODIED = "test_economics.py::test_embodied_carbon_is_shared_out_over_the_lifetime_and_named"
+ROUTED = "test_keeping.py::test_a_router_of_accuracy_a_saves_a_times_what_the_oracle_saves"
+AGAIN = "test_keeping.py::test_an_answer_that_is_not_good_enough_costs_both_models_and_counts_once"
+CROWD = "test_keeping.py::test_a_full_edge_sends_tasks_on_and_a_patient_one_keeps_them"
 
 
 def choice(router: str) -> str:
@@ -74,12 +89,12 @@ MUTANTS = (
     Mutant("cores: a batch may be of several operations", "engine/cores.py", "if job.operation == first.operation]", "if job]", BATCHES),
     Mutant("cores: a batch waits for its window though it is full", "engine/cores.py", "if len(alike) < self.max_batch and self.env.now", "if self.env.now", BATCHES),
     Mutant("cores: nobody looks when a window is over", "engine/cores.py", "self._dispatch() # those that wait", "pass  # those that wait", BATCHES),
-    Mutant("cores: every job of a batch pays the base", "engine/cores.py", "first.seconds + sum(job.seconds - job.base_s", "first.seconds + sum(job.seconds", BATCHES),
+    Mutant("cores: every job of a batch pays the base", "engine/cores.py", "seconds += sum(job.seconds - job.base_s", "seconds += sum(job.seconds", BATCHES),
     Mutant("cores: the first of a batch pays the base alone", "engine/cores.py", "base_s = batch[0].base_s / len(batch)", "base_s = batch[0].base_s", BATCHES),
-    Mutant("host: a busy core takes the power of all", "engine/cores.py", "self.power.dynamic_w(self.busy) / self.busy if", "self.power.dynamic_w(self.busy) if", SHARED_POWER),
+    Mutant("host: a busy core takes the power of all", "engine/cores.py", "power.dynamic_w(n) / max(1, n)", "power.dynamic_w(n)", SHARED_POWER),
     Mutant("host: joules at the load of a job's start", "engine/cores.py", "self._joules = self.joules_per_core()", "self._joules = self._joules + 0.0", SHARED_POWER),
     # links
-    Mutant("link: bandwidth not shared", "engine/link.py", "* self.spec.bytes_per_s / len(self._ends)\n        else", "* self.spec.bytes_per_s\n        else", LINK),
+    Mutant("link: bandwidth not shared", "engine/link.py", "* self.spec.bytes_per_s / len(ends)\n        else", "* self.spec.bytes_per_s\n        else", LINK),
     Mutant("link: a stale timer fires", "engine/link.py", "return # a transfer has joined since self._advance() moving = heappop", "pass\n        self._advance()\n        moving = heappop", LINK),
     Mutant("link: no latency", "engine/link.py", "self.env.now + self.spec.latency_s, WORK_ENDS", "self.env.now, WORK_ENDS", LINK),
     Mutant("link: the widest link decides", "engine/link.py", "tightest = min(", "tightest = max(", FAIR),
@@ -97,7 +112,7 @@ MUTANTS = (
     Mutant("life: users do not think", "engine/life.py", "env.at(env.now + task.think_s, task.id)", "env.at(env.now, task.id)", USERS),
     Mutant("life: users do not wait for answers", "engine/life.py", "yield from live(env, log, pipeline, task)", "env.process(live(env, log, pipeline, task))", USERS),
     Mutant("life: a task sheds nothing", "engine/life.py", "place, outcome = pool.name, visit.outcome", "place, outcome = pool.name, Outcome.SERVED", "test_life.py::test_a_visit_that_finds_a_full_queue_is_shed[1]"),
-    Mutant("life: keys and values weigh as much as text", "engine/life.py", "pipeline.kv_bytes_per_token * this.input_tokens", "pipeline.bytes_per_token * this.input_tokens", HANDED_OVER),
+    Mutant("life: keys and values weigh as much as text", "engine/life.py", "pipeline.kv_bytes_per_token * prompt.input_tokens", "pipeline.bytes_per_token * prompt.input_tokens", HANDED_OVER),
     Mutant("life: what a prefill replica kept stays there", "engine/life.py", "_let_go(pipeline, visit.source)", "pass", "test_life.py::test_keys_and_values_stay_where_they_were_made_until_they_have_arrived_elsewhere"),
     Mutant("life: half of the shared context is forgotten", "engine/life.py", "this.shared_tokens),) if", "this.shared_tokens // 2),) if", ROUNDS),
     # order of an instant, segments
@@ -105,8 +120,8 @@ MUTANTS = (
     Mutant(
         "segment: on a boundary the step has not ended",
         "costs/shapes.py",
-        "while start_s + self.seconds_of(steps + 1) <= now_s:",
-        "while start_s + self.seconds_of(steps + 1) < now_s:",
+        "while start_s + (steps + 1) * (seconds + 0.5 * steps * growth) <= now_s:",
+        "while start_s + (steps + 1) * (seconds + 0.5 * steps * growth) < now_s:",
         "test_exact.py::test_steps_by_inverts_boundaries_to_the_last_bit",
     ),
     Mutant(
@@ -119,7 +134,7 @@ MUTANTS = (
     # replica
     Mutant("replica: cut one step late", "engine/replica.py", "steps = run.passed(self.env.now) + 1", "steps = run.passed(self.env.now) + 2", REPLICA),
     Mutant("replica: coalescing ignores arrivals", "engine/replica.py", "elif joined and not self._run.shape.chunks", "elif False and not self._run.shape.chunks", REPLICA),
-    Mutant("replica: coalescing ignores the end of the segment", "engine/replica.py", "min(plan.steps, segment.valid_steps)", "min(plan.steps, 1e9)", REPLICA),
+    Mutant("replica: coalescing ignores the end of the segment", "engine/replica.py", "plan.steps if plan.steps < segment.valid_steps else segment.valid_steps", "min(plan.steps, 1e9)", REPLICA),
     Mutant("replica: coalescing ignores blocks", "engine/replica.py", "run.steps = self._affordable(run)", "run.steps = max(run.steps, self._affordable(run))", REPLICA),
     Mutant("replica: a token too many", "engine/replica.py", "self._step + prompt.output_tokens - prompt.generated_tokens", "self._step + prompt.output_tokens - prompt.generated_tokens + 1", REPLICA),
     Mutant("replica: the oldest is preempted", "engine/replica.py", "self._preempt(next(reversed(self.running)))", "self._preempt(next(iter(self.running)))", REPLICA),
@@ -132,9 +147,9 @@ MUTANTS = (
     Mutant("replica: who was preempted is outstanding no more", "engine/replica.py", "self._outstanding_tokens += prompt.prefill_tokens prompt.rank", "prompt.rank", choice("least-outstanding-tokens")),
     Mutant("replica: joules of context off by one token", "engine/shares.py", "offset = prompt.prefill_tokens + 1 - prompt.first_step", "offset = prompt.prefill_tokens - prompt.first_step", REPLICA),
     Mutant("replica: sum of steps off", "engine/shares.py", "triangle = steps * (steps - 1) / 2", "triangle = steps * (steps + 1) / 2", REPLICA),
-    Mutant("shares: all joules by token, none by context", "engine/shares.py", "context_j = segment.context_joules", "context_j = 0.0", REPLICA),
-    Mutant("shares: a chunk counts as one token", "engine/shares.py", "prompt.dynamic_j += chunk * (self.token_j - since[0])", "prompt.dynamic_j += self.token_j - since[0]", REPLICA),
-    Mutant("shares: idle by token, not by sequence", "engine/shares.py", "each_s = seconds / (decodes + shape.chunks)", "each_s = seconds / (decodes + shape.chunk_tokens)", REPLICA),
+    Mutant("shares: all joules by token, none by context", "engine/shares.py", "each_j = segment.context_joules", "each_j = 0.0", REPLICA),
+    Mutant("shares: a chunk counts as one token", "engine/shares.py", "prompt.dynamic_j += chunk * (self.sums[0] - since[0])", "prompt.dynamic_j += self.sums[0] - since[0]", REPLICA),
+    Mutant("shares: idle by token, not by sequence", "engine/shares.py", "each_s = seconds / sequences", "each_s = seconds / run.step_tokens", REPLICA),
     Mutant("replica: a router sees nothing between changes", "engine/replica.py", "tokens -= (run.passed(self.env.now) - run.taken)", "tokens -= 0 * (run.passed(self.env.now) - run.taken)", "test_laws.py::test_outstanding_tokens_fall_step_by_step"),
     Mutant("replica: host cores busy for good", "engine/replica.py", "self.host.change(-self.spec.host_cores)", "self.host.change(0)", "test_laws.py::test_littles_law_is_an_identity"),
     Mutant("replica: the queue has no limit", "engine/replica.py", "len(self.waiting) >= limit:", "len(self.waiting) > limit:", "test_life.py::test_a_visit_that_finds_a_full_queue_is_shed[1]"),
@@ -160,7 +175,15 @@ MUTANTS = (
     # contexts in tool gaps
     Mutant("gaps: what is held is free still", "engine/kv.py", "self.free_blocks -= blocks self._kept[key] = blocks", "self._kept[key] = blocks", GAP),
     Mutant("gaps: what went to host memory stays here too", "engine/gaps.py", "del self._moving[key] self._drop(key)", "del self._moving[key]", GAP),
-    Mutant("gaps: a context comes back at once", "engine/gaps.py", "assert back.callbacks is not None", "if back:\n            return None\n        assert back.callbacks is not None", GAP),
+    Mutant("gaps: a context comes back at once", "engine/gaps.py", "self._returning[prompt] = None back = self._way.back(", "return None\n        back = self._way.back(", GAP),
+    # other weights, pipelines, memories
+    Mutant("switch: going over takes no time", "engine/precision.py", "segment.seconds + due.seconds", "segment.seconds", SWITCH),
+    Mutant("switch: every step after it pays", "engine/precision.py", "self._due = None return Segment", "return Segment", SWITCH),
+    Mutant("switch: nobody stays for long", "engine/precision.py", "if now_s - self._since_s < spec.stay_s:", "if False:", SWITCH),
+    Mutant("pipeline: stages that rest work too", "costs/composed.py", "self._groups * min(self._stages, max(1, math.ceil(m / self._groups)))", "self._groups * self._stages", PIPELINE),
+    Mutant("pipeline: every stage holds a copy", "costs/memory.py", "placement.data_parallel * each_group", "placement.data_parallel * placement.pipeline_parallel * each_group", CHIPS),
+    Mutant("memory: a pool is never full", "engine/memory.py", "return self.used_bytes + n_bytes <= self.capacity_bytes", "return True", POOLED),
+    Mutant("memory: what is read back stays", "engine/memory.py", "self._use(-n_bytes)", "self._use(0 * n_bytes)", POOLED),
     Mutant("gaps: who held it is gone, and it stays", "engine/life.py", "replica.abandon((\"task\", task.id))", "pass", GAP),
     Mutant("gaps: the last that runs gives way to those that wait", "engine/replica.py", "if len(self.running) > 1 or not kv.let_go_oldest():", "if True:", GAP),
     # policies
@@ -225,10 +248,10 @@ MUTANTS = (
     Mutant("costs: an all-reduce of experts' layers alone", "costs/composed.py", "reduces = mixers + model.dense_layers", "reduces = mixers + 0 * model.dense_layers", KERNELS),
     Mutant("costs: every device keeps all KV heads", "costs/composed.py", "max(1.0, model.kv_heads / ways)", "float(model.kv_heads)", KERNELS),
     Mutant("costs: no host time for prompts", "costs/composed.py", "self._host_sequence_s * (decodes + shape.chunks)", "self._host_sequence_s * decodes", KERNELS),
-    Mutant("costs: joules of context without those of busy seconds", "costs/composed.py", "each_j = full * context_j + self._kernel_w * timing.context_step_s", "each_j = full * context_j", KERNELS),
+    Mutant("costs: joules of context without those of busy seconds", "costs/composed.py", "each_j = full * context_j + kernel_w * timing.context_step_s", "each_j = full * context_j", KERNELS),
     Mutant("costs: growth of one sequence only", "costs/composed.py", "growth_s = self._full_layers * decodes * context_s", "growth_s = self._full_layers * context_s", SEGMENT),
     Mutant("costs: form held a step too long", "costs/shapes.py", "math.floor(start / -growth) + 1", "math.floor(start / -growth) + 2", SEGMENT),
-    Mutant("costs: the cap may bind unseen", "costs/composed.py", "work.valid_steps = min(work.valid_steps, steps_until_negative(*side))", "pass", SEGMENT),
+    Mutant("costs: the cap may bind unseen", "costs/composed.py", "valid = min(valid, steps_until_negative(-over, -over_growth))", "pass", SEGMENT),
     Mutant("costs: a window that never fills", "costs/composed.py", "if room <= 0:", "if False:", WINDOW),
     Mutant(
         "memory: embeddings forgotten",
@@ -238,6 +261,19 @@ MUTANTS = (
         "test_exact.py::test_memory_that_the_weights_leave_is_kv_cache_to_the_token",
     ),
     Mutant("cpu: load power linear", "costs/cpu.py", "(busy_cores / self.cores) ** self.exponent", "(busy_cores / self.cores)", SHARED_POWER),
+    # sites, keeping, bills
+    Mutant("sites: half a round trip is a whole one", "engine/sites.py", "return self._move(task, n_bytes, way, 0.5)", "return self._move(task, n_bytes, way, 1.0)", FAR),
+    Mutant("sites: the first token is back at once", "engine/sites.py", "return self.homeward[pool][0].way_back_s(visit.task)", "return 0.0", FAR),
+    Mutant("sites: what is sent again costs nothing", "engine/sites.py", "n_bytes / (1 - self.spec.loss_fraction)", "n_bytes", RESENT),
+    Mutant("sites: one network for both ways", "drivers/sites.py", "way = int(name != f\"{here}-{there}\")", "way = 0", CROSSED),
+    Mutant("sites: a packet too few repeats", "workload/crossings.py", "math.log(loss_fraction)) - 1)", "math.log(loss_fraction)) - 2)", REPEATS),
+    Mutant("sites: every site has the first one's PUE", "metrics/ledger.py", "wall_j * self.pue[entry.site]", "wall_j * next(iter(self.pue.values()))", PUE),
+    Mutant("bill: the hour of the window, not of the day", "metrics/economics.py", "rates = {name: _rates(site, hour)", "rates = {name: _rates(site, hour - first)", HOURS),
+    Mutant("bill: rented servers pay for electricity too", "metrics/economics.py", "(usd if site.cost.basis == \"own\" else 0.0)", "usd", PAID),
+    Mutant("bill: embodied carbon of one server", "metrics/accounts.py", "return tier.count * server_kg * KG_G", "return server_kg", EMBODIED),
+    Mutant("keep: the router is always right", "drivers/keeping.py", "its == seen), limits)", "its), limits)", ROUTED),
+    Mutant("keep: bad answers are delivered", "engine/life.py", "kept is Kept.ASKED_AGAIN", "False", AGAIN),
+    Mutant("keep: the edge is never full", "engine/keeping.py", "choice = Kept.FULL", "pass", CROWD),
 )  # fmt: skip
 
 QUICK = (
@@ -299,13 +335,18 @@ def failures(mutant: Mutant | None, tests: Sequence[str], at_most: int = 1) -> l
     return list(dict.fromkeys(re.sub(r"\[.*", "", test) for test in failed))
 
 
+def _all_failures(mutant: Mutant) -> list[str]:
+    """What fails with a fault, of the tests of the engine and of the file of the test that is meant for it."""
+    return failures(mutant, sorted({*FAST, mutant.test.partition("::")[0]}), at_most=12)
+
+
 def main() -> None:
     """Print which fast tests catch each fault."""
     wanted = [m for m in MUTANTS if not sys.argv[1:] or any(part in m.name for part in sys.argv[1:])]
     assert failures(None, FAST) == [], "the tests fail without any fault"
     survivors = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for mutant, failed in zip(wanted, pool.map(lambda m: failures(m, FAST, at_most=12), wanted), strict=True):
+        for mutant, failed in zip(wanted, pool.map(_all_failures, wanted), strict=True):
             survivors += not failed
             short = ", ".join(test.replace(".py::test_", ": ").removeprefix("test_") for test in failed)
             print(f"{mutant.name:52} {short or 'SURVIVED'}", flush=True)

@@ -32,11 +32,12 @@ class EngineEnvironment(simpy.Environment):
     """
 
     now: float = 0.0  # SimPy's is a property, and is asked for often
+    _queue: Any  # a heap of (time, order, serial number, (function, what it is called with))
     lives: int = 0  # under way or still to begin: what happens again and again ends when there are none
 
     def run_out(self) -> None:
         """Let everything happen that stands in the agenda, and all that follows: SimPy's loop without its detours."""
-        queue: Any = self._queue
+        queue = self._queue
         while queue:
             self.now, _, _, (call, about) = heappop(queue)
             call(about)
@@ -50,8 +51,7 @@ class EngineEnvironment(simpy.Environment):
 
     def take_next(self) -> None:
         """Let happen what is next in the agenda, whatever the time."""
-        queue: Any = self._queue
-        call, about = heappop(queue)[3]
+        call, about = heappop(self._queue)[3]
         call(about)
 
     def schedule(self, event: Event, priority: EventPriority = NORMAL, delay: float = 0) -> None:
@@ -60,14 +60,12 @@ class EngineEnvironment(simpy.Environment):
 
     def call_at(self, time_s: float, order: int, callback: Callable[[Any], Any], about: Any = None) -> None:
         """Call callback at time_s, among the events of that instant in the given order."""
-        queue: Any = self._queue
-        heappush(queue, (time_s, order, next(self._eid), (callback, about)))
+        heappush(self._queue, (time_s, order, next(self._eid), (callback, about)))
 
     def trigger_at(self, event: Event, time_s: float, order: int) -> None:
         """Let a waiting event happen at time_s."""
         event._ok, event._value = True, None
-        queue: Any = self._queue
-        heappush(queue, (time_s, order, next(self._eid), (happen, event)))
+        heappush(self._queue, (time_s, order, next(self._eid), (happen, event)))
 
     def at(self, time_s: float, task: int) -> Event:
         """An event that happens to a task at time_s."""

@@ -12,10 +12,11 @@ class Run:
     `chunks` is what each prompt being prefilled gets in every step; `marks` are the sums of shares when it began.
     """
 
-    __slots__ = ("_next_s", "_seen", "chunks", "marks", "segment", "shape", "start_s", "steps", "taken")
+    __slots__ = ("_next_s", "_seen", "chunks", "marks", "segment", "shape", "start_s", "step_tokens", "steps", "taken")
 
     def __init__(self, segment: Segment, shape: StepShape, start_s: float, steps: int, chunks: tuple[int, ...]) -> None:
         self.segment, self.shape, self.start_s, self.steps, self.chunks = segment, shape, start_s, steps, chunks
+        self.step_tokens = shape.decodes + shape.chunk_tokens
         self.taken = 0
         self.marks: tuple[float, ...] = ()
         self._seen, self._next_s = -1, start_s  # as of the last look: steps passed, and the boundary after them
@@ -27,8 +28,12 @@ class Run:
     def passed(self, now_s: float) -> int:
         """Steps whose boundary has come, those booked included. Time only goes on."""
         if now_s >= self._next_s:
-            self._seen = seen = self.segment.steps_by(self.start_s, now_s)
-            self._next_s = self.start_s + self.segment.seconds_of(seen + 1)
+            seen, segment = self._seen + 1, self.segment
+            next_s = self.start_s + segment.seconds_of(seen + 1)
+            if now_s >= next_s:  # many have passed
+                seen = segment.steps_by(self.start_s, now_s)
+                next_s = self.start_s + segment.seconds_of(seen + 1)
+            self._seen, self._next_s = seen, next_s
         return self._seen if self._seen < self.steps else self.steps
 
 
@@ -65,7 +70,7 @@ class Shares:
             joules -= each_j * (steps * context_tokens + decodes * triangle)
             context_j += each_j * steps
             context_step_j += each_j * (steps * number + triangle)
-        token_j += joules / (decodes + shape.chunk_tokens)
+        token_j += joules / run.step_tokens
         sequences = decodes + shape.chunks
         each_s = seconds / sequences
         idle_j += self.idle_w * each_s
