@@ -33,6 +33,10 @@ class Mutant:
 
 
 GAP = "test_tool_gaps.py"
+SWITCH = "test_precision.py::test_laws_hold_whatever_goes_over_and_back"
+PIPELINE = "test_special_chips.py::test_alone_a_sequence_passes_one_stage_after_another_while_the_others_rest"
+CHIPS = "test_special_chips.py::test_so_many_chips_hold_a_model_and_one_fewer_do_not"
+POOLED = "test_memory_pools.py::test_bytes_of_a_pool_are_conserved_and_laws_hold_however_little_it_has"
 SLEEP = "test_power_states.py"
 REPLICA = "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries"
 CORES = "test_exact.py::test_cores_are_exactly_a_first_come_first_served_queue[hyper-exponential-2]"
@@ -171,7 +175,15 @@ MUTANTS = (
     # contexts in tool gaps
     Mutant("gaps: what is held is free still", "engine/kv.py", "self.free_blocks -= blocks self._kept[key] = blocks", "self._kept[key] = blocks", GAP),
     Mutant("gaps: what went to host memory stays here too", "engine/gaps.py", "del self._moving[key] self._drop(key)", "del self._moving[key]", GAP),
-    Mutant("gaps: a context comes back at once", "engine/gaps.py", "assert back.callbacks is not None", "if back:\n            return None\n        assert back.callbacks is not None", GAP),
+    Mutant("gaps: a context comes back at once", "engine/gaps.py", "self._returning[prompt] = None back = self._way.back(", "return None\n        back = self._way.back(", GAP),
+    # other weights, pipelines, memories
+    Mutant("switch: going over takes no time", "engine/precision.py", "segment.seconds + due.seconds", "segment.seconds", SWITCH),
+    Mutant("switch: every step after it pays", "engine/precision.py", "self._due = None return Segment", "return Segment", SWITCH),
+    Mutant("switch: nobody stays for long", "engine/precision.py", "if now_s - self._since_s < spec.stay_s:", "if False:", SWITCH),
+    Mutant("pipeline: stages that rest work too", "costs/composed.py", "self._groups * min(self._stages, max(1, math.ceil(m / self._groups)))", "self._groups * self._stages", PIPELINE),
+    Mutant("pipeline: every stage holds a copy", "costs/memory.py", "placement.data_parallel * each_group", "placement.data_parallel * placement.pipeline_parallel * each_group", CHIPS),
+    Mutant("memory: a pool is never full", "engine/memory.py", "return self.used_bytes + n_bytes <= self.capacity_bytes", "return True", POOLED),
+    Mutant("memory: what is read back stays", "engine/memory.py", "self._use(-n_bytes)", "self._use(0 * n_bytes)", POOLED),
     Mutant("gaps: who held it is gone, and it stays", "engine/life.py", "replica.abandon((\"task\", task.id))", "pass", GAP),
     Mutant("gaps: the last that runs gives way to those that wait", "engine/replica.py", "if len(self.running) > 1 or not kv.let_go_oldest():", "if True:", GAP),
     # policies
@@ -236,7 +248,7 @@ MUTANTS = (
     Mutant("costs: an all-reduce of experts' layers alone", "costs/composed.py", "reduces = mixers + model.dense_layers", "reduces = mixers + 0 * model.dense_layers", KERNELS),
     Mutant("costs: every device keeps all KV heads", "costs/composed.py", "max(1.0, model.kv_heads / ways)", "float(model.kv_heads)", KERNELS),
     Mutant("costs: no host time for prompts", "costs/composed.py", "self._host_sequence_s * (decodes + shape.chunks)", "self._host_sequence_s * decodes", KERNELS),
-    Mutant("costs: joules of context without those of busy seconds", "costs/composed.py", "each_j = full * context_j + self._kernel_w * timing.context_step_s", "each_j = full * context_j", KERNELS),
+    Mutant("costs: joules of context without those of busy seconds", "costs/composed.py", "each_j = full * context_j + kernel_w * timing.context_step_s", "each_j = full * context_j", KERNELS),
     Mutant("costs: growth of one sequence only", "costs/composed.py", "growth_s = self._full_layers * decodes * context_s", "growth_s = self._full_layers * context_s", SEGMENT),
     Mutant("costs: form held a step too long", "costs/shapes.py", "math.floor(start / -growth) + 1", "math.floor(start / -growth) + 2", SEGMENT),
     Mutant("costs: the cap may bind unseen", "costs/composed.py", "valid = min(valid, steps_until_negative(-over, -over_growth))", "pass", SEGMENT),
@@ -323,13 +335,18 @@ def failures(mutant: Mutant | None, tests: Sequence[str], at_most: int = 1) -> l
     return list(dict.fromkeys(re.sub(r"\[.*", "", test) for test in failed))
 
 
+def _all_failures(mutant: Mutant) -> list[str]:
+    """What fails with a fault, of the tests of the engine and of the file of the test that is meant for it."""
+    return failures(mutant, sorted({*FAST, mutant.test.partition("::")[0]}), at_most=12)
+
+
 def main() -> None:
     """Print which fast tests catch each fault."""
     wanted = [m for m in MUTANTS if not sys.argv[1:] or any(part in m.name for part in sys.argv[1:])]
     assert failures(None, FAST) == [], "the tests fail without any fault"
     survivors = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for mutant, failed in zip(wanted, pool.map(lambda m: failures(m, FAST, at_most=12), wanted), strict=True):
+        for mutant, failed in zip(wanted, pool.map(_all_failures, wanted), strict=True):
             survivors += not failed
             short = ", ".join(test.replace(".py::test_", ": ").removeprefix("test_") for test in failed)
             print(f"{mutant.name:52} {short or 'SURVIVED'}", flush=True)

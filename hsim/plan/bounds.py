@@ -77,12 +77,13 @@ def _alone(system: System, prepared: Prepared) -> tuple[dict[str, statistics.Flo
     """Latencies of tasks each of which has the fleet to itself: company never makes one faster.
 
     But where prompts have prefixes in common, cores wait to fill batches, several pools serve a stage, tasks leave a full
-    edge, or servers and engines go down until work comes for them, it may: then nothing is said.
+    edge, servers and engines go down until work comes for them, or engines take other weights under load, it may: then
+    nothing is said.
     """
     shares = any(visit.prefix for task in prepared.drawn.tasks for visit in task.rounds)
     batches = any(pool.max_batch > 1 for pool in system.core_pools().values())
     sleeps = any(tier.goes_down for tier in system.scenario.fleet.values())
-    unloads = any(pool.unloads for pool in system.engine_pools().values())
+    unloads = any(pool.unloads or pool.switch for pool in system.engine_pools().values())
     several = any(len(system.scenario.stages.pools(stage)) > 1 for stage in ("understand", "tool"))
     if shares or batches or several or sleeps or unloads or system.scenario.keep:
         return {}, 0
