@@ -297,6 +297,10 @@ class ComposedCosts:
         self._window_layers = model.window_layers
         self._full_layers = model.attended_layers - self._window_layers
         self._window_tokens = model.window.tokens if model.window else 0
+        # Constants of every step, from left to right as they stand in its sums.
+        self._attended = self._full_layers + self._window_layers
+        self._group_context_s = self._context_s / self._groups
+        self._context_step_s = self._factor * self._full_layers * self._group_context_s
 
     def _read_elementwise(self, read: _Reader) -> None:
         model, self._elementwise_s = self._model, 0.0
@@ -450,13 +454,11 @@ class ComposedCosts:
 
     def timing(self, shape: StepShape) -> Timing:
         """Seconds of a step, without its joules."""
-        decodes, chunk_tokens, factor = shape.decodes, shape.chunk_tokens, self._factor
-        attended = self._full_layers + self._window_layers
+        decodes, chunk_tokens, factor, attended = shape.decodes, shape.chunk_tokens, self._factor, self._attended
         seconds = self._tokens(decodes + chunk_tokens).seconds + self._sequences(decodes + shape.chunks).seconds
         growth_s, valid_steps, context_step_s = 0.0, math.inf, 0.0
         if decodes:
-            context_s = self._context_s / self._groups
-            context_step_s = factor * self._full_layers * context_s
+            context_s, context_step_s = self._group_context_s, self._context_step_s
             seconds += attended * (self._decode_launch_s + decodes * self._decode_sequence_s / self._groups)
             seconds += self._full_layers * shape.context_tokens * context_s
             growth_s = self._full_layers * decodes * context_s
