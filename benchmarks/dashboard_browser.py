@@ -1,5 +1,7 @@
 """Drives the dashboard in a headless Chromium through its main path, checks what it shows, and times it.
 
+Times (first paint, preview, one simulated path: `--only first_paint`) mean something on a machine that does nothing else.
+
 pip install playwright, and a Chromium (Debian: apt-get install chromium). Then
 
     python benchmarks/dashboard_browser.py [--chromium /usr/bin/chromium] [--screenshots folder]
@@ -10,6 +12,7 @@ It starts a server of its own on a free port. Every check that fails ends it wit
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import socket
 import subprocess
@@ -178,17 +181,32 @@ def what_if(browser: Browser, url: str) -> None:
 
 
 def find_fleet(browser: Browser, url: str) -> None:
-    """The planner, with its progress and its stop button."""
+    """The planner: its progress, stopped and gone on with, its answer again from the link; then with what is there."""
     question = Question("agents-split", "", ("workload.tasks=500",))
     page = opened(browser, f"{url}/?s={encode(State(question, replications=2))}")
     page.get_by_text("Find fleet, or use what I have").click()
     page.get_by_role("button", name="Find the fleet").click()
     expect(page.get_by_text("replications so far")).to_be_visible()
     check("the planner says where it is", True)
+    page.get_by_role("button", name="Stop").last.click()
+    expect(page.get_by_text("Stopped.").last).to_be_visible()
+    page.get_by_role("button", name="Go on").last.click()
+    expect(page.get_by_text("replications so far")).to_be_visible()
+    check("a search is stopped, and goes on when asked to", True)
     taken = page.get_by_role("button", name="Take this fleet")
     expect(taken).to_be_visible(timeout=4 * PATIENCE_MS)
     said = page.get_by_text("USD an hour.").first.inner_text()
     check(f"found: {said[:140]}", "hgx-h100-8" in said)
+    again = opened(browser, page.url)
+    expect(again.get_by_role("button", name="Take this fleet")).to_be_visible()
+    check("its link shows the same plan", again.get_by_text("USD an hour.").first.inner_text() == said)
+    again.context.close()
+    page.get_by_role("tab", name="Use what I have").click()
+    page.get_by_role("button", name="Use these best").click()
+    expect(taken).to_have_count(0)
+    expect(taken).to_be_visible(timeout=4 * PATIENCE_MS)
+    have = page.get_by_text("USD an hour.").first.inner_text()
+    check(f"used best: {have[:140]}", "hgx-h100-8" in have)
     taken.click()
     expect(taken).to_have_count(0)
     tiers = page.get_by_test_id("stSidebar").get_by_test_id("stNumberInput").count()
@@ -214,6 +232,25 @@ def hostile(browser: Browser, url: str) -> None:
         field.set_input_files(large.name)
         expect(page.get_by_text("File must be").or_(page.get_by_text("exceed")).first).to_be_visible()
         check("upload, 100 MB: refused in the browser", True)
+    page.context.close()
+    page = opened(browser, f"{url}/?s={encode(State(Question('azure-conversation'), replications=2))}")
+    expect(page.get_by_text("The trace is not shipped")).to_be_visible()
+    check("a scenario without its trace says what to do", page.get_by_test_id("stException").count() == 0)
+    field = page.get_by_test_id("stMainBlockContainer").locator("input[type=file]")
+    for what, data, said in (
+        ("a bomb of gzip", gzip.compress(b"0" * 100_000_000), "once it is unpacked"),
+        ("no trace", b"root:x:0:0:root:/root:/bin/bash\n", "the trace"),
+    ):
+        field.set_input_files({"name": "../../etc/passwd.csv", "mimeType": "text/csv", "buffer": data})
+        told_so = page.get_by_test_id("stAlert").filter(has_text=said).last
+        expect(told_so).to_be_visible()
+        check(f"trace, {what}: {told_so.inner_text()[:120]!r}", True)
+    rows = "".join(f"{i / 4},{200 + i},40\n" for i in range(200))
+    good = gzip.compress(f"arrival_s,input_tokens,output_tokens\n{rows}".encode())
+    field.set_input_files({"name": "mine.csv.gz", "mimeType": "application/gzip", "buffer": good})
+    expect(page.get_by_test_id("stMetric")).to_have_count(4)
+    expect(page.get_by_text("Bottleneck.").first).to_be_visible()
+    check("a trace is replayed", "trace arrivals" in page.get_by_test_id("stSidebar").inner_text())
     bad = opened(browser, f"{url}/?s=eJwDAAAAAAE")
     expect(bad.get_by_text("is not one that this dashboard made")).to_be_visible()
     check("a broken link gets a message", True)

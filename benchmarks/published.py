@@ -62,17 +62,13 @@ def shown(value: Value, unit: str) -> str:
 def table(found: list[Case]) -> str:
     """The one table, in Markdown."""
     lines = ["| case | | published | hsim | difference | why |", "|---|---|---|---|---|---|"]
+    before = ""
     for one in found:
         for row in one.rows:
-            cells = (
-                one.name,
-                row.what,
-                shown(row.published, row.unit),
-                shown(row.hsim, row.unit),
-                row.difference,
-                row.why,
-            )
-            lines.append("| " + " | ".join(cells) + " |")
+            why = "as above" if row.why == before else row.why
+            ours = (shown(row.published, row.unit), shown(row.hsim, row.unit), row.difference)
+            lines.append("| " + " | ".join((one.name, row.what, *ours, why)) + " |")
+            before = row.why
     lines += [f"| {name} | {what} | – | – | – | not expressed: {why} |" for name, (what, why) in NOT_EXPRESSED.items()]
     return "\n".join(lines)
 

@@ -112,13 +112,17 @@ class Device:
 
 @dataclass(frozen=True)
 class PoolRecord:
-    """A pool of the run: what it is made of, and how many visits it can serve at once (cores, or replicas)."""
+    """A pool of the run: what it is made of, and how many visits it can serve at once (cores, or replicas).
+
+    `weights` names the sets of weights that an engine serves with: its own, and the other where there is one.
+    """
 
     what: str
     engine: bool
     devices: tuple[int, ...]
     capacity: int
     kv_capacity_tokens: int = 0
+    weights: tuple[str, ...] = ()
 
 
 def visits_table() -> Table:
@@ -146,6 +150,9 @@ def host_memory(pool: str) -> str:
     return f"{pool} host memory"
 
 
+_OF_OPTIONS = ("states", "gaps", "keeping", "service", "losses", "caps", "switches", "memory")
+
+
 @dataclass
 class Log:
     """What happened. Times in seconds from the start of the run, energies in joules."""
@@ -153,6 +160,7 @@ class Log:
     accelerators: list[Device] = field(default_factory=list)
     hosts: list[Device] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
+    memories: list[str] = field(default_factory=list)
     pools: dict[str, PoolRecord] = field(default_factory=dict)
     tasks: Table = field(default_factory=lambda: Table("task", "arrival_s", "ended_s", "outcome"))
     visits: Table = field(default_factory=visits_table)
@@ -162,6 +170,10 @@ class Log:
     transfers: Table = field(default_factory=lambda: Table("task", "link", "start_s", "end_s", "bytes", "joules"))
     # What became of contexts when their tasks went to a tool: choices are those of engine.gaps.CHOICES, in order.
     gaps: Table = field(default_factory=lambda: Table("device", "task", "round", "time_s", "choice", "tokens"))
+    # A replica with two sets of weights serves with the other from time_s on, or with its own again.
+    switches: Table = field(default_factory=lambda: Table("device", "time_s", "other"))
+    # Bytes that a memory which replicas share holds from time_s on.
+    memory: Table = field(default_factory=lambda: Table("memory", "time_s", "bytes"))
     # Of tasks that might be kept at the edge: choice is a Kept; easy, whether the edge's model answers as well.
     keeping: Table = field(default_factory=lambda: Table("task", "time_s", "choice", "easy"))
     # From time_s on; device -1 is the server itself. Before its first row each is on, its model loaded.
@@ -185,18 +197,5 @@ class Log:
         """All tables as columns, by table name."""
         return {
             name: getattr(self, name).arrays()
-            for name in (
-                "tasks",
-                "visits",
-                "steps",
-                "cores",
-                "preemptions",
-                "transfers",
-                "states",
-                "gaps",
-                "keeping",
-                "service",
-                "losses",
-                "caps",
-            )
+            for name in (*("tasks", "visits", "steps", "cores", "preemptions", "transfers"), *_OF_OPTIONS)
         }

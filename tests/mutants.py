@@ -33,6 +33,10 @@ class Mutant:
 
 
 GAP = "test_tool_gaps.py"
+SWITCH = "test_precision.py::test_laws_hold_whatever_goes_over_and_back"
+PIPELINE = "test_special_chips.py::test_alone_a_sequence_passes_one_stage_after_another_while_the_others_rest"
+CHIPS = "test_special_chips.py::test_so_many_chips_hold_a_model_and_one_fewer_do_not"
+POOLED = "test_memory_pools.py::test_bytes_of_a_pool_are_conserved_and_laws_hold_however_little_it_has"
 SLEEP = "test_power_states.py"
 REPLICA = "test_exact.py::test_replica_equals_brute_force_with_arrivals_on_boundaries"
 CORES = "test_exact.py::test_cores_are_exactly_a_first_come_first_served_queue[hyper-exponential-2]"
@@ -55,6 +59,17 @@ ROUNDS = "test_life.py::test_a_round_computes_what_the_cache_has_not_kept_of_the
 GIVEN_UP = "test_life.py::test_who_is_given_up_leaves_a_queue_at_once_a_replica_at_the_next_boundary_and_a_core_when_it_is_done"
 USERS = "test_life.py::test_a_user_thinks_asks_and_waits_for_the_answer"
 HANDED_OVER = "test_life.py::test_alone_with_a_prefill_pool_a_task_takes_the_sum_of_its_parts"
+FAR = "test_sites.py::test_alone_a_task_takes_a_round_trip_and_its_bytes_longer"
+CROSSED = "test_sites.py::test_messages_each_way_do_not_share_their_bandwidth"
+RESENT = "test_sites.py::test_a_network_moves_and_pays_for_what_is_sent_again_half_at_each_end"
+REPEATS = "test_sites.py::test_repeats_are_the_inverse_of_their_law"
+PUE = "test_sites.py::test_each_site_has_a_pue_of_its_own"
+HOURS = "test_economics.py::test_two_hours_by_hand_later_in_the_day"
+PAID = "test_economics.py::test_rent_holds_electricity_and_each_site_is_paid_in_its_own_way"
+EMBODIED = "test_economics.py::test_embodied_carbon_is_shared_out_over_the_lifetime_and_named"
+ROUTED = "test_keeping.py::test_a_router_of_accuracy_a_saves_a_times_what_the_oracle_saves"
+AGAIN = "test_keeping.py::test_an_answer_that_is_not_good_enough_costs_both_models_and_counts_once"
+CROWD = "test_keeping.py::test_a_full_edge_sends_tasks_on_and_a_patient_one_keeps_them"
 
 
 def choice(router: str) -> str:
@@ -160,7 +175,15 @@ MUTANTS = (
     # contexts in tool gaps
     Mutant("gaps: what is held is free still", "engine/kv.py", "self.free_blocks -= blocks self._kept[key] = blocks", "self._kept[key] = blocks", GAP),
     Mutant("gaps: what went to host memory stays here too", "engine/gaps.py", "del self._moving[key] self._drop(key)", "del self._moving[key]", GAP),
-    Mutant("gaps: a context comes back at once", "engine/gaps.py", "assert back.callbacks is not None", "if back:\n            return None\n        assert back.callbacks is not None", GAP),
+    Mutant("gaps: a context comes back at once", "engine/gaps.py", "self._returning[prompt] = None back = self._way.back(", "return None\n        back = self._way.back(", GAP),
+    # other weights, pipelines, memories
+    Mutant("switch: going over takes no time", "engine/precision.py", "segment.seconds + due.seconds", "segment.seconds", SWITCH),
+    Mutant("switch: every step after it pays", "engine/precision.py", "self._due = None return Segment", "return Segment", SWITCH),
+    Mutant("switch: nobody stays for long", "engine/precision.py", "if now_s - self._since_s < spec.stay_s:", "if False:", SWITCH),
+    Mutant("pipeline: stages that rest work too", "costs/composed.py", "self._groups * min(self._stages, max(1, math.ceil(m / self._groups)))", "self._groups * self._stages", PIPELINE),
+    Mutant("pipeline: every stage holds a copy", "costs/memory.py", "placement.data_parallel * each_group", "placement.data_parallel * placement.pipeline_parallel * each_group", CHIPS),
+    Mutant("memory: a pool is never full", "engine/memory.py", "return self.used_bytes + n_bytes <= self.capacity_bytes", "return True", POOLED),
+    Mutant("memory: what is read back stays", "engine/memory.py", "self._use(-n_bytes)", "self._use(0 * n_bytes)", POOLED),
     Mutant("gaps: who held it is gone, and it stays", "engine/life.py", "replica.abandon((\"task\", task.id))", "pass", GAP),
     Mutant("gaps: the last that runs gives way to those that wait", "engine/replica.py", "if len(self.running) > 1 or not kv.let_go_oldest():", "if True:", GAP),
     # policies
@@ -225,7 +248,7 @@ MUTANTS = (
     Mutant("costs: an all-reduce of experts' layers alone", "costs/composed.py", "reduces = mixers + model.dense_layers", "reduces = mixers + 0 * model.dense_layers", KERNELS),
     Mutant("costs: every device keeps all KV heads", "costs/composed.py", "max(1.0, model.kv_heads / ways)", "float(model.kv_heads)", KERNELS),
     Mutant("costs: no host time for prompts", "costs/composed.py", "self._host_sequence_s * (decodes + shape.chunks)", "self._host_sequence_s * decodes", KERNELS),
-    Mutant("costs: joules of context without those of busy seconds", "costs/composed.py", "each_j = full * context_j + self._kernel_w * timing.context_step_s", "each_j = full * context_j", KERNELS),
+    Mutant("costs: joules of context without those of busy seconds", "costs/composed.py", "each_j = full * context_j + kernel_w * timing.context_step_s", "each_j = full * context_j", KERNELS),
     Mutant("costs: growth of one sequence only", "costs/composed.py", "growth_s = self._full_layers * decodes * context_s", "growth_s = self._full_layers * context_s", SEGMENT),
     Mutant("costs: form held a step too long", "costs/shapes.py", "math.floor(start / -growth) + 1", "math.floor(start / -growth) + 2", SEGMENT),
     Mutant("costs: the cap may bind unseen", "costs/composed.py", "valid = min(valid, steps_until_negative(-over, -over_growth))", "pass", SEGMENT),
@@ -238,6 +261,19 @@ MUTANTS = (
         "test_exact.py::test_memory_that_the_weights_leave_is_kv_cache_to_the_token",
     ),
     Mutant("cpu: load power linear", "costs/cpu.py", "(busy_cores / self.cores) ** self.exponent", "(busy_cores / self.cores)", SHARED_POWER),
+    # sites, keeping, bills
+    Mutant("sites: half a round trip is a whole one", "engine/sites.py", "return self._move(task, n_bytes, way, 0.5)", "return self._move(task, n_bytes, way, 1.0)", FAR),
+    Mutant("sites: the first token is back at once", "engine/sites.py", "return self.homeward[pool][0].way_back_s(visit.task)", "return 0.0", FAR),
+    Mutant("sites: what is sent again costs nothing", "engine/sites.py", "n_bytes / (1 - self.spec.loss_fraction)", "n_bytes", RESENT),
+    Mutant("sites: one network for both ways", "drivers/sites.py", "way = int(name != f\"{here}-{there}\")", "way = 0", CROSSED),
+    Mutant("sites: a packet too few repeats", "workload/crossings.py", "math.log(loss_fraction)) - 1)", "math.log(loss_fraction)) - 2)", REPEATS),
+    Mutant("sites: every site has the first one's PUE", "metrics/ledger.py", "wall_j * self.pue[entry.site]", "wall_j * next(iter(self.pue.values()))", PUE),
+    Mutant("bill: the hour of the window, not of the day", "metrics/economics.py", "rates = {name: _rates(site, hour)", "rates = {name: _rates(site, hour - first)", HOURS),
+    Mutant("bill: rented servers pay for electricity too", "metrics/economics.py", "(usd if site.cost.basis == \"own\" else 0.0)", "usd", PAID),
+    Mutant("bill: embodied carbon of one server", "metrics/accounts.py", "return tier.count * server_kg * KG_G", "return server_kg", EMBODIED),
+    Mutant("keep: the router is always right", "drivers/keeping.py", "its == seen), limits)", "its), limits)", ROUTED),
+    Mutant("keep: bad answers are delivered", "engine/life.py", "kept is Kept.ASKED_AGAIN", "False", AGAIN),
+    Mutant("keep: the edge is never full", "engine/keeping.py", "choice = Kept.FULL", "pass", CROWD),
 )  # fmt: skip
 
 QUICK = (

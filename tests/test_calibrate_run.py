@@ -34,6 +34,7 @@ from hsim.description.hardware import (
 )
 from hsim.description.scenario import load
 from hsim.description.system import resolve
+from hsim.drivers.carried import carried
 from hsim.drivers.prepared import prepare
 from hsim.drivers.simulated import run as simulated
 from hsim.errors import BackendError, CalibrationError
@@ -276,6 +277,9 @@ def test_what_the_live_loop_takes_is_in_every_prediction(tmp_path: Path) -> None
     )
     assert table.between(10) == pytest.approx(calibrated_world.BETWEEN_S + 10 * calibrated_world.BETWEEN_SEQUENCE_S)
     assert "1.10 at 1, " in table.source
+    engine, _ = load_profile(f"hsim-decoder-{CHIP}", EngineProfile, "test", tmp_path)
+    assert engine.host_s_per_step is not None  # for models that have no table
+    assert engine.host_s_per_step.value == pytest.approx(calibrated_world.BETWEEN_S)
     assert cpu.hand_over_s is not None and cpu.hand_over_s.value == pytest.approx(calibrated_world.HAND_OVER_S)
     assert "live loop" in cpu.hand_over_s.source
     cost = prepared.understand["small-agent"]
@@ -296,7 +300,7 @@ def test_operations_slow_down_by_curves_of_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("manner", ["pipe", "shared-memory"])
 def test_links_of_this_machine_are_profiles_that_a_live_run_carries(tmp_path: Path, manner: str) -> None:
-    run(World(), tmp_path, 2000.0, simulate=False)
+    scenario = run(World(), tmp_path, 2000.0, simulate=False).scenario
     link, _ = load_profile(f"{NAME}-{manner}", LinkProfile, "test", tmp_path)
     latency_s, message_s, byte_s = calibrated_world.PAYLOAD[manner]
     assert link.carried_by == manner
@@ -304,6 +308,14 @@ def test_links_of_this_machine_are_profiles_that_a_live_run_carries(tmp_path: Pa
     assert (link.latency_s.value, link.per_message_s.value) == pytest.approx((latency_s, message_s), rel=1e-3)
     assert link.bytes_per_s.value == pytest.approx(1 / byte_s, rel=1e-3)
     assert link.joules_per_byte.value is None
+    assert scenario is not None
+    settings = [f"links={{agents-decode: {NAME}-{manner}}}", "payload.bytes_per_token=1536", "payload.window_s=0.005"]
+    prepared = prepare(resolve(*load(scenario, settings)))
+    moved = simulated(prepared).transfers.arrays()
+    assert len(moved["task"]) >= len(prepared.drawn.tasks)
+    took_s = moved["end_s"] - moved["start_s"]
+    assert took_s.min() >= latency_s + message_s + moved["bytes"].min() * byte_s
+    assert carried(prepared) == {"agents-decode": manner}
 
 
 def test_two_figures_say_how_far_kernels_and_cpu_stages_err_where_no_fit_has_looked(tmp_path: Path) -> None:

@@ -73,6 +73,14 @@ def test_two_hours_by_hand() -> None:
     assert twice == pytest.approx(2 * once, rel=1e-12)
 
 
+def test_two_hours_by_hand_later_in_the_day() -> None:
+    site = Site(**OWN, hourly={"gco2_per_kwh": [float(h) for h in range(24)]})
+    accounts, log = flat_server(site, 1000.0), Log()
+    window = Window(22.75 * HOUR_S, 24.5 * HOUR_S, 24.5 * HOUR_S)  # a quarter of hour 22, all of 23, half of 0
+    bill = bill_of(log, log.arrays(), accounts, keep_books(log, log.arrays(), accounts, window))
+    assert bill.operation_g == pytest.approx(1.2 * (0.25 * 22 + 23 + 0.5 * 0), rel=1e-12)
+
+
 def test_hours_repeat_after_the_last_and_equal_neighbours_are_one_stretch() -> None:
     site = Site(hourly={"gco2_per_kwh": [1.0, 1.0, 2.0, *[3.0] * 21]})
     parts = stretches({"site": site}, Window(0.0, 27 * HOUR_S, 27 * HOUR_S))

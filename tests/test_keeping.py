@@ -136,6 +136,20 @@ def test_a_full_edge_sends_tasks_on_and_a_patient_one_keeps_them() -> None:
     assert choices[None][Kept.KEPT] == 60
 
 
+def test_an_edge_that_is_out_of_service_keeps_nobody() -> None:
+    data = edge(tasks=40, policy="all", easy_fraction=1)
+    start_s, for_s = 500.0, 700.0  # tasks come every 50 s
+    data["fleet"]["edge"]["drains"] = {"0": {"at_s": start_s, "for_s": for_s}}
+    data["assume"] |= {"l4-1": {"off_w": 20, "boot_w": 200, "boot_s": 60}}
+    data["assume"]["vllm"] = data["assume"]["vllm"] | {"load_s": 30}
+    done = run(prepared_of(data))
+    keeping = done.tables["keeping"]
+    gone = (keeping["time_s"] > start_s) & (keeping["time_s"] < start_s + for_s + 90)
+    assert (keeping["choice"] == np.where(gone, Kept.FULL, Kept.KEPT)).all()
+    assert 10 < gone.sum() < 20
+    assert done.result().tasks == 40
+
+
 # ---- policies
 
 

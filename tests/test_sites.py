@@ -80,6 +80,19 @@ def test_a_task_that_moves_between_sites_waits_half_a_round_trip_each_way() -> N
     assert len(sent["task"]) == 4  # two prompts, what came back between them, and the answer
 
 
+def test_messages_each_way_do_not_share_their_bandwidth() -> None:
+    """Long prompts go up while answers come down: each prompt alone has the way up to itself."""
+    data = one_prompt()
+    data["workload"] |= {"tasks": 2, "arrivals": {"kind": "uniform", "rate_per_s": 1}}
+    data["workload"]["classes"]["chat"] |= {"input_tokens": 4000, "output_tokens": 20}
+    slow = far(data, round_trip_s=0.0, bytes_per_s=(512 + 4 * 4000) / 0.9)
+    alone = run(prepared_of(far(data, round_trip_s=0.0, bytes_per_s=1e12)))
+    done_s = alone.result().latency["e2e"].mean_s
+    assert 0.05 < done_s < 0.95  # the first answer leaves while the second prompt is on its way
+    visits = run(prepared_of(slow)).visits
+    assert visits["queued_s"] - visits["ready_s"] == pytest.approx([0.9, 0.9], rel=1e-9)
+
+
 def test_prefill_in_the_cloud_has_its_first_token_sent_back_once() -> None:
     data = one_prompt()
     data["pools"]["first"] = {"runs_on": "gpu-tier.gpu", "replicas": 1}

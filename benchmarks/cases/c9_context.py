@@ -42,7 +42,7 @@ def case() -> Case:
     return Case("C9", "The context law", "c9-context", "arXiv 2603.17280, table 1 and abstract", tuple(rows))
 
 
-WHY_SLOPE = "The law says 2, its own table 1.85: power falls too. Ours gains less from 256 sequences: vLLM's host takes part of each step"
+WHY_SLOPE = "The law says 2, its own table 1.85: power falls too. Ours rises from 1.27 (2K to 4K) to 1.88 (32K to 64K): at 256 sequences vLLM's host takes part of each step"
 WHY_LEVEL = "Theirs divides the tokens of eight GPUs by the watts of one: 256 / 24.5 ms / 593 W is their 17.6"
 WHY_EIGHTH = "A step takes 31.9 ms at 4K (host time, not in theirs) and 18.2 ms at 64K, theirs 24.5 ms at both: their scan of KV cache runs at 1.4 TB/s a GPU"
 WHY_B200 = "The B200's kernels and watts are transferred from Hopper's; theirs are projected too"

@@ -16,7 +16,7 @@ ROUNDS = 4  # each point is measured again while the budget lasts: a later round
 POWER_ROUNDS = 2
 # What the live loop takes: between two steps, to hand over a job, for a decode step of so many sequences.
 BETWEEN, HAND_OVER, LOOP_STEP = "between", "hand-over", "decode-step"
-JOB = "count"  # what a core does there
+JOB = "products"  # what a core does there: its weights come from memory, as an encoder's do
 LOOP_INPUT_TOKENS, LOOP_OUTPUT_TOKENS = 32, 24
 LOOP_CONTEXT = LOOP_INPUT_TOKENS + LOOP_OUTPUT_TOKENS // 2
 UNLIKE = 0.8  # contexts of a batch that is measured lie within this part of their mean
@@ -156,7 +156,7 @@ def _steps(target: Target) -> Iterator[Unit]:
 def _loop(target: Target) -> Iterator[Unit]:
     """What the live loop itself takes, with one user, and with as many as there are slots. Of a round all is seen in one run."""
     slots = target.served.slots
-    for users, worth in ((1, 0), (slots, 0), (max(2, slots // 4), 1)):
+    for users, worth in ((1, 1), (slots, 1), (max(2, slots // 4), 2)):
         for role in (BETWEEN, HAND_OVER, LOOP_STEP):
             yield Unit("loop", target.device, {"role": role, "users": users}, worth, LOOP_S if role == BETWEEN else 0.1)
 

@@ -47,7 +47,7 @@ class BenchSpec:
     """A Host (see backends.hosts) that measures on a device with so many threads.
 
     Opened, it answers ("facts", None), ("serve", served), ("prepare", unit) and ("measure", unit), and as the live loop
-    asks: items of a step, and ("count", n).
+    asks: items of a step, and ("products", n).
     """
 
     device: str
@@ -88,7 +88,11 @@ class Bench:
             self.served = about
             return None
         if what == JOB:
-            return sum(range(about))
+            self._kernels = self._kernels or Kernels(self.device)
+            call = self._kernels.call("gemm", BUSY_CORE)
+            for i in range(about):
+                call(i)
+            return None
         call = self.prepared(about)
         return self.measure(about, call) if what == "measure" else None
 

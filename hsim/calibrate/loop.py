@@ -31,9 +31,7 @@ from hsim.policies.batching import decode_first
 from hsim.policies.routing import round_robin
 from hsim.workload.tasks import Round, Task, ToolCall
 
-JOB_UNITS = (
-    1_000_000  # about as long as an encoder takes for a short text: with many users the core is busy half of the time
-)
+JOB_UNITS = 20  # as long as an encoder takes for a short text: with many users the core is busy about half of the time
 TASKS, ROUNDS = 6, 2  # tasks at least; two for each of many users
 THINK_S = 0.02  # before each task: workers rest now and then, as those of servers do
 
@@ -84,6 +82,7 @@ def drive(decoder: Worker, core: Worker, served: Served, users: int) -> LoopTime
     env, log, crew = LiveEnvironment(), Log(), Crew()
     crew.decoders[0], crew.cores[0] = decoder, [core]
     executor = WorkersDo(env, crew)
+    core.call((JOB, 1))  # its first makes its weights
     try:
         with _pinned((decoder, core)):
             run_tasks(env, log, _pipeline(env, log, executor, served), _tasks(users))

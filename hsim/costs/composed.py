@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from hsim.costs import laws
 from hsim.costs.laws import ELEMENT_BYTES, working_precision
 from hsim.costs.shapes import Segment, StepShape, steps_until_negative
+from hsim.costs.sparsity import Sparsity
 from hsim.description.hardware import AcceleratorProfile, EngineProfile, Precision
 from hsim.description.model import ModelArchitecture, Product
 from hsim.description.system import Figures
@@ -31,13 +32,24 @@ UNQUANTISED = ("router", "head", "gate", "absorbed")  # roles whose products eng
 
 
 @dataclass(frozen=True)
+class Streamed:
+    """Weights of a replica that stay elsewhere: so many bytes are read in every step, which takes seconds and joules."""
+
+    n_bytes: float
+    seconds: float
+    joules: float
+
+
+@dataclass(frozen=True)
 class Placement:
     """A model on so many accelerators of one kind, under one engine.
 
-    Attention and MLPs are split over `tensor_parallel` devices, and batches over `data_parallel` such groups. With
+    Attention and MLPs are split over `tensor_parallel` devices, layers over `pipeline_parallel` stages of so many, and
+    batches over `data_parallel` such groups. With
     `expert_parallel` the devices hold whole experts between them, else each a slice of all. `kv_precision` is that of
     keys and values where it is not the working precision. `clock_fraction` is the clock it is held at beside the highest;
-    `power_cap_w` is one accelerator's cap where it is not its profile's (math.inf: none).
+    `power_cap_w` is one accelerator's cap where it is not its profile's (math.inf: none). `sparsity` is how its weights are
+    pruned. `streamed` are weights that are no part of its memory; what reading them costs is for StreamedCosts.
     """
 
     model: ModelArchitecture
@@ -50,10 +62,13 @@ class Placement:
     kv_precision: Precision | None = None
     clock_fraction: float = 1.0
     power_cap_w: float | None = None
+    pipeline_parallel: int = 1
+    sparsity: Sparsity | None = None
+    streamed: Streamed | None = None
 
     @property
     def devices(self) -> int:
-        return self.tensor_parallel * self.data_parallel
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
 
 
 @dataclass(slots=True)
@@ -186,6 +201,11 @@ def check_runs(placement: Placement, where: str) -> None:
         raise DescriptionError(where, f"{chip.name} has no all-reduce figures", "use tensor_parallel 1")
     if placement.data_parallel > 1 and model.experts and kernels.all_to_all is None:
         raise DescriptionError(where, f"{chip.name} has no all-to-all figures", "use data_parallel 1")
+    if placement.pipeline_parallel > 1 and kernels.hop is None:
+        raise DescriptionError(where, f"{chip.name} has no figures for a hop between stages", "use pipeline_parallel 1")
+    if placement.pipeline_parallel > 1 and (model.experts or model.state or model.window):
+        what = f"{model.name} has experts, states or windows, and pipelines are described for none of them"
+        raise DescriptionError(where, what, "use pipeline_parallel 1")
 
 
 def _as_run(placement: Placement) -> ModelArchitecture:
@@ -207,7 +227,7 @@ class ComposedCosts:
         check_runs(placement, placement.model.name)
         self.placement, read = placement, _Reader(placement, figures)
         model, self._ways, self._groups = _as_run(placement), placement.tensor_parallel, placement.data_parallel
-        self._model, self._devices = model, placement.devices
+        self._model, self._devices, self._stages = model, placement.devices, placement.pipeline_parallel
         self._factor = read.of("kernels.overlap_factor")
         self._read_products(read)
         self._read_experts(read)
@@ -220,6 +240,7 @@ class ComposedCosts:
         )
         exchange = self._groups > 1 and model.experts
         self._all_to_all = tuple(read.of(f"kernels.all_to_all.{x}") for x in peers) if exchange else None
+        self._hop = tuple(read.of(f"kernels.hop.{x}") for x in peers) if self._stages > 1 else None
         self._read_host(read)
         self._read_power(read)
         self._by_tokens: dict[int, _Tokens] = {}
@@ -235,12 +256,18 @@ class ComposedCosts:
         by_precision = {p: read.gemm(p) for p in {dense, working} if p in read.chip.kernels.gemm}
         plain = by_precision.get(working, by_precision[dense])
 
+        pruned = by_precision[dense]
+        if sparsity := self.placement.sparsity:
+            pruned = sparsity.product(pruned, dense)
+
         def on_device(product: Product) -> _OnDevice:
             n = math.ceil(product.outputs / self._ways) if product.split == "outputs" else product.outputs
             k = math.ceil(product.inputs / self._ways) if product.split == "inputs" else product.inputs
             quantised = product.role not in UNQUANTISED
-            law = by_precision[dense] if quantised else plain
-            return _OnDevice(n, k, product.layers, law, read.flop_weight(dense if quantised else working))
+            flop_weight = read.flop_weight(dense if quantised else working)
+            if quantised and sparsity:
+                flop_weight *= sparsity.executed_fraction
+            return _OnDevice(n, k, product.layers, pruned if quantised else plain, flop_weight)
 
         self._products = [on_device(p) for p in self._model.products]
         self._head = on_device(self._model.head)
@@ -297,10 +324,7 @@ class ComposedCosts:
         self._window_layers = model.window_layers
         self._full_layers = model.attended_layers - self._window_layers
         self._window_tokens = model.window.tokens if model.window else 0
-        # Constants of every step, from left to right as they stand in its sums.
         self._attended = self._full_layers + self._window_layers
-        self._group_context_s = self._context_s / self._groups
-        self._context_step_s = self._factor * self._full_layers * self._group_context_s
 
     def _read_elementwise(self, read: _Reader) -> None:
         model, self._elementwise_s = self._model, 0.0
@@ -368,16 +392,36 @@ class ComposedCosts:
 
     # ---- what depends on counts alone
 
+    def _at_once(self, m: int) -> int:
+        """In how many parts a batch of m is worked on at once: one in each group, at each stage of its pipeline.
+
+        A pipeline is taken to be full, its next parts following as soon as a stage is free; a part holds one token at
+        least, so that with fewer tokens than stages some stages rest. Then P stages do what P groups would, but share
+        one copy of the weights and pay for hops.
+        """
+        if self._stages == 1:
+            return self._groups
+        return self._groups * min(self._stages, max(1, math.ceil(m / self._groups)))
+
+    def _part(self, m: int) -> float:
+        """The tokens (or sequences) of one such part."""
+        mine = math.ceil(m / self._groups)
+        return mine if self._stages == 1 else max(1.0, mine / self._stages)
+
+    def _filled(self, m: int) -> float:
+        """The fraction of the devices that have a part to work on."""
+        return 1.0 if self._stages == 1 else self._at_once(m) / (self._groups * self._stages)
+
     def _tokens(self, m: int) -> _Tokens:
         """All layers' products, experts and exchanges for m new tokens."""
         found = self._by_tokens.get(m)
         if found is None:
-            mine = math.ceil(m / self._groups)
+            mine, working = self._part(m), self._ways * self._at_once(m)
             found = _Tokens(0.0, 0.0, 0.0)
             for p in self._products:
                 found.seconds += p.layers * p.law.seconds(mine, p.outputs, p.inputs)
-                found.bytes += self._devices * p.layers * p.law.n_bytes(mine, p.outputs, p.inputs)
-                found.flops += self._devices * p.layers * 2.0 * mine * p.outputs * p.inputs * p.flop_weight
+                found.bytes += working * p.layers * p.law.n_bytes(mine, p.outputs, p.inputs)
+                found.flops += working * p.layers * 2.0 * mine * p.outputs * p.inputs * p.flop_weight
             self._add_experts(found, m)
             found.seconds += mine * self._elementwise_s + self._exchange_s(mine)
             self._by_tokens[m] = found
@@ -395,8 +439,8 @@ class ComposedCosts:
         to.flops += self._devices * layers * kernel.flops(m, shape) * self._experts_flop_weight
         to.unpacked_bytes = n_bytes if self._unpacks else 0.0
 
-    def _exchange_s(self, m: int) -> float:
-        """All-reduces and all-to-alls of all layers, for m tokens of one group."""
+    def _exchange_s(self, m: float) -> float:
+        """All-reduces, all-to-alls and hops of all layers, for m tokens of one group, or of one part in a pipeline."""
         model, n_bytes, seconds = self._model, m * self._model.hidden_size * self._activation_bytes, 0.0
         mixers = model.attended_layers + (model.state.layers if model.state else 0)
         if self._all_reduce:
@@ -406,19 +450,22 @@ class ComposedCosts:
             launch_s, bytes_per_s = self._all_to_all
             away = (self._groups - 1) / self._groups * min(model.experts.per_token, self._groups)
             seconds += 2 * model.expert_layers * (launch_s + away * n_bytes / bytes_per_s)
+        if self._hop:
+            launch_s, bytes_per_s = self._hop  # the last stage's goes back to the first: the next token begins there
+            seconds += self._stages * (launch_s + n_bytes / bytes_per_s)
         return seconds
 
     def _sequences(self, sequences: int) -> _Tokens:
         """The output head, and states, for so many sequences."""
         found = self._by_sequences.get(sequences)
         if found is None:
-            mine, head = math.ceil(sequences / self._groups), self._head
+            mine, head, working = self._part(sequences), self._head, self._ways * self._at_once(sequences)
             found = _Tokens(
                 head.law.seconds(mine, head.outputs, head.inputs)
                 + self._state_launch_s
                 + mine * self._state_sequence_s,
-                self._devices * head.law.n_bytes(mine, head.outputs, head.inputs) + sequences * self._state_bytes,
-                self._devices * 2.0 * mine * head.outputs * head.inputs * head.flop_weight,
+                working * head.law.n_bytes(mine, head.outputs, head.inputs) + sequences * self._state_bytes,
+                working * 2.0 * mine * head.outputs * head.inputs * head.flop_weight,
             )
             self._by_sequences[sequences] = found
         return found
@@ -458,8 +505,10 @@ class ComposedCosts:
         seconds = self._tokens(decodes + chunk_tokens).seconds + self._sequences(decodes + shape.chunks).seconds
         growth_s, valid_steps, context_step_s = 0.0, math.inf, 0.0
         if decodes:
-            context_s, context_step_s = self._group_context_s, self._context_step_s
-            seconds += attended * (self._decode_launch_s + decodes * self._decode_sequence_s / self._groups)
+            at_once = self._at_once(decodes)
+            context_s = self._context_s / at_once
+            context_step_s = factor * self._full_layers * context_s
+            seconds += attended * (self._decode_launch_s + decodes * self._decode_sequence_s / at_once)
             seconds += self._full_layers * shape.context_tokens * context_s
             growth_s = self._full_layers * decodes * context_s
             if self._window_layers:
@@ -470,8 +519,9 @@ class ComposedCosts:
             chunks_s, chunks_growth_s, steps = self._prefill(shape)
             valid_steps = min(valid_steps, steps)
             each_s = attended * self._prefill_token_s + self._state_token_s
-            seconds += attended * self._prefill_launch_s + (chunk_tokens * each_s + chunks_s) / self._groups
-            growth_s += chunks_growth_s / self._groups
+            at_once = self._at_once(chunk_tokens)
+            seconds += attended * self._prefill_launch_s + (chunk_tokens * each_s + chunks_s) / at_once
+            growth_s += chunks_growth_s / at_once
         seconds, growth_s = factor * seconds, factor * growth_s
         if decodes + chunk_tokens > self._graph_tokens and seconds < self._eager_s:
             # Launching kernel by kernel takes longer than the kernels do.
@@ -483,7 +533,7 @@ class ComposedCosts:
 
     def parts(self, shape: StepShape) -> dict[str, float]:
         """The seconds of a step by what takes them; they add up to those of `timing` where launching is no floor."""
-        mine, experts = math.ceil(shape.new_tokens / self._groups), _Tokens(0.0, 0.0, 0.0)
+        mine, experts = self._part(shape.new_tokens), _Tokens(0.0, 0.0, 0.0)
         self._add_experts(experts, shape.new_tokens)
         exchanges_s, elementwise_s = self._exchange_s(mine), mine * self._elementwise_s
         states_s = self._state_launch_s + math.ceil(shape.sequences / self._groups) * self._state_sequence_s
@@ -520,7 +570,7 @@ class ComposedCosts:
 
     def _prefill(self, shape: StepShape) -> tuple[float, float, float]:
         """Seconds that chunks take for their keys and values, growth per step, and steps for which that holds."""
-        read_s = self._context_s + self._groups * self._depth_s / shape.chunks
+        read_s = self._context_s + self._at_once(shape.chunk_tokens) * self._depth_s / shape.chunks
         seconds = self._full_layers * (shape.pairs * self._pair_s + shape.chunk_context_tokens * read_s)
         growth_s = self._full_layers * (shape.pairs_growth * self._pair_s + shape.chunk_tokens * read_s)
         if not self._window_layers:
@@ -564,13 +614,14 @@ class ComposedCosts:
         full, context_j, pair_j = self._full_layers, self._context_j, self._pair_j
         n_bytes, flops, unpacked_bytes = self.work(shape)
         work_j = n_bytes * self._byte_j + flops * self._flop_j + unpacked_bytes * self._unpacked_j
-        work_j += self._output_j * shape.decodes + self._kernel_w * (timing.seconds - timing.host_s)
-        work_growth_j = full * context_j * shape.decodes + self._kernel_w * timing.growth_s
+        kernel_w = self._kernel_w * self._filled(shape.new_tokens)
+        work_j += self._output_j * shape.decodes + kernel_w * (timing.seconds - timing.host_s)
+        work_growth_j = full * context_j * shape.decodes + kernel_w * timing.growth_s
         if shape.chunks:
             work_growth_j += full * (self._chunk_context_j * shape.chunk_tokens + pair_j * shape.pairs_growth)
         if self._window_layers and shape.decodes:
             work_growth_j += self._window_layers * context_j * self._window(shape)[1]
-        each_j = full * context_j + self._kernel_w * timing.context_step_s
+        each_j = full * context_j + kernel_w * timing.context_step_s
         return Segment(timing.seconds, timing.growth_s, work_j, work_growth_j, each_j, timing.valid_steps)
 
     def _powered(

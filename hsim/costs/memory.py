@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 from hsim.costs.composed import Placement
 from hsim.costs.laws import ELEMENT_BYTES, working_precision
 from hsim.description.system import Figures
@@ -9,8 +11,12 @@ from hsim.errors import DescriptionError
 from hsim.units import GB
 
 
-def kv_capacity_tokens(placement: Placement, gpu_memory_utilization: float, figures: Figures, where: str) -> int:
-    """Tokens of context that one replica holds. Raises DescriptionError where the weights alone do not fit.
+def kv_capacity_tokens(
+    placement: Placement, gpu_memory_utilization: float, figures: Figures, where: str, also_bytes: float = 0.0
+) -> int:
+    """Tokens of context that one replica holds beside its weights and `also_bytes`.
+
+    Raises DescriptionError where the weights alone do not fit.
 
     Layers with a window count in full, as in an engine that keeps all layers' blocks alike: too few tokens rather than
     too many. States of a fixed size are left to reserved_bytes.
@@ -18,8 +24,9 @@ def kv_capacity_tokens(placement: Placement, gpu_memory_utilization: float, figu
     model, ways = placement.model, placement.devices
     memory_bytes = figures.value(placement.chip, "memory_bytes")
     reserved_bytes = figures.value(placement.engine, "reserved_bytes")
-    weight_bytes = _weight_bytes(placement)
-    free_bytes = ways * (memory_bytes * gpu_memory_utilization - reserved_bytes) - weight_bytes
+    elsewhere = placement.streamed.n_bytes if placement.streamed else 0.0
+    kept_bytes = weight_bytes(placement) - elsewhere + also_bytes
+    free_bytes = ways * (memory_bytes * gpu_memory_utilization - reserved_bytes) - kept_bytes
     element_bytes = ELEMENT_BYTES[placement.kv_precision or working_precision(placement.precision)]
     split = placement.tensor_parallel  # a group keeps its own sequences; of a latent vector every device has a copy
     copies = split if model.latent else max(1.0, split / model.kv_heads)
@@ -27,23 +34,35 @@ def kv_capacity_tokens(placement: Placement, gpu_memory_utilization: float, figu
     tokens = int(free_bytes // kv_bytes)
     if tokens < 1:
         usable = memory_bytes * gpu_memory_utilization - reserved_bytes
-        needed = -(-weight_bytes // usable) if usable > 0 else 0
         what = (
-            f"{model.name} in {placement.precision} has {weight_bytes / GB:.1f} GB of weights; {ways} x "
+            f"{model.name} in {placement.precision} has {kept_bytes / GB:.1f} GB of weights; {ways} x "
             f"{placement.chip.name} leave {max(0.0, ways * usable) / GB:.1f} GB for weights and KV cache"
         )
-        least = _next_power_of_two(needed / placement.data_parallel)
-        raise DescriptionError(where, what, f"use tensor_parallel {least} or more, or a lower precision")
+        raise DescriptionError(where, what, _what_holds(placement, kept_bytes + kv_bytes, usable))
     return tokens
 
 
-def _weight_bytes(placement: Placement) -> float:
+def _what_holds(placement: Placement, needed_bytes: float, usable_bytes: float) -> str:
+    """How many accelerators hold a model and a token of context, each giving so many bytes."""
+    if usable_bytes <= 0:
+        return f"{placement.chip.name} keeps all of its memory for the engine: use another engine or chip"
+    least = max(1, ceil(needed_bytes / placement.data_parallel / usable_bytes))
+    if placement.chip.kernels.hop is None:
+        return f"use tensor_parallel {_next_power_of_two(least)} or more, or a lower precision"
+    stages = ceil(least / placement.tensor_parallel)
+    held = f"it takes {least} of them; use pipeline_parallel {stages} with tensor_parallel {placement.tensor_parallel}"
+    return f"{held}, or a lower precision"
+
+
+def weight_bytes(placement: Placement) -> float:
+    """Bytes of a replica's weights, wherever they are kept."""
     model = placement.model
     embeddings = model.parameters - model.layer_parameters  # quantisation leaves them alone
     weights, others = placement.precision, working_precision(placement.precision)
     dense = others if weights == "mxfp4" else weights  # mxfp4 is for experts alone
     products = model.layer_parameters - model.expert_parameters
-    each_group = products * ELEMENT_BYTES[dense] + embeddings * ELEMENT_BYTES[others]
+    each = placement.sparsity.weight_bytes(dense) if placement.sparsity else ELEMENT_BYTES[dense]
+    each_group = products * each + embeddings * ELEMENT_BYTES[others]
     return model.expert_parameters * ELEMENT_BYTES[weights] + placement.data_parallel * each_group
 
 

@@ -19,7 +19,7 @@ from hsim.workload.files import found
 
 SCENARIO_BYTES = 64 * 1024
 NESTING = 30
-MAX_TASKS = 20_000
+MAX_TASKS = 40_000
 MAX_ROUNDS = 200_000  # visits to the model that one path draws, on average
 MAX_SERVERS = 1_000
 MAX_FLEETS = 2_000

@@ -204,6 +204,15 @@ class AllToAllLaw(Strict):
     bytes_per_s: Figure
 
 
+class HopLaw(Strict):
+    """From one stage of a pipeline to the next: launch + bytes/bytes_per_s. Stages are equal slices of the model, wherever
+    the cuts fall: a compiler places them.
+    """
+
+    launch_s: Figure
+    bytes_per_s: Figure
+
+
 class Kernels(Strict):
     """How fast the kernels of one accelerator really are. What is left out cannot be run: no experts, no peers ..."""
 
@@ -216,6 +225,7 @@ class Kernels(Strict):
     state: StateLaw | None = None
     all_reduce: AllReduceLaw | None = None
     all_to_all: AllToAllLaw | None = None
+    hop: HopLaw | None = None
 
 
 class Clocks(Strict):
@@ -251,10 +261,14 @@ class AcceleratorPower(Strict):
     clocks: Clocks | None = None
 
 
+Phase = Literal["prefill", "decode"]
+
+
 class AcceleratorProfile(Profile):
-    """An accelerator chip or board. Peaks are dense."""
+    """An accelerator chip or board. Peaks are dense. `phases` are those that it can serve: a chip may be made for one."""
 
     kind: Literal["accelerator"]
+    phases: tuple[Phase, ...] = Field(default=("prefill", "decode"), min_length=1)
     memory_bytes: Figure
     memory_bytes_per_s: Figure
     peak_flops_per_s: dict[Precision, Figure]
@@ -336,6 +350,30 @@ class WireProfile(Profile):
     kind: Literal["wire"]
     representations: dict[str, Representation]
     compressions: dict[str, Compression]
+
+
+class SparsityLaw(Strict):
+    """Weights of which kept_fraction are left, each with index_bytes_per_weight that say where it stood.
+
+    Products of them go flops_speedup times as fast as dense ones where FLOPs bound them, execute executed_fraction of the
+    FLOPs, and take per_product_s more; a model keeps quality_fraction of its scores. `chips` have such products; an empty
+    list: all have.
+    """
+
+    chips: tuple[str, ...] = ()
+    kept_fraction: Figure
+    index_bytes_per_weight: Figure
+    flops_speedup: Figure
+    executed_fraction: Figure
+    per_product_s: Figure
+    quality_fraction: Figure
+
+
+class SparsityProfile(Profile):
+    """Patterns in which weights may be pruned."""
+
+    kind: Literal["sparsity"]
+    patterns: dict[str, SparsityLaw]
 
 
 class MeasuredError(Strict):
@@ -480,5 +518,6 @@ PROFILE_KINDS: dict[str, type[Profile]] = {
     "engine": EngineProfile,
     "tools": ToolCatalogue,
     "wire": WireProfile,
+    "sparsity": SparsityProfile,
     "step-table": StepTable,
 }

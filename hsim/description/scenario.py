@@ -249,6 +249,14 @@ class FleetTier(Strict):
         return self.leaves or self.sleep_after_s is not None
 
 
+class Memory(Strict):
+    """Memory that replicas of several servers share: so many bytes of that of a tier's servers, over a link that all share."""
+
+    on: str
+    bytes: PositiveFloat
+    link: str
+
+
 class CorePool(Strict):
     """A pool on the cores of a tier's servers. `cores` per server; all that engines leave free when left out.
 
@@ -264,6 +272,36 @@ class CorePool(Strict):
     priority: str | None = None
 
 
+class Switch(Strict):
+    """When a pool's replicas go over to another precision, or sparsity, and when back: each by itself, at a step's end.
+
+    `policy` names what is looked at: visits that wait for the replica (waiting), the used part of its KV cache (kv), or the
+    carbon intensity in g a kWh (carbon). Above `above` it goes over, and at `below` or less back, but not before it has
+    stayed for `stay_s`. With `weights: reload` the other weights are read over `link` at every switch, all accelerators side
+    by side; resident ones are both in memory, which KV cache then lacks. A switch takes switch_s beside that.
+    """
+
+    policy: str = "waiting"
+    precision: Precision | None = None
+    sparsity: str | None = None
+    above: NonNegativeFloat
+    below: NonNegativeFloat
+    stay_s: NonNegativeFloat = 10.0
+    weights: Literal["reload", "resident"] = "reload"
+    link: str | None = None
+    switch_s: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Switch:
+        if self.precision is None and self.sparsity is None:
+            raise ValueError("says neither precision nor sparsity; say what to go over to")
+        if self.below > self.above:
+            raise ValueError(f"below {self.below:g} is more than above {self.above:g}; it would go to and fro")
+        if self.weights == "reload" and self.link is None:
+            raise ValueError("link is missing; say over what the other weights are read, or weights: resident")
+        return self
+
+
 class EnginePool(Strict):
     """A pool of model replicas on the accelerators of a tier, or, with `engine` named, on the cores of its servers.
 
@@ -271,13 +309,18 @@ class EnginePool(Strict):
     pools', and on cores one a server, of `cores_per_replica` each. Numbers left out are the engine's defaults. A visit
     that finds `max_waiting` others in the replica's queue is shed. A model with experts may be served by `data_parallel`
     groups of `tensor_parallel` accelerators, which share out its experts and are one replica; with `expert_parallel` an
-    accelerator holds whole experts instead of a slice of each. `kv_precision` is that of keys and values where it is not
-    the activations'. Under `power_cap_w` each accelerator runs at the highest clock whose power fits; under a
-    `governor` that cap follows the load. A
+    accelerator holds whole experts instead of a slice of each. `pipeline_parallel` stages of tensor_parallel accelerators
+    share out the layers, for chips that hold a small part of a model each. `sparsity` names a pattern of the profile
+    sparsity in which weights are pruned; `switch` lets replicas go over to other weights under load. `kv_precision` is
+    that of keys and values where it is not the activations'. Under `power_cap_w` each accelerator runs at the highest
+    clock whose power fits; under a `governor` that cap follows the load. A
     replica that has done nothing for `unload_after_s` gives its accelerators' memory back, and loads its model again when
     work comes for it; or `scaling` says how many replicas serve, and the others unload. With `failures` replicas break down
-    while their servers go on, and load again. `tool_gaps` says what becomes of a context's KV cache while its task waits for a tool; to offload
-    it each replica may use `host_kv_bytes` of its server's memory, over `host_link`.
+    while their servers go on, and load again. `tool_gaps` says what becomes of a context's KV cache while its task waits for
+    a tool; to offload it each replica may use `host_kv_bytes` of its server's memory, over `host_link`; or what is free of
+    the shared `memory` that is named, over its host_link (if it has one) and that memory's own. Of a replica's weights
+    `host_weight_bytes` stay in its server's memory, or in the shared one, and are read from there in every step: one copy
+    serves all replicas there.
     """
 
     runs_on: str
@@ -286,7 +329,10 @@ class EnginePool(Strict):
     cores_per_replica: PositiveInt | None = None
     precision: Precision = "bf16"
     tensor_parallel: PositiveInt = 1
+    sparsity: str | None = None
+    switch: Switch | None = None
     data_parallel: PositiveInt = 1
+    pipeline_parallel: PositiveInt = 1
     expert_parallel: bool = False
     kv_precision: KvPrecision | None = None
     power_cap_w: PositiveFloat | None = None
@@ -304,13 +350,15 @@ class EnginePool(Strict):
     tool_gaps: str = "cache"
     host_link: str | None = None
     host_kv_bytes: PositiveFloat | None = None
+    host_weight_bytes: PositiveFloat | None = None
+    memory: str | None = None
     router: str = "least-outstanding-tokens"
     priority: str | None = None
 
     @property
     def accelerators(self) -> int:
         """Accelerators of one replica; on cores it has none, and counts as one."""
-        return self.tensor_parallel * self.data_parallel
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
 
     @property
     def on_cores(self) -> bool:
@@ -331,6 +379,8 @@ class EnginePool(Strict):
     def _cores_are_for_cpus(self) -> EnginePool:
         if self.governor and self.power_cap_w is not None:
             raise ValueError("power_cap_w is set, and a governor too; leave one of them out")
+        if self.governor and self.switch:
+            raise ValueError("a governor is set, and a switch of weights too; leave one of them out")
         if not self.on_cores:
             if self.cores_per_replica is not None:
                 raise ValueError("cores_per_replica is for engines on a tier's .cpu; remove it")
@@ -338,8 +388,8 @@ class EnginePool(Strict):
         if self.cores_per_replica is None:
             raise ValueError("cores_per_replica is missing; say how many cores each replica on a CPU has")
         only = (
-            "tensor_parallel", "data_parallel", "expert_parallel", "kv_precision", "power_cap_w", "unload_after_s",
-            "scaling", "failures", "governor",
+            "tensor_parallel", "data_parallel", "pipeline_parallel", "expert_parallel", "kv_precision", "power_cap_w",
+            "unload_after_s", "scaling", "failures", "governor", "sparsity", "switch", "host_weight_bytes", "memory",
         )  # fmt: skip
         for key in only:
             if key in self.model_fields_set:
@@ -475,6 +525,7 @@ class Architecture(Strict):
     stages: Stages | None = None
     links: dict[str, str | list[str]] | None = None
     networks: dict[str, str] | None = None
+    memory: dict[str, Memory] | None = None
     payload: Payload | None = None
     balance: Balance | None = None
     keep: Keep | None = None
@@ -502,6 +553,7 @@ class Scenario(Strict):
     stages: Stages
     links: dict[str, str | list[str]] = {}
     networks: dict[str, str] = {}
+    memory: dict[str, Memory] = {}
     payload: Payload = Payload()
     balance: Balance = Balance()
     retries: Retries = Retries()
@@ -585,6 +637,7 @@ def _check_references(scenario: Scenario, document: Document) -> None:
             raise DescriptionError(at, f"is {pool.runs_on!r}", "write tier.cpu or tier.gpu, such as gpu-tier.gpu")
         if tier not in scenario.fleet:
             raise DescriptionError(at, f"the fleet has no tier {tier!r}", did_you_mean(tier, list(scenario.fleet)))
+    _check_memories(scenario, document)
     for stage, kinds in (
         ("understand", (CorePool, EnginePool)),
         ("tool", (CorePool,)),
@@ -633,6 +686,19 @@ def _check_keep(scenario: Scenario, keep: Keep, document: Document) -> None:
         if name not in fractions:
             at = where(("keep", "easy_fraction"))
             raise DescriptionError(at, f"says nothing of class {name!r}", "give each class a fraction, or one to all")
+
+
+def _check_memories(scenario: Scenario, document: Document) -> None:
+    for name, memory in scenario.memory.items():
+        if memory.on not in scenario.fleet:
+            at = document.where(("memory", name, "on"))
+            remedy = did_you_mean(memory.on, list(scenario.fleet))
+            raise DescriptionError(at, f"the fleet has no tier {memory.on!r}", remedy)
+    for name, pool in scenario.pools.items():
+        if isinstance(pool, EnginePool) and pool.memory is not None and pool.memory not in scenario.memory:
+            at = document.where(("pools", name, "memory"))
+            remedy = did_you_mean(pool.memory, list(scenario.memory))
+            raise DescriptionError(at, f"there is no memory {pool.memory!r}", remedy)
 
 
 def _check_not_needed(scenario: Scenario, stage: str, at: str) -> None:

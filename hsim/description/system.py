@@ -16,8 +16,10 @@ from hsim.description.hardware import (
     CpuProfile,
     EngineProfile,
     LinkProfile,
+    Phase,
     Profile,
     ServerProfile,
+    SparsityProfile,
     StepTable,
     Tool,
     WireProfile,
@@ -158,6 +160,9 @@ class System:
     wires: WireProfile = field(default_factory=_no_wires)
     allow_code: bool = False
     host_links: Mapping[str, LinkProfile] = field(default_factory=dict)
+    switch_links: Mapping[str, LinkProfile] = field(default_factory=dict)
+    memory_links: Mapping[str, LinkProfile] = field(default_factory=dict)
+    sparsity: SparsityProfile | None = None
 
     @property
     def name(self) -> str:
@@ -275,6 +280,12 @@ def resolve(scenario: Scenario, document: Document) -> System:
     }
     system = System(scenario, document, model, tiers, engines, networks, paths, tools, figures, models=models)
     system = replace(system, wires=_wires(system, find), host_links=host_links)
+    system = replace(system, sparsity=_sparsity(system, find), switch_links=_switch_links(system, find))
+    memories = scenario.memory.items()
+    system = replace(
+        system,
+        memory_links={name: find(memory.link, LinkProfile, ("memory", name, "link")) for name, memory in memories},
+    )
     system = replace(system, step_tables=_step_tables(system, find))
     _check_tools(system)
     _check_models(system)
@@ -297,6 +308,33 @@ def _wires(system: System, find: Callable[..., Any]) -> WireProfile:
     return wires
 
 
+def _sparsity(system: System, find: Callable[..., Any]) -> SparsityProfile | None:
+    """The catalogue of patterns of pruned weights, where a pool names one."""
+    profile: SparsityProfile | None = None
+    for name, pool in system.scenario.pools.items():
+        if isinstance(pool, EnginePool):
+            for path, pattern in (
+                (("pools", name, "sparsity"), pool.sparsity),
+                (("pools", name, "switch", "sparsity"), pool.switch.sparsity if pool.switch else None),
+            ):
+                if pattern is None:
+                    continue
+                profile = profile or find("sparsity", SparsityProfile, path)
+                if pattern not in profile.patterns:
+                    remedy = did_you_mean(pattern, sorted(profile.patterns))
+                    raise DescriptionError(system.document.where(path), f"there is no pattern {pattern!r}", remedy)
+    return profile
+
+
+def _switch_links(system: System, find: Callable[..., Any]) -> dict[str, LinkProfile]:
+    """Over what each pool that reloads other weights reads them."""
+    return {
+        name: find(pool.switch.link, LinkProfile, ("pools", name, "switch", "link"))
+        for name, pool in system.scenario.pools.items()
+        if isinstance(pool, EnginePool) and pool.switch and pool.switch.link
+    }
+
+
 def _step_tables(system: System, find: Callable[..., Any]) -> dict[str, StepTable]:
     """For each engine pool the table that was measured on its chip with its model and precision, if there is one."""
     tables = {}
@@ -308,7 +346,7 @@ def _step_tables(system: System, find: Callable[..., Any]) -> dict[str, StepTabl
             measured = (table.chip, table.precision, table.tensor_parallel)
             wanted = (chip.name if chip else "", pool.precision, pool.accelerators)
             plain = not pool.expert_parallel and pool.kv_precision is None and pool.power_cap_w is None
-            plain = plain and pool.governor is None
+            plain = plain and pool.governor is None and pool.sparsity is None
             plain = plain and not pool.on_cores
             if measured == wanted and plain and table.model.same_work_as(system.model_of(name)):
                 tables[name] = table
@@ -386,11 +424,29 @@ def _check_fit_on_servers(system: System) -> None:
         if pool.accelerators > tier.accelerators_per_server:
             what = f"{pool.accelerators} accelerators do not fit in a {tier.server.name} with {tier.accelerators_per_server}"
             raise DescriptionError(at, what, f"use at most {tier.accelerators_per_server}")
+        _check_phases(system, name, tier.chip)
         if model.kv_heads % pool.tensor_parallel and pool.tensor_parallel % model.kv_heads:
             what = f"{pool.tensor_parallel} does not divide the model's {model.kv_heads} KV heads"
             raise DescriptionError(at, what, "use 1, 2, 4 or 8")
         _check_shared_out(system, name, pool)
     system.placements()
+
+
+def _check_phases(system: System, name: str, chip: AcceleratorProfile) -> None:
+    """A chip that is made for prompts, or for decoding, serves nothing else."""
+    stages, reads = system.scenario.stages, system.model_of(name).is_encoder
+    needed: list[Phase] = []
+    if name == stages.prefill or (name == stages.generate and not stages.prefill) or name in stages.pools("understand"):
+        needed.append("prefill")
+    if name == stages.generate or (name in stages.pools("understand") and not reads):
+        needed.append("decode")
+    for phase in needed:
+        if phase not in chip.phases:
+            remedy = (
+                "let another pool prefill: stages.prefill" if phase == "prefill" else "let it be stages.prefill alone"
+            )
+            what = f"{chip.name} is made for {' and '.join(chip.phases)}, and pool {name!r} has to {phase}"
+            raise DescriptionError(system.document.where(("pools", name, "runs_on")), what, remedy)
 
 
 def _check_shared_out(system: System, name: str, pool: EnginePool) -> None:

@@ -14,6 +14,7 @@ from hsim.costs.laws import ELEMENT_BYTES, working_precision
 from hsim.costs.shapes import StepShape
 from hsim.description.system import FilledPool, System
 from hsim.description.yamlfile import did_you_mean
+from hsim.drivers.memory import link_spec, own_way
 from hsim.engine.gaps import GapSpec
 from hsim.engine.link import LinkSpec
 from hsim.engine.replica import ReplicaSpec
@@ -47,39 +48,35 @@ def gap_spec(system: System, name: str, spec: ReplicaSpec) -> GapSpec | None:
     idle = spec.costs.segment(StepShape(0, 0, 1, 1, 1, 1)).joules + spec.idle_w
     if pool.tool_gaps == "least-joules" and math.isnan(idle):
         raise DescriptionError(at, "least-joules needs watts that are unknown", "see --explain, or use least-waste")
-    link = _host_link(system, name, pool)
+    link = own_way(system, name, pool) if pool.memory else _host_link(system, name, pool)
     precision = pool.kv_precision or working_precision(pool.precision)
     kv_bytes = ELEMENT_BYTES[precision] * system.model_of(name).kv_elements_per_token
-    return GapSpec(GAPS[pool.tool_gaps], kv_bytes, pool.host_kv_bytes or 0.0, link, host_memory(name))
+    beyond = link_spec(system.memory_links[pool.memory], system) if pool.memory else None
+    host_bytes = pool.host_kv_bytes or 0.0
+    return GapSpec(GAPS[pool.tool_gaps], kv_bytes, host_bytes, link, host_memory(name), pool.memory, beyond)
 
 
 def _host_link(system: System, name: str, pool: FilledPool) -> LinkSpec | None:
     """The way to host memory, all accelerators of a replica side by side; None where the pool may not use it."""
-    figures, at = system.figures, system.document.where(("pools", name, "host_kv_bytes"))
+    at = system.document.where(("pools", name, "host_kv_bytes"))
     if pool.host_kv_bytes is None or pool.host_link is None:
         if pool.tool_gaps == "offload" or pool.host_kv_bytes or pool.host_link:
             missing = "host_link" if pool.host_kv_bytes else "host_kv_bytes"
             remedy = (
                 "host_link: pcie5-pinned"
                 if missing == "host_link"
-                else "how much of a server's memory a replica may use"
+                else "how much of a server's memory a replica may use, or name a shared memory"
             )
             raise DescriptionError(at, f"to offload, {missing} is missing", f"say {remedy}")
         return None
     if pool.on_cores:
         raise DescriptionError(at, f"pool {name!r} runs on cores and has its KV cache in host memory", "leave it out")
     most = max(Counter(system.placements()[name]).values())
-    memory_bytes = figures.value(system.tier_of(name).server, "memory_bytes")
+    memory_bytes = system.figures.value(system.tier_of(name).server, "memory_bytes")
     if most * pool.host_kv_bytes > memory_bytes:
         what = f"{most} replicas on a server would use {most * pool.host_kv_bytes:.3g} bytes of its {memory_bytes:.3g}"
         raise DescriptionError(at, what, f"at most {memory_bytes / most:.3g}")
-    link, ways = system.host_links[name], pool.accelerators
-    return LinkSpec(
-        figures.value(link, "latency_s"),
-        ways * figures.value(link, "bytes_per_s"),
-        figures.if_known(link, "joules_per_byte"),
-        figures.value(link, "per_message_s") if link.per_message_s else 0.0,
-    )
+    return link_spec(system.host_links[name], system, pool.accelerators)
 
 
 def expected_gaps(system: System, tools: Mapping[str, OperationCost]) -> dict[str, float]:

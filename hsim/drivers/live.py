@@ -453,7 +453,7 @@ def _check_decoders(prepared: Prepared) -> None:
         if spec.pool.tensor_parallel > 1:
             at = where(("pools", name, "tensor_parallel"))
             raise DescriptionError(at, "hsim's own decoder runs on one device", "use tensor_parallel 1")
-        for key in ("kv_precision", "power_cap_w", "governor"):
+        for key in ("kv_precision", "power_cap_w", "governor", "sparsity", "switch", "host_weight_bytes", "memory"):
             if getattr(spec.pool, key) is not None:
                 at = where(("pools", name, key))
                 raise DescriptionError(at, "hsim's own decoder does not set it", f"--set pools.{name}.{key}=null")

@@ -78,7 +78,7 @@ def _reading_s(spec: ReplicaSpec, tasks: Sequence[Task]) -> float:
     """Seconds in which a model reads what tasks ask, in steps as full as its token budget allows."""
     tokens = sum(task.understand_tokens for task in tasks)
     budget = spec.pool.max_num_batched_tokens
-    return tokens / budget * spec.costs.segment(StepShape(0, 0, 1, budget, budget, budget)).seconds
+    return tokens / budget * spec.least_s(StepShape(0, 0, 1, budget, budget, budget))
 
 
 def _decoding_s(spec: ReplicaSpec, tasks: Sequence[Task]) -> float:
@@ -97,7 +97,7 @@ def _decoding_s(spec: ReplicaSpec, tasks: Sequence[Task]) -> float:
     if steps == 0:
         return 0.0
     batch = StepShape(max(1, int(tokens / steps)), int(context_tokens / steps))
-    return steps * spec.costs.segment(batch).seconds
+    return steps * spec.least_s(batch)
 
 
 def _prompts_s(spec: ReplicaSpec, tasks: Sequence[Task]) -> float:
@@ -111,4 +111,4 @@ def _prompts_s(spec: ReplicaSpec, tasks: Sequence[Task]) -> float:
     tokens = sum(v.input_tokens - (v.shared_tokens if kept else 0) for task in tasks for v in task.rounds)
     budget = spec.pool.max_num_batched_tokens
     chunk = StepShape(0, 0, chunks=1, chunk_tokens=budget, chunk_context_tokens=budget, pairs=budget)
-    return tokens / budget * spec.costs.segment(chunk).seconds
+    return tokens / budget * spec.least_s(chunk)

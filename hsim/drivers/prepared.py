@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, inf
@@ -17,9 +17,11 @@ from hsim.costs.cpu import HostPower, OperationCost, host_power, operation_cost
 from hsim.costs.encoder import EncoderCosts
 from hsim.costs.geared import Geared
 from hsim.costs.measured import MeasuredCosts, TimedWhole, scaled
-from hsim.costs.memory import kv_capacity_tokens
+from hsim.costs.memory import kv_capacity_tokens, weight_bytes
 from hsim.costs.shapes import StepCosts, StepShape
+from hsim.costs.streamed import StreamedCosts
 from hsim.costs.wire import Wire, wire_of
+from hsim.description.hardware import Tool
 from hsim.description.model import ModelArchitecture
 from hsim.description.scenario import Workload
 from hsim.description.system import FilledPool, System, Tier
@@ -27,11 +29,15 @@ from hsim.description.yamlfile import did_you_mean
 from hsim.drivers.elastic import Elastic, elastic_of, governors_of
 from hsim.drivers.gaps import expected_gaps, gap_spec
 from hsim.drivers.keeping import keep_spec
+from hsim.drivers.memory import check_streamed, link_spec, memory_specs, streamed
+from hsim.drivers.precision import other_weights, sparsity_in, switch_spec
 from hsim.drivers.sites import crossing_specs
 from hsim.engine.governing import GovernorSpec
 from hsim.engine.keeping import KeepSpec
 from hsim.engine.link import LinkSpec
+from hsim.engine.memory import MemorySpec
 from hsim.engine.power import Sleep
+from hsim.engine.precision import SwitchSpec
 from hsim.engine.replica import ReplicaSpec
 from hsim.engine.sites import CrossingSpec
 from hsim.errors import DescriptionError
@@ -87,6 +93,7 @@ class Prepared:
     elastic: Elastic | None
     governors: dict[str, GovernorSpec]
     accounts: Accounts
+    memories: dict[str, MemorySpec]
 
 
 @contextmanager
@@ -102,23 +109,16 @@ def no_collector() -> Iterator[None]:
 
 
 @no_collector()
-def prepare(system: System) -> Prepared:
-    """Work out all costs and draw all tasks. Raises DescriptionError for what cannot run."""
+def prepare(system: System, like: Prepared | None = None) -> Prepared:
+    """Work out all costs and draw all tasks, or take those of a system `like` it. Raises DescriptionError for what cannot run."""
     figures, scenario = system.figures, system.scenario
     replicas = {name: _replica(system, name, pool) for name, pool in system.engine_pools().items()}
     replicas = {name: replace(spec, gaps=gap_spec(system, name, spec)) for name, spec in replicas.items()}
     _check_engine_cores(system, replicas)
-    drawn = draw_tasks(scenario.workload, system.tools, scenario.seed, Path(system.document.file).parent)
+    drawn = like.drawn if like and _tasks_of(like.system) == _tasks_of(system) else draw_tasks(*_tasks_of(system))
     _check_visits_fit(system, replicas, drawn)
-    networks = {
-        name: LinkSpec(
-            figures.value(link, "latency_s"),
-            figures.value(link, "bytes_per_s"),
-            figures.if_known(link, "joules_per_byte"),
-            figures.value(link, "per_message_s") if link.per_message_s else 0.0,
-        )
-        for name, link in system.networks.items()
-    }
+    _check_never_preempted(system, replicas, drawn)
+    networks = {name: link_spec(link, system) for name, link in system.networks.items()}
     tools = _tool_costs(system)
     gaps = any(spec.gaps for spec in replicas.values())
     prepared = Prepared(
@@ -143,9 +143,15 @@ def prepare(system: System) -> Prepared:
         elastic=elastic_of(system),
         governors=governors_of(system),
         accounts=accounts_of(system),
+        memories=memory_specs(system),
     )
     figures.check_all_assumptions_used(system.document)
     return prepared
+
+
+def _tasks_of(system: System) -> tuple[Workload, Mapping[str, Tool], int, Path]:
+    """All that drawn tasks depend on."""
+    return system.scenario.workload, system.tools, system.scenario.seed, Path(system.document.file).parent
 
 
 def _check_visits_fit(system: System, replicas: dict[str, ReplicaSpec], drawn: Drawn) -> None:
@@ -162,6 +168,22 @@ def _check_visits_fit(system: System, replicas: dict[str, ReplicaSpec], drawn: D
                     check_understanding_fits(drawn.tasks, _besides(workload, model), limit, at)
                 else:
                     check_tasks_fit(drawn.tasks, capacity, model.max_context_tokens, at)
+
+
+def _check_never_preempted(system: System, replicas: dict[str, ReplicaSpec], drawn: Drawn) -> None:
+    """Raises DescriptionError where a chip that is made for decoding alone could have to compute a prompt again."""
+    visits = [(this.input_tokens, task.max_output_tokens) for task in drawn.tasks for this in task.rounds]
+    for name, spec in replicas.items():
+        chip = None if spec.pool.on_cores else system.tier_of(name).chip
+        if chip and chip.phases == ("decode",) and visits:
+            largest = max(-(-(tokens + answer) // spec.pool.block_tokens) for tokens, answer in visits)
+            if spec.pool.max_num_seqs * largest > spec.kv_blocks:
+                what = (
+                    f"{spec.pool.max_num_seqs} sequences of up to {largest} blocks may outgrow the KV cache of "
+                    f"{spec.kv_blocks}, and {chip.name} cannot prefill again who is preempted"
+                )
+                at = system.document.where(("pools", name, "max_num_seqs"))
+                raise DescriptionError(at, what, f"use {spec.kv_blocks // largest} or fewer")
 
 
 def _besides(workload: Workload, model: ModelArchitecture) -> dict[str, int]:
@@ -244,10 +266,13 @@ def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
     placement = Placement(
         system.model_of(name), tier.chip, engine, pool.tensor_parallel, pool.precision, pool.data_parallel,
         pool.expert_parallel, pool.kv_precision, power_cap_w=pool.power_cap_w,
+        pipeline_parallel=pool.pipeline_parallel, sparsity=sparsity_in(system, name, pool.sparsity, ("sparsity",)),
+        streamed=streamed(system, name, pool),
     )  # fmt: skip
+    check_streamed(placement, system.document.where(("pools", name, "host_weight_bytes")))
     if name not in system.step_tables:
         check_runs(placement, system.document.where(("pools", name, "precision")))
-    at = system.document.where(("pools", name))
+    other = other_weights(system, name, placement) if pool.switch else None
     host_cores = figures.value(engine, "host_cores_per_replica")
     host_cores += placement.devices * figures.value(engine, "host_cores_per_accelerator")
     goes_down = pool.unloads or system.scenario.fleet[tier.name].goes_down
@@ -255,15 +280,38 @@ def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
         pool=pool,
         costs=_step_costs(system, name, placement),
         batcher=_batcher(system, name),
-        kv_blocks=kv_capacity_tokens(placement, pool.gpu_memory_utilization, figures, at) // pool.block_tokens,
+        kv_blocks=_kv_tokens(system, name, placement, other) // pool.block_tokens,
         idle_w=placement.devices * figures.if_known(tier.chip, "power.loaded_idle_w"),
         host_cores=ceil(host_cores),
         window_tokens=placement.model.window.tokens if placement.model.window else 0,
         load_s=figures.value(engine, "load_s") if goes_down else 0.0,
+        switch=_switch(system, name, placement, other) if other else None,
     )
 
 
+def _kv_tokens(system: System, name: str, placement: Placement, other: Placement | None) -> int:
+    """Tokens of KV cache that a replica's weights leave, the larger of two sets, or both where both are in memory."""
+    pool, at = system.engine_pools()[name], system.document.where(("pools", name))
+    utilization, figures = pool.gpu_memory_utilization, system.figures
+    if other is None or pool.switch is None:
+        return kv_capacity_tokens(placement, utilization, figures, at)
+    if pool.switch.weights == "resident":
+        return kv_capacity_tokens(placement, utilization, figures, at, also_bytes=weight_bytes(other))
+    return min(kv_capacity_tokens(each, utilization, figures, at) for each in (placement, other))
+
+
+def _switch(system: System, name: str, own: Placement, other: Placement) -> SwitchSpec:
+    """How a pool's replicas go over to other weights. Measured tables are of its own."""
+    return switch_spec(system, name, (own, other), _step_costs(replace(system, step_tables={}), name, other))
+
+
 def _step_costs(system: System, name: str, placement: Placement) -> StepCosts:
+    """The costs of a replica's steps, and of reading weights before them that stay elsewhere."""
+    costs = _kernel_costs(system, name, placement)
+    return StreamedCosts(costs, placement, system.figures) if placement.streamed else costs
+
+
+def _kernel_costs(system: System, name: str, placement: Placement) -> StepCosts:
     """Measured steps where there is a table of them, else kernel laws composed, at clocks under a cap if there is one."""
     if governor := system.engine_pools()[name].governor:
         caps = [replace(placement, power_cap_w=cap_w) for cap_w in governor.caps_w]

@@ -22,12 +22,14 @@ from hsim.engine.governing import Governor
 from hsim.engine.keeping import Keeping
 from hsim.engine.life import Balancing, OperationTime, Pipeline, Reader, Send, arrive_in_time, run_tasks
 from hsim.engine.link import Link, Message, Network, Window
+from hsim.engine.memory import SharedMemory
 from hsim.engine.pool import Pool
 from hsim.engine.power import Sleep, Sleeper
 from hsim.engine.replica import Replica
 from hsim.engine.service import ElasticPool
 from hsim.engine.visits import Prompt
 from hsim.log import Device, Log, PoolRecord, Stage
+from hsim.metrics.quality import weights_of
 from hsim.workload.tasks import Task
 
 
@@ -62,9 +64,14 @@ def _until_ended(log: Log, tasks: list[Task], followed: int) -> Iterator[Task]:
 def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Executor) -> Pipeline:
     """The engine's devices, pools and links for a prepared system, registered in the log."""
     hosts = _hosts(env, log, prepared)
+    memories = {name: SharedMemory(env, log, name, spec) for name, spec in prepared.memories.items()}
     pools: dict[str, Pool[Any]] = {}
     for name in prepared.system.engine_pools():
         pools[name] = _engine_pool(env, log, prepared, name, hosts[prepared.system.tier_of(name).name], executor)
+        if (gaps := prepared.replicas[name].gaps) and gaps.memory:
+            for replica in pools[name].devices:
+                assert isinstance(replica, Replica)
+                replica.share(memories[gaps.memory])
     for name, cores in prepared.cores.items():
         tier = prepared.system.tier_of(name)
         pool = prepared.system.core_pools()[name]
@@ -207,5 +214,6 @@ def _engine_pool(
         tuple(r.index for r in replicas),
         len(replicas),
         spec.kv_blocks * spec.pool.block_tokens,
+        tuple(weights_of(spec.pool)),
     )
     return pool

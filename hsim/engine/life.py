@@ -221,10 +221,14 @@ def _answered(pipeline: Pipeline, task: Task, outcome: Outcome, place: str) -> I
 
 
 def _brought_back(pool: Pool[Any], prompt: Job | Prompt) -> Event | None:
-    """The arrival of a prompt's context from host memory, if it went there."""
+    """The arrival of a prompt's context from memory, if it went there; if others can have it too, where the router says."""
     replica = pool.device(prompt.home)
     assert isinstance(replica, Replica)
     assert isinstance(prompt, Prompt)
+    if replica.gone(prompt):
+        replica = pool.chosen(prompt)
+        assert isinstance(replica, Replica)
+        prompt.home = replica.index
     return replica.bring_back(prompt)
 
 

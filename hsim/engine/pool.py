@@ -58,20 +58,20 @@ class Pool(Generic[V]):
 
         A round whose context a device keeps goes there, whatever the router would choose.
         """
-        if visit.home >= 0:
-            device = self._by_index[visit.home]
-        elif len(self.open) > 1:
-            seen = visit.view()
-            views = PoolView([device.view(seen) for device in self.open], self._routed)
-            device = self.open[self._router(seen, views)]
-        else:
-            device = self.open[0]
+        device = self._by_index[visit.home] if visit.home >= 0 else self.chosen(visit)
         self._routed += 1
         visit.pool = self.number
         if self.priority:
             visit.rank = self.priority(visit.view())
         device.submit(visit)
         return visit.done
+
+    def chosen(self, visit: V) -> Server[V]:
+        """The device that the router chooses for a visit, of those that are open; the first where none is."""
+        if len(self.open) > 1:
+            seen = visit.view()
+            return self.open[self._router(seen, PoolView([d.view(seen) for d in self.open], self._routed))]
+        return self.open[0] if self.open else self.devices[0]
 
     def give_up(self, visit: V) -> None:
         """The visit's client is gone."""

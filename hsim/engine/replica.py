@@ -19,7 +19,9 @@ from hsim.engine.environment import DEVICE_STARTS, TASK_GOES_ON, EngineEnvironme
 from hsim.engine.executor import Executor
 from hsim.engine.gaps import Gaps, GapSpec
 from hsim.engine.kv import KvCache
+from hsim.engine.memory import SharedMemory
 from hsim.engine.power import Sleep, Sleeper
+from hsim.engine.precision import Switching, SwitchSpec
 from hsim.engine.shares import Run, Shares
 from hsim.engine.visits import Prompt, enqueue
 from hsim.engine.windows import WindowSums
@@ -47,6 +49,12 @@ class ReplicaSpec:
     window_tokens: int = 0
     load_s: float = 0.0
     gaps: GapSpec | None = None
+    switch: SwitchSpec | None = None
+
+    def least_s(self, shape: StepShape) -> float:
+        """Seconds of a step with whichever of its sets of weights is the quicker."""
+        sets = (self.costs, self.switch.costs) if self.switch else (self.costs,)
+        return min(costs.segment(shape).seconds for costs in sets)
 
 
 class Replica:
@@ -62,7 +70,6 @@ class Replica:
         self, env: EngineEnvironment, log: Log, index: int, spec: ReplicaSpec, host: Host, executor: Executor
     ) -> None:
         self.env, self.log, self.index, self.spec, self.host, self.executor = env, log, index, spec, host, executor
-        self._max_num_seqs, self._segment = spec.pool.max_num_seqs, spec.costs.segment  # looked at at every change
         self.kv = KvCache(spec.kv_blocks, spec.pool.block_tokens, spec.pool.prefix_caching)
         self.waiting: deque[Prompt] = deque()
         self.running: dict[Prompt, None] = {}  # in order of admission: the newest is preempted first
@@ -84,6 +91,9 @@ class Replica:
         self._version, self._starting = 0, False
         self._sleeper = self._own_sleeper()
         self._gaps = Gaps(env, log, spec.gaps, self.kv, self) if spec.gaps else None
+        self._switching = Switching(log, index, spec.switch, spec.costs) if spec.switch else None
+        self._max_num_seqs = spec.pool.max_num_seqs  # looked at at every change, as the next
+        self._segment = (self._switching or spec.costs).segment
 
     def _own_sleeper(self) -> Sleeper | None:
         """What says whether its model is loaded, if that can change."""
@@ -133,6 +143,8 @@ class Replica:
         self._outstanding_tokens += prompt.prefill_tokens + prompt.max_output_tokens - prompt.generated_tokens
         enqueue(self.waiting, prompt)
         self._attend(joined=self.waiting[0] is prompt)
+        if self._switching and self._run and self._switching.wants(*self._seen()):
+            self._cut()
 
     def give_up(self, prompt: Prompt) -> None:
         """The client is gone: a waiting prompt leaves at once, a running one at the next boundary."""
@@ -186,8 +198,17 @@ class Replica:
         else:
             self.kv.forget()
 
+    def share(self, memory: SharedMemory) -> None:
+        """Contexts in gaps go to a memory that other replicas use too."""
+        assert self._gaps is not None
+        self._gaps.share(memory)
+
+    def gone(self, prompt: Prompt) -> bool:
+        """Whether a prompt's context has left for a memory from which any replica can have it."""
+        return self._gaps is not None and self._gaps.gone(prompt)
+
     def bring_back(self, prompt: Prompt) -> Event | None:
-        """The arrival of a prompt's context from host memory, if it went there."""
+        """The arrival of a prompt's context from memory, if it went there."""
         return self._gaps.bring_back(prompt) if self._gaps else None
 
     def abandon(self, key: Hashable) -> None:
@@ -203,6 +224,11 @@ class Replica:
         """See gaps.Owner: whoever waits may fit."""
         self._attend(joined=bool(self.waiting))
         self._rest()
+
+    def _seen(self) -> tuple[float, int, float]:
+        """What a switch of weights is decided by: the instant, who waits, and the used part of the KV cache."""
+        self._take_due_blocks()
+        return self.env.now, len(self.waiting), 1 - self.kv.free_blocks / self.kv.capacity_blocks
 
     def _rest(self) -> None:
         if self._sleeper and self.at_rest():
@@ -257,6 +283,8 @@ class Replica:
         if not shape.decodes and not shape.chunks:
             self._go_idle()
             return
+        if self._switching:
+            self._switching.look(*self._seen())
         segment = self._segment(shape)
         steps = plan.steps if plan.steps < segment.valid_steps else segment.valid_steps
         if self._decodes and steps > (finish := self._first_finish() - self._step):

@@ -49,13 +49,16 @@ class Sample:
 class PoolLoad:
     """Busy seconds of a pool's devices or cores in a window; of engines also seconds times decodes, and KV tokens.
 
-    `busiest_s` are those of its busiest device, a replica or a server's cores.
+    `busiest_s` are those of its busiest device, a replica or a server's cores. Of a pool that changes between two sets of
+    weights also the tokens that it decoded, and those of them with the other set.
     """
 
     busy_s: float
     busiest_s: float = 0.0
     decode_s: float = 0.0
     kv_token_s: float = 0.0
+    tokens: float = 0.0
+    other_tokens: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -334,12 +337,28 @@ def _pool_loads(log: Log, tables: dict[str, Any], window: Window) -> dict[str, P
             mine_s = steps_s[mine]
             decode_s, kv_s = (steps["decodes"][mine] * mine_s).sum(), (kv_tokens[mine] * mine_s).sum()
             busy_s = _by_device(mine_s, steps["device"][mine], pool)
-            loads[name] = PoolLoad(float(mine_s.sum()), float(busy_s.max()), float(decode_s), float(kv_s))
+            tokens = _tokens_by_weights(tables, mine, mine_s) if len(pool.weights) > 1 else (0.0, 0.0)
+            loads[name] = PoolLoad(float(mine_s.sum()), float(busy_s.max()), float(decode_s), float(kv_s), *tokens)
         else:
             mine = visits["pool"] == number
             busy_s = _by_device(visits_s[mine], visits["device"][mine], pool)
             loads[name] = PoolLoad(float(visits_s[mine].sum()), float(busy_s.max()))
     return loads
+
+
+def _tokens_by_weights(tables: dict[str, Any], mine: NDArray[np.bool_], inside_s: Floats) -> tuple[float, float]:
+    """Tokens decoded in these rows of steps (a row that an edge cuts by its time), and those with the other weights."""
+    steps, switches = rows_of(tables["steps"], mine), tables["switches"]
+    length_s = steps["end_s"] - steps["start_s"]
+    part = np.divide(inside_s, length_s, out=np.zeros_like(inside_s), where=length_s > 0)
+    tokens = steps["steps"] * steps["decodes"] * part
+    other = np.zeros(len(tokens), dtype=bool)
+    for device in np.unique(steps["device"]):
+        own = steps["device"] == device
+        changes = rows_of(switches, device=device)
+        last = np.searchsorted(changes["time_s"], steps["start_s"][own], side="right")
+        other[own] = np.append(0.0, changes["other"])[last] > 0
+    return float(tokens.sum()), float(tokens[other].sum())
 
 
 def _by_device(seconds: Floats, device: Floats, pool: PoolRecord) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,7 +73,7 @@ class PoolUse:
 
     A replica is busy while it has one sequence; how near it is to its limits, `mean_batch` (decoding sequences per
     step, by time) and `kv_used_fraction` (by time) say. `imbalance` is the busy time of its busiest device over that of
-    the mean: 1 is even.
+    the mean: 1 is even. `weights` are the fractions of its decoded tokens by set of weights, where it changes between two.
     """
 
     pool: str
@@ -81,6 +82,18 @@ class PoolUse:
     mean_batch: float | None = None
     kv_used_fraction: float | None = None
     imbalance: float | None = None
+    weights: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a pool's answers are worth: fractions of tokens by set of weights, and what that leaves of the unpruned model's
+    scores (None: nobody published it).
+    """
+
+    pool: str
+    fractions: Mapping[str, float]
+    score_fraction: float | None
 
 
 @dataclass(frozen=True)
@@ -217,6 +230,7 @@ class Result:
     evidence: dict[str, int]
     assumptions: tuple[Assumption, ...]
     problems: tuple[Problems, ...] = ()
+    quality: tuple[Quality, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON-ready data."""
@@ -369,6 +383,7 @@ class Study:
     evidence: dict[str, int]
     assumptions: tuple[Assumption, ...]
     problems: tuple[Problems, ...] = ()
+    quality: tuple[Quality, ...] = ()
 
     def figures(self) -> dict[str, Interval]:
         """Every headline figure by name, such as tst_j or e2e.p99_s: what comparisons and data frames call it."""

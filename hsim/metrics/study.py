@@ -17,6 +17,7 @@ from hsim.metrics.accounts import Accounts
 from hsim.metrics.ledger import ATTRIBUTIONS, BOUNDARIES, Attribution, Boundary
 from hsim.metrics.measured import Cohort, Measured
 from hsim.metrics.notes import accuracy_of, assumptions_of, bottleneck_of, choices_taken, evidence_of, study_warnings
+from hsim.metrics.quality import quality_of
 from hsim.metrics.result import (
     Calibration,
     EnergyStudy,
@@ -313,7 +314,8 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
         unavailable=unavailable,
         evidence=evidence_of(system),
         assumptions=assumptions_of(system),
-        problems=problems_of(system, energy.tpw_tokens_per_j["full"]["facility"]) if energy else (),
+        problems=problems_of(system, energy.tpw_tokens_per_j["full"]["facility"], pools) if energy else (),
+        quality=quality_of(system, pools),
     )
 
 

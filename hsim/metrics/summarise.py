@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 from numpy.typing import NDArray
 
-from hsim.description.model import Solved
 from hsim.description.scenario import Scenario
 from hsim.description.system import System
 from hsim.errors import HsimError
@@ -27,6 +26,7 @@ from hsim.metrics.notes import (
     evidence_of,
     warnings_of,
 )
+from hsim.metrics.quality import quality_of, solved_by
 from hsim.metrics.result import (
     POOLS_JOINED,
     Energy,
@@ -99,7 +99,8 @@ def summarise(log: Log, system: System, accounts: Accounts, drawn: Drawn) -> Res
         unavailable=unavailable,
         evidence=evidence_of(system),
         assumptions=assumptions_of(system),
-        problems=problems_of(system, Interval(energy.tpw_tokens_per_j["full"]["facility"])) if energy else (),
+        problems=problems_of(system, Interval(energy.tpw_tokens_per_j["full"]["facility"]), pools) if energy else (),
+        quality=quality_of(system, pools),
     )
 
 
@@ -165,7 +166,7 @@ def unavailable_of(system: System) -> dict[str, str]:
         if any(site.cost.basis == "own" for site in system.scenario.sites_in_use().values()):
             why.setdefault("money", why["energy"])
     model = system.model_of(system.scenario.stages.generate)
-    if model.problems_per_token and not _solved(system):
+    if model.problems_per_token and not solved_by(system) and not system.scenario.keep:
         precisions = ", ".join(dict.fromkeys(solved.precision for solved in model.problems_per_token))
         why["problems"] = f"problems per token of {model.name} are known in {precisions} alone"
     return why
@@ -177,22 +178,15 @@ def parts_of_co2(accounts: Accounts) -> tuple[str, ...]:
     return ("operation", "embodied") if embodied else ("operation",)
 
 
-def problems_of(system: System, tpw: Interval) -> tuple[Problems, ...]:
-    """Problems per joule of each benchmark for which the answering model's PPT is known at its pool's precision."""
+def problems_of(system: System, tpw: Interval, pools: Sequence[PoolUse]) -> tuple[Problems, ...]:
+    """Problems per joule of each benchmark for which the answering model's PPT is known with the weights that it served with."""
     found = []
-    for solved in _solved(system):
+    for solved in solved_by(system, pools):
         ppt = solved.problems_per_token
         if ppt.value is not None and tpw.value is not None:
             low, high = (ppt.value if end is None else end for end in (ppt.low, ppt.high))
             found.append(Problems(solved.benchmark, low, ppt.value, high, ppt.source, tpw.times(ppt.value)))
     return tuple(found)
-
-
-def _solved(system: System) -> list[Solved]:
-    """What is known of the answering model's PPT at the precision that it runs in."""
-    pool = system.scenario.stages.generate
-    known = system.model_of(pool).problems_per_token
-    return [solved for solved in known if solved.precision == system.engine_pools()[pool].precision]
 
 
 def _money(accounts: Accounts, path: Measured) -> Money:
@@ -225,12 +219,15 @@ def pools_of(paths: Sequence[Measured]) -> tuple[PoolUse, ...]:
     window_s = sum(path.window.seconds for path in paths)
     uses = []
     for name, record in paths[0].records.items():
-        busy_s, busiest_s, decode_s, kv_token_s = np.sum([astuple(path.pools[name]) for path in paths], axis=0).tolist()
+        sums = np.sum([astuple(path.pools[name]) for path in paths], axis=0).tolist()
+        busy_s, busiest_s, decode_s, kv_token_s, tokens, other = sums
         busy = busy_s / (record.capacity * window_s)
         imbalance = busiest_s * len(record.devices) / busy_s if busy_s else None
         if record.engine:
             kv = kv_token_s / (record.capacity * record.kv_capacity_tokens * window_s)
-            uses.append(PoolUse(name, record.what, busy, decode_s / busy_s if busy_s else 0.0, kv, imbalance))
+            shares = ((tokens - other) / tokens, other / tokens) if tokens else (1.0, 0.0)
+            weights = dict(zip(record.weights, shares, strict=True)) if len(record.weights) > 1 else None
+            uses.append(PoolUse(name, record.what, busy, decode_s / busy_s if busy_s else 0.0, kv, imbalance, weights))
         else:
             uses.append(PoolUse(name, record.what, busy, imbalance=imbalance))
     return tuple(uses)

@@ -52,12 +52,12 @@ class Needs:
         return float(self.alone_s["e2e"].mean()) if "e2e" in self.alone_s else 0.0
 
 
-def needs_of(system: System, alone: bool = True) -> Needs:
-    """Find what a design needs. Raises DescriptionError where it cannot run: memory, figures that nobody knows."""
+def needs_of(system: System, alone: bool = True, like: Prepared | None = None) -> Needs:
+    """Find what a design needs; `like` is another's that may have the same tasks. Raises DescriptionError where it cannot run: memory, figures that nobody knows."""
     workload = system.scenario.workload
     scenario = system.scenario.model_copy(update={"workload": workload.model_copy(update={"tasks": DRAWN})})
     open_steady = is_steady(workload) and workload.arrivals.kind != "closed"
-    prepared = prepare(replace(system, scenario=scenario) if open_steady else system)
+    prepared = prepare(replace(system, scenario=scenario) if open_steady else system, like)
     if not open_steady:
         return Needs(prepared, None, {}, {}, 0)
     tasks = prepared.drawn.tasks
@@ -77,12 +77,13 @@ def _alone(system: System, prepared: Prepared) -> tuple[dict[str, statistics.Flo
     """Latencies of tasks each of which has the fleet to itself: company never makes one faster.
 
     But where prompts have prefixes in common, cores wait to fill batches, several pools serve a stage, tasks leave a full
-    edge, or servers and engines go down until work comes for them, it may: then nothing is said.
+    edge, servers and engines go down until work comes for them, or engines take other weights under load, it may: then
+    nothing is said.
     """
     shares = any(visit.prefix for task in prepared.drawn.tasks for visit in task.rounds)
     batches = any(pool.max_batch > 1 for pool in system.core_pools().values())
     sleeps = any(tier.goes_down for tier in system.scenario.fleet.values())
-    unloads = any(pool.unloads for pool in system.engine_pools().values())
+    unloads = any(pool.unloads or pool.switch for pool in system.engine_pools().values())
     several = any(len(system.scenario.stages.pools(stage)) > 1 for stage in ("understand", "tool"))
     if shares or batches or several or sleeps or unloads or system.scenario.keep:
         return {}, 0
@@ -177,17 +178,20 @@ def conditions_of(problem: Problem, risk: float, alone: bool = True) -> Conditio
     """
     needs: dict[tuple[int, str], Needs] = {}
     impossible: dict[int, str] = {}
+    before: dict[str, Prepared] = {}
     for number, design in enumerate(problem.designs):
         try:
             if design.impossible:
                 raise DescriptionError(problem.document.file, design.impossible)
             if not any(place.design == number for place in problem.places):
                 continue
-            needs[number, OWN] = needs_of(problem.system(problem.largest(number)), alone)
+            needs[number, OWN] = needs_of(problem.system(problem.largest(number)), alone, before.get(OWN))
+            before[OWN] = needs[number, OWN].prepared
             for load in problem.loads:  # a loss changes the fleet, and not what tasks need
                 known = load in problem.losses or load == OWN
                 system = problem.system(problem.largest(number), load)
-                needs[number, load] = needs[number, OWN] if known else needs_of(system, alone)
+                needs[number, load] = needs[number, OWN] if known else needs_of(system, alone, before.get(load))
+                before[load] = needs[number, load].prepared
         except DescriptionError as error:
             impossible[number] = design.impossible or str(error)
     return Conditions(problem, needs, impossible, risk)

@@ -35,7 +35,7 @@ KIND_NAMES = {"dynamic": "work", "occupied": "idle in use", "idle": "idle", "los
 TIME_COLOURS = {"transfer": PURPLE, "wait": VERMILLION, "service": BLUE, "outside": GREY}
 TIME_NAMES = {"transfer": "transfer", "wait": "wait", "service": "service", "outside": "outside"}
 
-SITE_LOSS = "site (PUE)"  # as the ledger calls it
+SITE_LOSS = " (PUE)"  # behind the name of each site, as the ledger calls it
 SAME = "\0"  # after it stands what tells apart accounts of one name
 Link = tuple[str, str, float, str]
 Spans = dict[str, tuple[float, float]]
@@ -172,17 +172,19 @@ def ledger_sankey(accounts: Sequence[tuple[str, str, float]]) -> Figure:
     least_j = 1e-9 * total_j  # what is left over of rounding is nobody's
     by_kind = {k: {name: j for (kind, name), j in rows.items() if kind == k and j > least_j} for k in KIND_COLOURS}
     losses = by_kind.pop("loss")
-    pue_j = losses.pop(SITE_LOSS, 0.0)
+    sites = {name: losses.pop(name) for name in list(losses) if name.endswith(SITE_LOSS)}
     wall = BOUNDARY_NAMES["wall"]
     nodes = {"facility": (0, GREY), wall: (1, GREY)}
-    links: list[Link] = [("facility", wall, total_j - pue_j, GREY)]
+    links: list[Link] = [("facility", wall, total_j - sum(sites.values()), GREY)]
     for kind, mine in by_kind.items():
         if mine:
             colour, name = KIND_COLOURS[kind], KIND_NAMES[kind]
             nodes |= {name: (2, colour)} | {f"{account}{SAME}{kind}": (3, colour) for account in mine}
             links.append((wall, name, sum(mine.values()), colour))
             links += [(name, f"{account}{SAME}{kind}", joules, colour) for account, joules in mine.items()]
-    for source, account, joules in [(wall, *loss) for loss in losses.items()] + [("facility", SITE_LOSS, pue_j)]:
+    for source, account, joules in [(wall, *loss) for loss in losses.items()] + [
+        ("facility", *at) for at in sites.items()
+    ]:
         if joules > 0:
             nodes[account] = (3, KIND_COLOURS["loss"])
             links.append((source, account, joules, KIND_COLOURS["loss"]))

@@ -14,6 +14,7 @@ from hsim.metrics.result import (
     Difference,
     Interval,
     Placement,
+    Quality,
     Range,
     RatePoint,
     Result,
@@ -41,6 +42,7 @@ def result_tables(result: Result, explain: bool = False) -> RenderableType:
         parts += [_slo_table(result), Text()]
     parts += [_latency_table(result), Text(), *_energy_tables(result), _stage_table(result), Text()]
     parts += [_pool_table(result), Text(), Text(f"Bottleneck  {result.bottleneck}.")]
+    parts += [Text(f"Quality     {_worth(quality)}.") for quality in result.quality]
     parts += [Text(f"Accuracy    {line}.") for line in result.accuracy]
     parts += [Text(f"Warning     {warning}.", style="yellow") for warning in result.warnings]
     parts += [Text(), *_assumptions(result, explain)]
@@ -197,6 +199,14 @@ def _pool_table(result: Result | Study) -> Table:
     return table
 
 
+def _worth(quality: Quality) -> str:
+    """With which weights a pool's tokens were made, and what that leaves of its model's scores."""
+    shares = ", ".join(f"{fraction:.1%} with {weights}" for weights, fraction in quality.fractions.items())
+    score = "an unknown part" if quality.score_fraction is None else f"{quality.score_fraction:.1%}"
+    told = "" if quality.score_fraction == 1 else f"; it scores {score} of what the unpruned model does"
+    return f"of {quality.pool}'s tokens {shares}{told}"
+
+
 def _assumptions(result: Result | Study, explain: bool) -> list[RenderableType]:
     counts = ", ".join(f"{count} {tier}" for tier, count in result.evidence.items())
     head = Text(f"Stands on {sum(result.evidence.values())} figures of profiles ({counts}).")
@@ -222,6 +232,7 @@ def study_tables(study: Study, explain: bool = False) -> RenderableType:
     for table in study_parts(study).values():
         parts += [table, Text()]
     parts.append(Text(f"Bottleneck  {study.bottleneck}."))
+    parts += [Text(f"Quality     {_worth(quality)}.") for quality in study.quality]
     parts += [Text(f"Accuracy    {line}.") for line in study.accuracy]
     parts += [Text(f"Warning     {warning}.", style="yellow") for warning in study.warnings]
     parts += [Text(), *_calibration_notes(study, explain), *_assumptions(study, explain)]
