@@ -140,7 +140,7 @@ def test_laws_hold_with_every_policy_and_little_memory() -> None:
     """No task is lost, no block leaks, joules balance, and coalesced equals step by step."""
     reached = Counter[str]()
 
-    @settings(max_examples=30)
+    @settings(max_examples=50)
     @given(
         st.one_of(scenarios(), scenarios(crowded=True)), st.sampled_from(sorted(GAPS)), st.sampled_from([1.0, 1.6, 4.0]),
         st.sampled_from([None, 0.3]),

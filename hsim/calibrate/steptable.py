@@ -102,7 +102,8 @@ def _in_the_loop(table: StepTable, loops: Sequence[Point]) -> StepTable:
     proportion between the numbers of sequences that were tried.
     """
     changes: dict[str, Any] = dict(zip(("between_s", "between_per_sequence_s"), between_steps(loops), strict=True))
-    if steps := sorted(_by_users(loops, LOOP_STEP)):
+    steps = sorted(_by_users(loops, LOOP_STEP))
+    if len(steps) >= FEWEST_POINTS:  # what one number of sequences shows says nothing of others
         alone = MeasuredCosts(table, SecondsAlone())
         times = [s / alone.segment(StepShape(int(n), int(n * LOOP_CONTEXT))).seconds for n, s in steps]
         factors = np.interp(table.decodes, [n for n, _ in steps], times)

@@ -242,6 +242,8 @@ class ComposedCosts:
         self._all_to_all = tuple(read.of(f"kernels.all_to_all.{x}") for x in peers) if exchange else None
         self._hop = tuple(read.of(f"kernels.hop.{x}") for x in peers) if self._stages > 1 else None
         self._read_host(read)
+        if self._stages > 1:
+            self.notes += ("its pipeline is taken to be full: a prompt that comes alone may take up to twice as long",)
         self._read_power(read)
         self._by_tokens: dict[int, _Tokens] = {}
         self._by_sequences: dict[int, _Tokens] = {}
