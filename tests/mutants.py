@@ -34,6 +34,7 @@ class Mutant:
 
 GAP = "test_tool_gaps.py"
 SWITCH = "test_precision.py::test_laws_hold_whatever_goes_over_and_back"
+STAYS = "test_precision.py::test_nobody_goes_back_before_having_stayed"
 PIPELINE = "test_special_chips.py::test_alone_a_sequence_passes_one_stage_after_another_while_the_others_rest"
 CHIPS = "test_special_chips.py::test_so_many_chips_hold_a_model_and_one_fewer_do_not"
 POOLED = "test_memory_pools.py::test_bytes_of_a_pool_are_conserved_and_laws_hold_however_little_it_has"
@@ -58,6 +59,8 @@ PREFIXES = "test_laws.py::test_kv_blocks_of_prompts_with_common_prefixes_are_fre
 ROUNDS = "test_life.py::test_a_round_computes_what_the_cache_has_not_kept_of_the_one_before"
 GIVEN_UP = "test_life.py::test_who_is_given_up_leaves_a_queue_at_once_a_replica_at_the_next_boundary_and_a_core_when_it_is_done"
 USERS = "test_life.py::test_a_user_thinks_asks_and_waits_for_the_answer"
+OUT = "test_elastic.py::test_tasks_tokens_and_joules_keep_their_laws_whatever_leaves_service"
+CUT = "test_elastic.py::test_a_task_that_is_lost_is_served_from_its_beginning_when_its_replica_is_back"
 HANDED_OVER = "test_life.py::test_alone_with_a_prefill_pool_a_task_takes_the_sum_of_its_parts"
 FAR = "test_sites.py::test_alone_a_task_takes_a_round_trip_and_its_bytes_longer"
 CROSSED = "test_sites.py::test_messages_each_way_do_not_share_their_bandwidth"
@@ -172,14 +175,26 @@ MUTANTS = (
     Mutant("power: an engine that unloads loads for nothing", "engine/power.py", "self._up_at_s = self.env.now + self.sleep.wake_s", "self._up_at_s = self.env.now", SLEEP),
     Mutant("ledger: servers that are off keep their fans running", "metrics/ledger.py", "base_j -= tier.rest.base_w", "base_j -= 0 * tier.rest.base_w", SLEEP),
     Mutant("ledger: cores idle in servers that are off", "metrics/ledger.py", "(window.seconds - rests[i].down_s)", "window.seconds", SLEEP),
+    # what leaves service
+    Mutant("failures: a step that broke off drew nothing", "engine/failures.py", "self._book_broken(run)\n        for", "for", CUT),
+    Mutant("failures: a broken step ends when it would have", "engine/failures.py", "if self._under_way.pop(id(batch), None) is not None:", "if self._under_way.pop(id(batch), 1) is not None:", OUT),
+    Mutant("failures: what was computed outlives its device", "engine/failures.py", "self.kv.lose()", "self.kv.forget()", OUT),
+    Mutant("failures: lost attempts deliver", "engine/visits.py", "or self.discarded or self.outcome is Outcome.LOST", "or self.discarded", OUT),
+    Mutant("failures: sent again once too often", "engine/life.py", "if visit.lost == pipeline.retries.max_retries", "if visit.lost == pipeline.retries.max_retries + 1", OUT),
+    Mutant("failures: a lost visit is asked for anew", "metrics/measured.py", "rows_of({**visits, \"ready_s\": asked_s[which.ravel()]}, ~lost)", "rows_of(visits, ~lost)", CUT),
+    Mutant("service: whoever goes takes new work", "engine/service.py", "if (member := self.members.get(d.index)) is None or member.is_open]", "if True]", OUT),
+    Mutant("service: open before it is up", "engine/service.py", "opens = wanted and (self.is_open or self.sleeper.up)", "opens = wanted", "test_elastic.py::test_a_schedule_switches_servers_on_and_off_at_its_hours"),
+    Mutant("power: who broke down while booting comes up", "engine/power.py", "if self._up_at_s != self.env.now: return", "pass", OUT),
+    Mutant("scaling: fewer without a cooldown", "engine/scaling.py", "self.env.now - self._changed_s < self.spec.cooldown_s", "False", "test_elastic.py::test_a_reactive_scaler_follows_a_burst_and_lets_go_after_its_cooldown"),
+    Mutant("governor: the step under way goes on for good", "engine/governing.py", "replica.replan()", "pass", "test_elastic.py::test_caps_follow_the_load_alike_in_both_modes_and_no_step_draws_more"),
     # contexts in tool gaps
     Mutant("gaps: what is held is free still", "engine/kv.py", "self.free_blocks -= blocks self._kept[key] = blocks", "self._kept[key] = blocks", GAP),
     Mutant("gaps: what went to host memory stays here too", "engine/gaps.py", "del self._moving[key] self._drop(key)", "del self._moving[key]", GAP),
     Mutant("gaps: a context comes back at once", "engine/gaps.py", "self._returning[prompt] = None back = self._way.back(", "return None\n        back = self._way.back(", GAP),
     # other weights, pipelines, memories
     Mutant("switch: going over takes no time", "engine/precision.py", "segment.seconds + due.seconds", "segment.seconds", SWITCH),
-    Mutant("switch: every step after it pays", "engine/precision.py", "self._due = None return Segment", "return Segment", SWITCH),
-    Mutant("switch: nobody stays for long", "engine/precision.py", "if now_s - self._since_s < spec.stay_s:", "if False:", SWITCH),
+    Mutant("switch: every step after it pays", "engine/precision.py", "self._due = None return Segment", "return Segment", STAYS),
+    Mutant("switch: nobody stays for long", "engine/precision.py", "if now_s - self._since_s < spec.stay_s:", "if False:", STAYS),
     Mutant("pipeline: stages that rest work too", "costs/composed.py", "self._groups * min(self._stages, max(1, math.ceil(m / self._groups)))", "self._groups * self._stages", PIPELINE),
     Mutant("pipeline: every stage holds a copy", "costs/memory.py", "placement.data_parallel * each_group", "placement.data_parallel * placement.pipeline_parallel * each_group", CHIPS),
     Mutant("memory: a pool is never full", "engine/memory.py", "return self.used_bytes + n_bytes <= self.capacity_bytes", "return True", POOLED),
@@ -335,13 +350,18 @@ def failures(mutant: Mutant | None, tests: Sequence[str], at_most: int = 1) -> l
     return list(dict.fromkeys(re.sub(r"\[.*", "", test) for test in failed))
 
 
+def _all_failures(mutant: Mutant) -> list[str]:
+    """What fails with a fault, of the tests of the engine and of the file of the test that is meant for it."""
+    return failures(mutant, sorted({*FAST, mutant.test.partition("::")[0]}), at_most=12)
+
+
 def main() -> None:
     """Print which fast tests catch each fault."""
     wanted = [m for m in MUTANTS if not sys.argv[1:] or any(part in m.name for part in sys.argv[1:])]
     assert failures(None, FAST) == [], "the tests fail without any fault"
     survivors = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for mutant, failed in zip(wanted, pool.map(lambda m: failures(m, FAST, at_most=12), wanted), strict=True):
+        for mutant, failed in zip(wanted, pool.map(_all_failures, wanted), strict=True):
             survivors += not failed
             short = ", ".join(test.replace(".py::test_", ": ").removeprefix("test_") for test in failed)
             print(f"{mutant.name:52} {short or 'SURVIVED'}", flush=True)

@@ -277,6 +277,9 @@ def test_what_the_live_loop_takes_is_in_every_prediction(tmp_path: Path) -> None
     )
     assert table.between(10) == pytest.approx(calibrated_world.BETWEEN_S + 10 * calibrated_world.BETWEEN_SEQUENCE_S)
     assert "1.10 at 1, " in table.source
+    engine, _ = load_profile(f"hsim-decoder-{CHIP}", EngineProfile, "test", tmp_path)
+    assert engine.host_s_per_step is not None  # for models that have no table
+    assert engine.host_s_per_step.value == pytest.approx(calibrated_world.BETWEEN_S)
     assert cpu.hand_over_s is not None and cpu.hand_over_s.value == pytest.approx(calibrated_world.HAND_OVER_S)
     assert "live loop" in cpu.hand_over_s.source
     cost = prepared.understand["small-agent"]

@@ -21,6 +21,7 @@ from hsim.dashboard.launch import OPTIONS, arguments
 from hsim.dashboard.limits import SCENARIO_BYTES, admitted, uploaded
 from hsim.dashboard.state import Question, State, decode, encode, inline, shipped_scenarios
 from hsim.dashboard.variants import gpu_only, is_split, split
+from hsim.dashboard.words import tiles
 from hsim.dashboard.work import FindFleet, Preview, Simulate
 from hsim.description.yamlfile import parse_document
 from hsim.errors import DescriptionError, HsimError
@@ -524,3 +525,12 @@ def test_a_scenario_of_choices_opens_with_its_first_and_proposes_its_own() -> No
 def test_a_space_that_is_too_large_is_refused() -> None:
     job = done(Runner().start(FindFleet(QUESTION, (f"fleet.front.count={list(range(1, 3000))}",))))
     assert "searches at most" in job.error
+
+
+def test_two_studies_side_by_side_show_the_same_quantile() -> None:
+    long = study(Question("", SMALL.replace("tasks: 24", "tasks: 300")).system(), Options(2, 1))
+    short = study(QUESTION.system(), Options(2, 1))
+    assert [tiles(found, State())[0].title for found in (long, short)] == ["End to end p50", "End to end mean"]
+    both = [tiles(long, State(), short), tiles(short, State(), long)]
+    assert [row[0].title for row in both] == ["End to end mean"] * 2
+    assert [tile.title for tile in both[0][1:]] == [tile.title for tile in tiles(long, State())[1:]]

@@ -16,6 +16,8 @@ from test_exact import UNIT_S, GridCosts
 from test_laws import JOULES, TICK, TICK_S, TIMES, on_a_grid
 
 from hsim.drivers.live import run_live
+from hsim.engine.pool import Pool
+from hsim.engine.replica import Replica
 from hsim.errors import DescriptionError
 from hsim.log import Outcome, Power, Service, Stage
 from hsim.metrics.ledger import Window, keep_books
@@ -360,6 +362,10 @@ def test_an_option_that_is_off_changes_nothing() -> None:
         for column, values in columns.items():
             np.testing.assert_array_equal(values, done.tables[table][column], err_msg=f"{table}.{column}")
     assert never.result().service is None
+    assert all(type(pool) is Pool for pool in never.pipeline.pools.values())
+    assert type(engine_devices(never)[0]) is Replica
+    events = [next(engine_devices(run)[0].env._eid) for run in (never, done)]
+    assert events[1] - events[0] == 2, "the one breakdown that would come, and the next hour of the schedule"
     assert done.result().service.available_fraction == {"decode": 1.0, "agents": 1.0}
 
 

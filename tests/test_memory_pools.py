@@ -11,10 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from systems import Run, engine_devices, generate_only, prepared_of, run, scenarios, with_kv
-from test_precision import alike
+from test_elastic import broken
+from test_precision import alike, switched
 from test_tool_gaps import FREE, one_task, treated
 
+from hsim.costs.geared import Geared
 from hsim.costs.shapes import StepShape
+from hsim.costs.streamed import StreamedCosts
 from hsim.drivers.prepared import prepare
 from hsim.errors import DescriptionError
 from hsim.metrics.ledger import Window, keep_books
@@ -49,6 +52,14 @@ def test_weights_that_stay_in_host_memory_leave_their_bytes_to_keys_and_values_a
         busy_w = 122.1 - 121.7  # no kernel runs meanwhile
         assert other.joules - one.joules == pytest.approx(5e9 * 40e-12 + busy_w * read_s, rel=1e-6)
         assert (other.seconds_growth, other.context_joules) == pytest.approx((one.seconds_growth, one.context_joules))
+
+
+def test_a_governor_shifts_caps_of_replicas_whose_weights_stay_elsewhere_too() -> None:
+    governor = {"caps_w": [400, 600], "target": 0.5, "every_s": 1, "takes_s": 0}
+    data = generate_only(host_weight_bytes=5e9, host_link="pcie5-pinned", governor=governor)
+    costs = prepared_of(data).replicas["decode"].costs
+    assert isinstance(costs, Geared)
+    assert all(isinstance(gear, StreamedCosts) for gear in costs.gears)
 
 
 def test_a_model_larger_than_its_card_runs_with_the_rest_in_host_memory() -> None:
@@ -154,6 +165,34 @@ def test_bytes_of_a_pool_are_conserved_and_laws_hold_however_little_it_has() -> 
     law()
     needed = {"offloaded", "no room", "given up", "to another replica", "back to its own"}
     assert needed <= set(+reached), reached
+
+
+def test_a_pool_outlives_its_replicas_and_switches_go_on_after_breakdowns() -> None:
+    """Replicas break down every so often: what is in the pool stays there, what is on its way is gone, and no byte leaks."""
+    reached = Counter[str]()
+
+    @settings(max_examples=20)
+    @given(scenarios(), st.sampled_from([0.05, 0.2, 1.0]), st.booleans())
+    def law(data: dict[str, Any], mtbf_s: float, switches: bool) -> None:
+        for kind in data["workload"]["classes"].values():
+            kind["context"] = "grows"
+        data = broken(pooled(with_kv(data, 2), 1e11, bytes_per_s=1e9), "decode", mtbf_s, 0.01, retries=1)
+        data["assume"]["vllm"]["load_s"] = 0.01
+        if switches:
+            data = switched(data, policy="kv", above=0.2, below=0.1, weights="reload", link="pcie5-pinned")
+        prepared = prepared_of(data)
+        done, slow = run(prepared), run(prepared, stepwise=True)
+        alike(done, slow)
+        law_of_bytes(done, 1e11)
+        assert sorted(done.tables["tasks"]["task"]) == [task.id for task in prepared.drawn.tasks]
+        if (done.tables["tasks"]["outcome"] == 0).any():
+            assert done.result().energy.ledger_gap_fraction <= 1e-9
+        reached["lost"] += len(done.tables["losses"]["task"])
+        reached["offloaded"] += len(done.tables["memory"]["time_s"])
+        reached["both"] += bool(len(done.tables["losses"]["task"]) and len(done.tables["switches"]["device"]))
+
+    law()
+    assert {"lost", "offloaded", "both"} <= set(+reached), reached
 
 
 def test_a_pool_of_one_replica_with_a_free_link_is_its_own_host_memory() -> None:

@@ -30,6 +30,7 @@ from hsim.drivers.simulated import build
 from hsim.engine.environment import EngineEnvironment
 from hsim.engine.executor import ModelledTime
 from hsim.engine.life import run_tasks
+from hsim.engine.precision import Cost, Switching, SwitchSpec
 from hsim.errors import DescriptionError
 from hsim.log import Log
 from hsim.metrics.ledger import Window, keep_books
@@ -122,7 +123,7 @@ def test_laws_hold_whatever_goes_over_and_back() -> None:
             others, times = tables["switches"]["other"][mine], tables["switches"]["time_s"][mine]
             assert others.tolist() == [float(i % 2 == 0) for i in range(len(others))]
             assert all(b - a >= stay_s for a, b in pairwise(times))
-            law_of_first_steps(done, device, times, reached)
+            law_of_steps(done, device, times, reached)
             reached["over"] += 1
             reached["back"] += len(others) > 1
         reached["never"] += not len(tables["switches"]["device"])
@@ -135,21 +136,23 @@ def test_laws_hold_whatever_goes_over_and_back() -> None:
     assert {"over", "back", "never", "mixed", "a step that paid"} <= set(+reached), reached
 
 
-def law_of_first_steps(done: Run, device: int, times: Any, reached: Counter[str]) -> None:
-    """The step after a switch is alone in its row, and takes as long as its weights say and the switch beside."""
+def law_of_steps(done: Run, device: int, times: Any, reached: Counter[str]) -> None:
+    """Every run of decode steps takes as long as the weights of its time say; one that follows a switch is of one step, and
+    pays for it beside.
+    """
     spec = done.prepared.replicas["decode"]
     assert spec.switch
-    steps = done.steps_of(device)
-    for number, time_s in enumerate(times):
-        row = int(np.flatnonzero(steps["start_s"] == time_s)[0])
-        assert steps["steps"][row] == 1
-        if steps["chunk_tokens"][row]:
-            continue
-        costs, cost = (spec.switch.costs, spec.switch.over) if number % 2 == 0 else (spec.costs, spec.switch.back)
+    steps, starts = done.steps_of(device), set(times)
+    sets = ((spec.costs, spec.switch.back), (spec.switch.costs, spec.switch.over))
+    for row in np.flatnonzero(steps["chunk_tokens"] == 0):
+        start_s = steps["start_s"][row]
+        costs, cost = sets[int(np.searchsorted(times, start_s, side="right")) % 2]
         plain = costs.segment(StepShape(int(steps["decodes"][row]), int(steps["context_tokens"][row])))
-        assert steps["seconds"][row] == plain.seconds + cost.seconds
-        assert steps["joules"][row] == plain.joules + cost.joules
-        reached["a step that paid"] += 1
+        pays = start_s in starts
+        assert steps["seconds"][row] == plain.seconds + (cost.seconds if pays else 0)
+        assert steps["joules"][row] == plain.joules + (cost.joules if pays else 0)
+        assert steps["steps"][row] == 1 or not pays
+        reached["a step that paid"] += pays
 
 
 def events(data: dict[str, Any]) -> int:
@@ -226,6 +229,21 @@ def test_reading_other_weights_takes_their_bytes_over_all_links_side_by_side() -
     assert spec.over.seconds == pytest.approx(2 + weight_bytes(four) / (4 * 55.4e9))
     assert spec.over.joules == pytest.approx(weight_bytes(four) * 40e-12)
     assert spec.back.seconds > spec.over.seconds
+
+
+def test_nobody_goes_back_before_having_stayed() -> None:
+    costs = ComposedCosts(placed(), Figures({}))
+    spec = SwitchSpec(SWITCHES["waiting"], costs, 4, 2, 10.0, Cost(1.0, 5.0), Cost(0.5, 2.0), lambda _: 350)
+    log = Log()
+    switching = Switching(log, 7, spec, costs)
+    for now_s, waiting in ((0.0, 4), (1.0, 5), (2.0, 0), (10.9, 0), (11.0, 3), (12.0, 2), (13.0, 9), (22.0, 9)):
+        switching.look(now_s, waiting, 0.0)
+    assert log.switches.column("time_s") == [1.0, 12.0, 22.0]
+    assert log.switches.column("other") == [1.0, 0.0, 1.0]
+    shape = StepShape(1, 100)
+    paid, plain = switching.segment(shape), switching.segment(shape)
+    assert (paid.seconds - plain.seconds, paid.joules - plain.joules) == pytest.approx((1.0, 5.0))
+    assert paid.valid_steps == 1
 
 
 def test_between_the_bounds_nothing_changes() -> None:

@@ -108,6 +108,7 @@ def test_the_shipped_scenario_keeps_its_books_stepwise_and_coalesced(architectur
     result = done.result()
     assert result.energy is not None
     assert result.energy.ledger_gap_fraction <= 1e-9
+    assert any("pipeline is taken to be full" in w for w in result.warnings) == ("sram" in architecture)
     assert (result.money is None) == ("sram" in architecture)  # nobody published a price
 
 

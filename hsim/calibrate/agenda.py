@@ -330,7 +330,7 @@ def _payloads(target: Target) -> Iterator[Unit]:
             at: Parameters = {"by": manner, "bytes": n_bytes, "messages": 1}
             yield Unit("payload", target.device, at, worth + 1, PAYLOAD_S)
         at = {"by": manner, "bytes": PAYLOADS_BYTES[0], "messages": MESSAGES}
-        yield Unit("payload", target.device, at, 2, PAYLOAD_S)
+        yield Unit("payload", target.device, at, 1, PAYLOAD_S)
 
 
 # ---- CPU operations, and power

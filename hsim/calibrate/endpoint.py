@@ -309,16 +309,7 @@ class _Calibration:
         findings.laws += blackbox.load_laws(loads)
         power = self.files.power(mine, (sweep, model.request_s), findings, no_joules)
         findings.profiles |= self.files.profiles(model, table, limits, power)
-        noisy = {p.name: "; ".join(p.marks) for p in (*sweep.decode, *sweep.first, *sweep.joins) if p.marks}
-        failed = {row.key: row.reading.failure for row in mine if row.reading.failure}
-        more: dict[str, Any] = {
-            "noisy": noisy,
-            "failed": failed,
-            "left_out": self.left_out,
-            "pace": {key: round(value, 4) for key, value in sweep.pace.items()},
-            "said": (*said, *model.told),
-            "loads": [vars(point) | {"error_fraction": point.error_fraction} for point in loads],
-        }
+        more = self._more(mine, sweep, loads, (*said, *model.told))
         files = [write_fit(self.folder, findings, more), *write_profiles(self.options.out, findings)]
         scenario, written = self.files.scenario(model, table)
         return CalibrationReport(
@@ -328,16 +319,29 @@ class _Calibration:
             resumed=self.resumed,
             laws=tuple(findings.laws),
             left_out=tuple(self.left_out),
-            failed=failed,
-            noisy=noisy,
+            failed=more["failed"],
+            noisy=more["noisy"],
             unavailable=findings.unavailable,
             warnings=_warnings(mine, sweep, loads),
             files=(*files, *written),
             scenario=scenario,
             simulated=_simulated(scenario),
-            said=(*said, *model.told),
+            said=more["said"],
             loads=tuple(loads),
         )
+
+    def _more(
+        self, mine: Sequence[Row], sweep: Sweep, loads: Sequence[LoadPoint], said: tuple[str, ...]
+    ) -> dict[str, Any]:
+        """What fit.json holds beside laws."""
+        return {
+            "noisy": {p.name: "; ".join(p.marks) for p in (*sweep.decode, *sweep.first, *sweep.joins) if p.marks},
+            "failed": {row.key: row.reading.failure for row in mine if row.reading.failure},
+            "left_out": self.left_out,
+            "pace": {key: round(value, 4) for key, value in sweep.pace.items()},
+            "said": said,
+            "loads": [vars(point) | {"error_fraction": point.error_fraction} for point in loads],
+        }
 
     def _chosen(self, model: StepModel, sweep: Sweep) -> tuple[StepModel, Limits]:
         """The token budget and the cost of further chunks with which bursts are met best; no load is looked at."""

@@ -18,7 +18,7 @@ from hsim.calibrate.machine import Machine
 from hsim.calibrate.options import HeldOut, Law
 from hsim.calibrate.page import Fitted, contention_figures, fitted_figure, line_over, section, step_figures
 from hsim.calibrate.points import Point
-from hsim.calibrate.steptable import TableName, fit_steps, shape_of
+from hsim.calibrate.steptable import TableName, between_steps, fit_steps, shape_of
 from hsim.calibrate.work import CAPPED
 from hsim.costs.composed import ELEMENT_BYTES, ComposedCosts, Placement, working_precision
 from hsim.description.catalogue import load_model
@@ -527,7 +527,20 @@ def engine(points: Sequence[Point], target: Target, chip: Profile, cores: int, f
         cores, "assumed", "the cores that the decoder runs on" if on_cpu else "one process launches all kernels"
     )
     accelerator = known(0.0, "assumed", "none beside those of the replica")
-    return _engine(served, name, host | dict(zip(_HOST[2:], (reserved, replica, accelerator), strict=True)))
+    rest = dict(zip(_HOST[2:], (reserved, replica, accelerator), strict=True))
+    return _engine(served, name, host | rest)
+
+
+def with_the_loop(engine: Profile, points: Sequence[Point], target: Target, findings: Findings) -> Profile:
+    """The engine with what passes between steps in the live loop, for models whose steps are not in a table."""
+    loops, each = of(points, "loop"), engine[_HOST[1]]
+    if not loops or each["value"] is None:
+        return engine
+    step_s, sequence_s = between_steps(loops)
+    source = findings.source(target.device, "between two steps in the live loop")
+    more = {key: x + sequence_s if key in ("value", "low", "high") else x for key, x in each.items()}
+    more["source"] = f"{each['source']}; and {sequence_s:.3g} s for each, {source}"
+    return engine | {_HOST[1]: more, "host_s_per_step": known(step_s, "measured", source)}
 
 
 def step_table(points: Sequence[Point], target: Target, names: tuple[str, str], findings: Findings) -> StepTable | None:

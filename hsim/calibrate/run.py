@@ -274,6 +274,7 @@ class _Calibration:
             findings.profiles[table.name] = table.model_dump(mode="json")
         profiles.transfers(mine, target, findings)
         profiles.whole_layers(mine, target, (chip, engine), findings)
+        engine = profiles.with_the_loop(engine, mine, target, findings)
         count = (
             1
             if target.kind == "cpu"

@@ -101,13 +101,9 @@ def _in_the_loop(table: StepTable, loops: Sequence[Point]) -> StepTable:
     after the rests of calibration, of many slower than alone. Seconds are multiplied by what the same steps took, in
     proportion between the numbers of sequences that were tried.
     """
-    by_role = {role: sorted(_by_users(loops, role)) for role in (BETWEEN, LOOP_STEP)}
-    changes: dict[str, Any] = {}
-    if between := by_role[BETWEEN]:
-        (few, least_s), (many, most_s) = between[0], between[-1]
-        slope_s = max(0.0, (most_s - least_s) / (many - few)) if many > few else 0.0
-        changes = {"between_s": max(0.0, least_s - slope_s * few), "between_per_sequence_s": slope_s}
-    if steps := by_role[LOOP_STEP]:
+    changes: dict[str, Any] = dict(zip(("between_s", "between_per_sequence_s"), between_steps(loops), strict=True))
+    steps = sorted(_by_users(loops, LOOP_STEP))
+    if len(steps) >= FEWEST_POINTS:  # what one number of sequences shows says nothing of others
         alone = MeasuredCosts(table, SecondsAlone())
         times = [s / alone.segment(StepShape(int(n), int(n * LOOP_CONTEXT))).seconds for n, s in steps]
         factors = np.interp(table.decodes, [n for n, _ in steps], times)
@@ -116,6 +112,16 @@ def _in_the_loop(table: StepTable, loops: Sequence[Point]) -> StepTable:
         said = ", ".join(f"{factor:.2f} at {n:.0f}" for (n, _), factor in zip(steps, times, strict=True))
         changes["source"] = f"{table.source}; decode steps as in the live loop: times {said} sequences"
     return table.model_copy(update=changes)
+
+
+def between_steps(loops: Sequence[Point]) -> tuple[float, float]:
+    """Seconds that pass between two steps in the live loop: at all, and for each sequence. Zeros where it was not measured."""
+    between = sorted(_by_users(loops, BETWEEN))
+    if not between:
+        return 0.0, 0.0
+    (few, least_s), (many, most_s) = between[0], between[-1]
+    slope_s = max(0.0, (most_s - least_s) / (many - few)) if many > few else 0.0
+    return max(0.0, least_s - slope_s * few), slope_s
 
 
 def _by_users(loops: Sequence[Point], role: str) -> list[tuple[float, float]]:

@@ -242,6 +242,8 @@ class ComposedCosts:
         self._all_to_all = tuple(read.of(f"kernels.all_to_all.{x}") for x in peers) if exchange else None
         self._hop = tuple(read.of(f"kernels.hop.{x}") for x in peers) if self._stages > 1 else None
         self._read_host(read)
+        if self._stages > 1:
+            self.notes += ("its pipeline is taken to be full: a prompt that comes alone may take up to twice as long",)
         self._read_power(read)
         self._by_tokens: dict[int, _Tokens] = {}
         self._by_sequences: dict[int, _Tokens] = {}
@@ -324,6 +326,7 @@ class ComposedCosts:
         self._window_layers = model.window_layers
         self._full_layers = model.attended_layers - self._window_layers
         self._window_tokens = model.window.tokens if model.window else 0
+        self._attended = self._full_layers + self._window_layers
 
     def _read_elementwise(self, read: _Reader) -> None:
         model, self._elementwise_s = self._model, 0.0
@@ -500,8 +503,7 @@ class ComposedCosts:
 
     def timing(self, shape: StepShape) -> Timing:
         """Seconds of a step, without its joules."""
-        decodes, chunk_tokens, factor = shape.decodes, shape.chunk_tokens, self._factor
-        attended = self._full_layers + self._window_layers
+        decodes, chunk_tokens, factor, attended = shape.decodes, shape.chunk_tokens, self._factor, self._attended
         seconds = self._tokens(decodes + chunk_tokens).seconds + self._sequences(decodes + shape.chunks).seconds
         growth_s, valid_steps, context_step_s = 0.0, math.inf, 0.0
         if decodes:

@@ -17,7 +17,7 @@ class Sparsity:
 
     name: str
     kept_fraction: float
-    index_bytes: float
+    index_bytes_per_weight: float
     flops_speedup: float
     executed_fraction: float
     per_product_s: float
@@ -25,7 +25,7 @@ class Sparsity:
 
     def weight_bytes(self, precision: str) -> float:
         """Bytes of one weight of the dense model, on average: those that are kept, and where they stand."""
-        return self.kept_fraction * (ELEMENT_BYTES[precision] + self.index_bytes)
+        return self.kept_fraction * (ELEMENT_BYTES[precision] + self.index_bytes_per_weight)
 
     def product(self, law: Gemm, precision: str) -> Gemm:
         """A product with pruned weights: fewer bytes, other rates, and a longer launch."""
@@ -38,7 +38,7 @@ class Sparsity:
 def sparsity_of(profile: SparsityProfile, name: str, figures: Figures) -> Sparsity:
     """A pattern of the catalogue; the figures that times follow from must be known."""
     law, path = profile.patterns[name], f"patterns.{name}"
-    keys = ("kept_fraction", "index_bytes", "flops_speedup", "executed_fraction", "per_product_s")
+    keys = ("kept_fraction", "index_bytes_per_weight", "flops_speedup", "executed_fraction", "per_product_s")
     numbers = {key: figures.value(profile, f"{path}.{key}") for key in keys}
     known = law.quality_fraction.value is not None or f"{profile.name}.{path}.quality_fraction" in figures.assume
     quality = figures.value(profile, f"{path}.quality_fraction") if known else None

@@ -23,6 +23,7 @@ from hsim.runs.exports import scenario_text
 
 TILES = 4
 LATER = "Drawn when the simulation is done."
+INK, DARK_INK = "#1c2733", "#e6ebf0"  # of words that stand on colours; Streamlit's grey is too pale for them
 View = Callable[[State, System], None]
 
 
@@ -73,7 +74,9 @@ def plot(name: str, figure: Figure, **options: Any) -> None:
     """A figure in the page's own light or dark theme; margins grow with long names."""
     layout = {k: v for k, v in figure["layout"].items() if k != "template"}
     layout |= {k: {"automargin": True} | v for k, v in layout.items() if k.startswith(("xaxis", "yaxis"))}
-    shown = {"data": figure["data"], "layout": layout}
+    ink = {"color": DARK_INK if st.context.theme.type == "dark" else INK}
+    data = [trace | {"textfont": ink} if trace["type"] == "sankey" else trace for trace in figure["data"]]
+    shown = {"data": data, "layout": layout}
     st.plotly_chart(shown, width="stretch", key=key(f"plot-{name}"), config={"displaylogo": False}, **options)
 
 

@@ -342,7 +342,13 @@ def break_even(loads: Sequence[float], comparisons: Sequence[Comparison], load_u
         })  # fmt: skip
     axes = {
         "xaxis": {"title": {"text": load_unit}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "split less GPU-only"}, "ticksuffix": " %", "zeroline": True, "zerolinewidth": 2},
+        "yaxis": {
+            "title": {"text": "split less GPU-only"},
+            "ticksuffix": " %",
+            "rangemode": "tozero",
+            "zeroline": True,
+            "zerolinewidth": 2,
+        },
     }
     legend = {"orientation": "h", "x": 0, "y": 1.1}
     return {
@@ -400,13 +406,13 @@ Swing = tuple[str, Interval, Interval]  # an input, and what less and more of it
 
 
 def swings_of(names: Sequence[str], comparison: Comparison, figure: str) -> list[Swing]:
-    """What each input's two ends do to a figure, the widest first; without those that have no steady state."""
+    """What each input's two ends do to a figure, the widest first; without those that do nothing, or have no steady state."""
     found = []
     for number, name in enumerate(names):
         ends = []
         for differences in comparison.differences[2 * number : 2 * number + 2]:
             ends += [_in_percent(d) for d in differences if d.figure == figure and d.first]
-        if len(ends) == 2:
+        if len(ends) == 2 and any(end.value for end in ends):
             found.append((name, ends[0], ends[1]))
     return sorted(found, key=lambda swing: -max(abs(end.value or 0.0) for end in swing[1:]))
 

@@ -123,7 +123,8 @@ def _answer(found: Plan, state: State) -> None:
         st.button("Take this fleet", type="primary", key=key("take"), on_click=_take, args=(fleet.choices,))
     st.markdown(_effort(found))
     table(_why_not(found))
-    st.caption(f"{len(found.judged):,} fleets were judged; the {SHOWN} nearest to the answer are shown.")
+    if len(found.judged) > SHOWN:
+        st.caption(f"{len(found.judged):,} fleets were judged; the {SHOWN} nearest to the answer are shown.")
 
 
 def _effort(found: Plan) -> str:
@@ -144,7 +145,7 @@ def _why_not(found: Plan) -> Sequence[dict[str, str]]:
         {
             "fleet": judged.fleet.name,
             "USD an hour": "–" if judged.fleet.usd_per_h is None else f"{judged.fleet.usd_per_h:,.2f}",
-            "verdict": judged.verdict,
+            "verdict": "WORSE" if judged.by == "worse" else judged.verdict,
             "why": judged.reason,
         }
         for judged in nearest

@@ -140,7 +140,7 @@ def watch(slot: str, request: Request, draw: Callable[[Job], None], runner: str 
     def body() -> None:
         job = job_of(slot, request, runner)
         draw(job)
-        if running and job.ended:
+        if running == job.ended:  # it has ended, or was begun again: the page looks again by itself no more, or anew
             st.rerun()
 
     st.fragment(body, run_every=POLL_S if running else None)()

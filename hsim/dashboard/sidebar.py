@@ -183,6 +183,8 @@ def _placement(scenario: Scenario) -> None:
     for stage in Stages.model_fields:
         for serving in scenario.stages.pools(stage):
             serves.setdefault(serving, []).append(stage)
+    if scenario.keep:
+        serves.setdefault(scenario.keep.pool, []).append("what is kept")
     for name, pool in scenario.pools.items():
         part = pool.runs_on.rpartition(".")[2]
         fitting = [tier for tier, spec in scenario.fleet.items() if part == "cpu" or servers.get(spec.server, 1)]
@@ -240,6 +242,8 @@ def _toggled(widget: str, metric: str) -> Callable[[], None]:
 
 def _site(scenario: Scenario) -> None:
     site = scenario.site
+    if scenario.sites:
+        st.caption(f"Of tiers that stand in none of {', '.join(scenario.sites)}")
     number("PUE", "site.pue", site.pue, min_value=1.0, max_value=3.0, step=0.05)
     number("USD a kWh", "site.usd_per_kwh", site.usd_per_kwh, min_value=0.0, max_value=5.0, step=0.01)
     number("g CO2 a kWh", "site.gco2_per_kwh", site.gco2_per_kwh, min_value=0.0, max_value=2000.0, step=10.0)

@@ -86,7 +86,7 @@ def _trace_uploaded(widget: str) -> None:
 
 def needs_trace(question: Question, file: str) -> None:
     """Say what a shipped scenario waits for, take it, and offer others that need nothing."""
-    st.info(f"**{question.base}** replays the trace {file}. {about(question.base)}")
+    st.info(f"**{question.base}** waits for a file. {about(question.base) or f'It is {file}, and is not shipped.'}")
     st.markdown("##### Upload it, or a trace of your own")
     trace_upload("missing")
     st.markdown("##### Or take a scenario that needs nothing")

@@ -61,9 +61,9 @@ def _draw(job: Job, state: State, previews: Sequence[Job]) -> None:
         return
     here, there = comparison.studies
     st.markdown(f"### {says_difference(comparison)}")
-    for title, study in (("Now", here), ("With the change", there)):
+    for title, study, other in (("Now", here, there), ("With the change", there, here)):
         st.caption(title)
-        tile_row(tiles(study, state))
+        tile_row(tiles(study, state, other if other.latency else None))
     progress("what-if", job)
     if comparison.differences and comparison.differences[0]:
         plot("differences", pictures.what_changes(comparison.differences[0]))

@@ -92,9 +92,12 @@ def fleet_words(system: System) -> str:
 # ---- the four figures
 
 
-def tiles(found: Study | Result, state: State) -> list[Tile]:
-    """Latency, energy, money and CO2, in the units that were chosen."""
+def tiles(found: Study | Result, state: State, beside: Study | None = None) -> list[Tile]:
+    """Latency, energy, money and CO2, in the units that were chosen; the latency at a quantile that `beside` has too."""
     figures = found.figures() if isinstance(found, Study) else _one_path(found)
+    if beside is not None:
+        there = {name for name, interval in beside.figures().items() if interval.value is not None}
+        figures = {name: interval for name, interval in figures.items() if name in there or "." not in name}
     each, thousand = ("a task", "1,000 tasks") if state.per == "task" else ("of 1k tokens", "1M tokens")
     why = found.unavailable
     return [

@@ -353,7 +353,7 @@ class WireProfile(Profile):
 
 
 class SparsityLaw(Strict):
-    """Weights of which kept_fraction are left, each with index_bytes that say where it stood.
+    """Weights of which kept_fraction are left, each with index_bytes_per_weight that say where it stood.
 
     Products of them go flops_speedup times as fast as dense ones where FLOPs bound them, execute executed_fraction of the
     FLOPs, and take per_product_s more; a model keeps quality_fraction of its scores. `chips` have such products; an empty
@@ -362,7 +362,7 @@ class SparsityLaw(Strict):
 
     chips: tuple[str, ...] = ()
     kept_fraction: Figure
-    index_bytes: Figure
+    index_bytes_per_weight: Figure
     flops_speedup: Figure
     executed_fraction: Figure
     per_product_s: Figure

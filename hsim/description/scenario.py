@@ -380,6 +380,8 @@ class EnginePool(Strict):
         if self.governor and self.power_cap_w is not None:
             raise ValueError("power_cap_w is set, and a governor too; leave one of them out")
         if self.governor and self.switch:
+            raise ValueError("switch and governor both change what a step costs; leave one of them out")
+        if self.governor and self.switch:
             raise ValueError("a governor is set, and a switch of weights too; leave one of them out")
         if not self.on_cores:
             if self.cores_per_replica is not None:

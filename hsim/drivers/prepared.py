@@ -308,7 +308,11 @@ def _switch(system: System, name: str, own: Placement, other: Placement) -> Swit
 def _step_costs(system: System, name: str, placement: Placement) -> StepCosts:
     """The costs of a replica's steps, and of reading weights before them that stay elsewhere."""
     costs = _kernel_costs(system, name, placement)
-    return StreamedCosts(costs, placement, system.figures) if placement.streamed else costs
+    if not placement.streamed:
+        return costs
+    if isinstance(costs, Geared):  # a governor shifts what it knows
+        return Geared([StreamedCosts(gear, placement, system.figures) for gear in costs.gears])
+    return StreamedCosts(costs, placement, system.figures)
 
 
 def _kernel_costs(system: System, name: str, placement: Placement) -> StepCosts:

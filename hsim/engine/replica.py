@@ -441,22 +441,25 @@ class Replica:
         """Book the run's steps up to `upto`, which ended now or at end_s: shares, the log's row, tokens, blocks."""
         segment, shape, first = run.segment, run.shape, run.taken
         now = self.env.now if end_s is None else end_s
-        steps = upto - first
-        start_s = run.end_s(first) if first else run.start_s
+        steps, decodes, start_s = upto - first, shape.decodes, run.start_s
+        seconds, joules, chunk_context_tokens = segment.seconds, segment.joules, shape.chunk_context_tokens
+        if first:
+            start_s = run.end_s(first)
+            seconds += first * segment.seconds_growth
+            joules += first * segment.joules_growth
+            chunk_context_tokens += first * shape.chunk_tokens
         host_j, cores = self.host.joules_per_core(), self.spec.host_cores
         host_dynamic_j, self._host_mark_j = cores * (host_j - self._host_mark_j), host_j
         self._shares.add(run, upto, now - start_s, (self._step, self._context_tokens), host_dynamic_j)
         self.log.steps.append((
-            self.index, start_s, now, steps, shape.decodes, self._context_tokens,
-            shape.chunk_tokens, shape.chunk_context_tokens + first * shape.chunk_tokens,
-            segment.seconds + first * segment.seconds_growth, segment.seconds_growth,
-            segment.joules + first * segment.joules_growth, segment.joules_growth,
+            self.index, start_s, now, steps, decodes, self._context_tokens, shape.chunk_tokens, chunk_context_tokens,
+            seconds, segment.seconds_growth, joules, segment.joules_growth,
         ))  # fmt: skip
-        self._context_tokens += steps * shape.decodes
+        self._context_tokens += steps * decodes
         self._outstanding_tokens -= steps * run.step_tokens
         self._step += steps
         run.taken = upto
-        if self._decodes:
+        if decodes:
             self._take_blocks_before(self._step)
 
     def _take_due_blocks(self) -> None:

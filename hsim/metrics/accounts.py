@@ -103,6 +103,7 @@ def _ends(system: System) -> dict[str, tuple[str, ...]]:
     ends = {name: (site_of_link(scenario, name),) for name in system.networks}
     ends |= {host_memory(name): (site_of_pool(scenario, name),) for name in system.host_links}
     ends |= {name: (scenario.site_of(memory.on),) for name, memory in scenario.memory.items()}
+    ends |= {name: (scenario.site_of(memory.on),) for name, memory in scenario.memory.items()}
     known = (*scenario.sites, HERE)
     return ends | {f"{a}-{b}": (a, b) for a in known for b in known if f"{a}-{b}" in scenario.site_links}
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hsim.log import Log, Outcome, Power, Stage
+from hsim.log import Log, Outcome, Power, Service, Stage
 from hsim.workload.tasks import Task
 
 Column = NDArray[Any] | list[str]
@@ -25,11 +25,14 @@ WHAT = {
     "cores": "from each time on, so many cores of a server are busy",
     "preemptions": "sequences put back into the queue for want of KV cache, and the tokens to be computed again",
     "states": "from each time on, a server (device empty) or an engine on it is in a power state; before, on and loaded",
+    "service": "from each time on, a device of a pool takes new work (open), does not (closed), or has broken down; before, open",
+    "losses": "prompts that were lost with their device, and what had been computed of them",
+    "caps": "from each time on, the power cap of each accelerator of a pool, from its next step on",
     "devices": "accelerator groups and the CPU packages of servers, with what they draw when idle",
 }
 NAMED = {"seconds": "first_step_s", "seconds_growth": "growth_s", "joules": "first_step_j", "joules_growth": "growth_j"}
 COUNTS = ("task", "round", "input_tokens", "output_tokens", "steps", "decodes", "context_tokens", "chunk_tokens",
-          "chunk_context_tokens", "busy_cores", "computed_tokens")  # fmt: skip
+          "chunk_context_tokens", "busy_cores", "computed_tokens", "prefilled_tokens")  # fmt: skip
 
 
 def unit_of(column: str) -> str:
@@ -58,6 +61,9 @@ def frames_of(log: Log, tasks: Sequence[Task]) -> dict[str, Frame]:
                   "busy_cores": tables["cores"]["busy"]},
         "preemptions": {"device": _named(chips, tables["preemptions"]["device"])} | _without(tables["preemptions"], "device"),
         "states": _states(tables["states"], chips, hosts),
+        "service": _service(log, tables["service"], chips, hosts),
+        "losses": {"device": _named(chips, tables["losses"]["device"])} | _without(tables["losses"], "device"),
+        "caps": {"pool": _named(np.array([*log.pools]), tables["caps"]["pool"])} | _without(tables["caps"], "pool"),
         "devices": _devices(log),
     }  # fmt: skip
     return {
@@ -142,6 +148,17 @@ def _states(states: Any, chips: NDArray[Any], hosts: NDArray[Any]) -> Frame:
         "device": _named(np.append(chips, ""), states["device"]),  # -1, the last, is the server itself
         "time_s": states["time_s"],
         "state": _named(np.array([state.name.lower() for state in Power]), states["state"]),
+    }
+
+
+def _service(log: Log, service: Any, chips: NDArray[Any], hosts: NDArray[Any]) -> Frame:
+    on_chips, at = log.on_engines(service), service["device"].astype(np.int64)
+    devices = np.where(on_chips, chips[np.where(on_chips, at, 0)], hosts[np.where(on_chips, 0, at)])
+    return {
+        "pool": _named(np.array([*log.pools]), service["pool"]),
+        "device": list(devices.tolist()),
+        "time_s": service["time_s"],
+        "state": _named(np.array([state.name.lower() for state in Service]), service["state"]),
     }
 
 

@@ -11,15 +11,11 @@ from rich.text import Text
 from hsim.metrics.result import Interval
 from hsim.report.tables import VERDICT_STYLES, _cell, _table
 from hsim.sweeps import Row, Sweep
+from hsim.units import plain_error
 
 SHOWN = 60  # rows; the file has all
-FIGURES = {
-    "tasks_per_s": ("Throughput", "tasks/s"),
-    "tst_j": ("TST", "J"),
-    "usd_per_task": ("cost a task", "USD"),
-    "e2e.mean_s": ("e2e mean", "s"),
-    "e2e.p95_s": ("e2e p95", "s"),
-}
+FIGURES = {"tst_j": ("TST", "J"), "e2e.mean_s": ("e2e mean", "s"), "e2e.p95_s": ("e2e p95", "s")}
+PLAIN = {"tasks_per_s": ("tasks/s", 1), "usd_per_task": ("USD for 1,000", 1000)}  # whose title says the unit
 
 
 def sweep_tables(found: Sweep) -> RenderableType:
@@ -28,10 +24,11 @@ def sweep_tables(found: Sweep) -> RenderableType:
     names = [path.rpartition(".")[2] for path in found.paths]
     # A last word that two paths share says nothing.
     titles = [name if names.count(name) == 1 else path for name, path in zip(names, found.paths, strict=True)]
-    table = _table(*titles, *(title for title, _ in FIGURES.values()), "verdict")
+    table = _table(*titles, *(title for title, _ in (PLAIN | FIGURES).values()), "verdict")
     for row in found.rows[:SHOWN]:
         verdict = row["verdict"] or "–"
-        cells = [_figure(row, name, unit) for name, (_, unit) in FIGURES.items()]
+        cells = [_plain(row, name, times) for name, (_, times) in PLAIN.items()]
+        cells += [_figure(row, name, unit) for name, (_, unit) in FIGURES.items()]
         shown = Text(verdict, style=VERDICT_STYLES.get(verdict, "" if verdict == "–" else "bold red"))
         table.add_row(*(_value(row[path]) for path in found.paths), *cells, shown)
     lines = [Text(f"{len(found.rows) - SHOWN} more rows are not shown.")] if len(found.rows) > SHOWN else []
@@ -52,3 +49,10 @@ def _figure(row: Row, name: str, unit: str) -> str:
     if name not in row:
         return "–"
     return _cell(Interval(row[name], row[f"{name}.low"], row[f"{name}.high"]), unit)
+
+
+def _plain(row: Row, name: str, times: float) -> str:
+    value, half = row.get(name), row.get(f"{name}.half_width")
+    if value is None:
+        return "–"
+    return f"{times * value:.4g}" if half is None else plain_error(times * value, times * half)
