@@ -254,7 +254,7 @@ def scenarios(draw: Any, crowded: bool = False, routers: Sequence[str] = ROUTERS
 
 
 @st.composite
-def far_scenarios(draw: Any, crowded: bool = False) -> dict[str, Any]:
+def far_scenarios(draw: Any, crowded: bool = False, kept: bool = False) -> dict[str, Any]:
     """Small random scenarios at two sites, some with a model at the edge that keeps tasks, prices by the hour or not."""
     data = draw(scenarios(crowded))
     hours = [draw(st.floats(0, 1)) for _ in range(24)] if draw(st.booleans()) else None
@@ -276,7 +276,7 @@ def far_scenarios(draw: Any, crowded: bool = False) -> dict[str, Any]:
         data["fleet"]["cpu-tier"]["site"] = draw(st.sampled_from(["edge", "cloud"]))
         if data["fleet"]["cpu-tier"]["site"] == "edge":
             del data["links"]
-    if draw(st.booleans()):
+    if kept or draw(st.booleans()):
         data["fleet"]["edge-tier"] = {"server": "l4-1", "count": 1, "site": "edge"}
         data["pools"]["small"] = {
             "runs_on": "edge-tier.gpu",

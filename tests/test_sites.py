@@ -200,7 +200,7 @@ def check(law: Callable[[Run, Counter[str]], None], needed: set[str], examples: 
     reached = Counter[str]()
 
     @settings(max_examples=examples)
-    @given(st.one_of(far_scenarios(), far_scenarios(crowded=True)))
+    @given(st.one_of(far_scenarios(), far_scenarios(kept=True), far_scenarios(crowded=True, kept=True)))
     def on_any_scenario(data: dict[str, Any]) -> None:
         law(run(prepared_of(data)), reached)
 

@@ -140,11 +140,6 @@ def test_laws_hold_with_every_policy_and_little_memory() -> None:
     """No task is lost, no block leaks, joules balance, and coalesced equals step by step."""
     reached = Counter[str]()
 
-    @settings(max_examples=50)
-    @given(
-        st.one_of(scenarios(), scenarios(crowded=True)), st.sampled_from(sorted(GAPS)), st.sampled_from([1.0, 1.6, 4.0]),
-        st.sampled_from([None, 0.3]),
-    )  # fmt: skip
     def law(data: dict[str, Any], policy: str, room: float, timeout_s: float | None) -> None:
         for kind in data["workload"]["classes"].values():
             kind["context"] = "grows"
@@ -176,7 +171,10 @@ def test_laws_hold_with_every_policy_and_little_memory() -> None:
         reached["preempted"] += len(tables["preemptions"]["task"])
         reached["given up"] += int((tables["tasks"]["outcome"] == 1).sum())
 
-    law()
+    rooms, limits = st.sampled_from([1.0, 1.6, 4.0]), st.sampled_from([None, 0.3])
+    for policy in sorted(GAPS):  # each so often: left to chance, one may hardly come up
+        drawn = given(st.one_of(scenarios(), scenarios(crowded=True)), st.just(policy), rooms, limits)
+        settings(max_examples=6)(drawn(law))()
     assert {"hold", "offload", "drop", "preempted", "given up", "evicted"} <= set(+reached), reached
 
 

@@ -342,7 +342,13 @@ def break_even(loads: Sequence[float], comparisons: Sequence[Comparison], load_u
         })  # fmt: skip
     axes = {
         "xaxis": {"title": {"text": load_unit}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "split less GPU-only"}, "ticksuffix": " %", "zeroline": True, "zerolinewidth": 2},
+        "yaxis": {
+            "title": {"text": "split less GPU-only"},
+            "ticksuffix": " %",
+            "rangemode": "tozero",
+            "zeroline": True,
+            "zerolinewidth": 2,
+        },
     }
     legend = {"orientation": "h", "x": 0, "y": 1.1}
     return {
