@@ -184,9 +184,9 @@ MUTANTS = (
     Mutant("failures: a lost visit is asked for anew", "metrics/measured.py", "rows_of({**visits, \"ready_s\": asked_s[which.ravel()]}, ~lost)", "rows_of(visits, ~lost)", CUT),
     Mutant("service: whoever goes takes new work", "engine/service.py", "if (member := self.members.get(d.index)) is None or member.is_open]", "if True]", OUT),
     Mutant("service: open before it is up", "engine/service.py", "opens = wanted and (self.is_open or self.sleeper.up)", "opens = wanted", "test_elastic.py::test_a_schedule_switches_servers_on_and_off_at_its_hours"),
-    Mutant("power: who broke down while booting comes up", "engine/power.py", "if self._up_at_s != self.env.now: return", "pass", OUT),
+    Mutant("power: who broke down while booting comes up", "engine/power.py", "if self._up_at_s != self.env.now: return", "pass", "test_elastic.py::test_what_breaks_down_while_it_boots_is_down_until_it_has_booted_again"),
     Mutant("scaling: fewer without a cooldown", "engine/scaling.py", "self.env.now - self._changed_s < self.spec.cooldown_s", "False", "test_elastic.py::test_a_reactive_scaler_follows_a_burst_and_lets_go_after_its_cooldown"),
-    Mutant("governor: the step under way goes on for good", "engine/governing.py", "replica.replan()", "pass", "test_elastic.py::test_caps_follow_the_load_alike_in_both_modes_and_no_step_draws_more"),
+    Mutant("governor: the step under way goes on for good", "engine/governing.py", "replica.replan()", "pass", "test_elastic.py::test_a_lower_cap_holds_from_the_next_step_on"),
     # contexts in tool gaps
     Mutant("gaps: what is held is free still", "engine/kv.py", "self.free_blocks -= blocks self._kept[key] = blocks", "self._kept[key] = blocks", GAP),
     Mutant("gaps: what went to host memory stays here too", "engine/gaps.py", "del self._moving[key] self._drop(key)", "del self._moving[key]", GAP),

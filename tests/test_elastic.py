@@ -16,10 +16,13 @@ from test_exact import UNIT_S, GridCosts
 from test_laws import JOULES, TICK, TICK_S, TIMES, on_a_grid
 
 from hsim.drivers.live import run_live
+from hsim.engine.environment import EngineEnvironment
 from hsim.engine.pool import Pool
+from hsim.engine.power import Sleep, Sleeper
 from hsim.engine.replica import Replica
+from hsim.engine.service import Unit
 from hsim.errors import DescriptionError
-from hsim.log import Outcome, Power, Service, Stage
+from hsim.log import Log, Outcome, Power, Service, Stage
 from hsim.metrics.ledger import Window, keep_books
 from hsim.metrics.power import facility_joules
 from hsim.metrics.service import in_service
@@ -128,6 +131,19 @@ def test_a_job_on_a_server_that_breaks_down_begins_anew_and_its_part_is_paid() -
     np.testing.assert_allclose(rows["started_s"], [tool["started_s"], cut_s + 5.0 + BOOT_S])
     np.testing.assert_allclose(rows["dynamic_j"], [tool["dynamic_j"] / 2, tool["dynamic_j"]], rtol=1e-9)
     assert len(done.visits_of(stage=Stage.GENERATE)["task"]) == 1
+
+
+def test_what_breaks_down_while_it_boots_is_down_until_it_has_booted_again() -> None:
+    env, log = EngineEnvironment(), Log()
+    unit = Unit(0, Sleeper(env, log, (0, -1), Sleep(float("inf"), 10.0)))
+    unit.break_down()
+    unit.mend()
+    env.call_at(5.0, 0, lambda _: unit.break_down())
+    env.call_at(20.0, 0, lambda _: unit.mend())
+    env.run_out()
+    states = log.states.arrays()
+    assert states["time_s"].tolist() == [0, 0, 5, 20, 30]
+    assert states["state"].tolist() == [Power.OFF, Power.BOOT, Power.OFF, Power.BOOT, Power.IDLE]
 
 
 def test_two_fleets_see_the_same_breakdowns() -> None:
@@ -511,6 +527,20 @@ def test_a_governor_that_stays_at_a_cap_is_that_cap() -> None:
                 np.testing.assert_array_equal(values, follows.tables[table][column], err_msg=f"{table}.{column}")
         shifts = follows.tables["caps"]["cap_w"].tolist()
         assert shifts == ([] if cap_w == 690 else [400])
+
+
+def test_a_lower_cap_holds_from_the_next_step_on() -> None:
+    """In the middle of answers that decode together: the clock falls at the boundary after the shift."""
+    data = generate_only()
+    data["workload"] |= {"tasks": 64, "arrivals": {"kind": "uniform", "rate_per_s": 1e4}}
+    data["workload"]["classes"]["chat"] |= {"input_tokens": 1000, "output_tokens": 400, "max_output_tokens": 400}
+    done = run(prepared_of(governed(data, 1.0, every_s=4.0, takes_s=0.5)))
+    steps, (shift_s,) = done.steps, done.tables["caps"]["time_s"]
+    watts = done.log.accelerators[0].idle_w + steps["joules"] / steps["seconds"]
+    before = steps["start_s"] <= shift_s
+    assert (watts[before & (steps["chunk_tokens"] == 0)] > 450).any()
+    assert (watts[~before] <= 400 * (1 + 1e-9)).all()
+    assert steps["end_s"][before].max() - shift_s < 2 * steps["seconds"][before][-1]
 
 
 def test_caps_follow_the_load_alike_in_both_modes_and_no_step_draws_more() -> None:
