@@ -111,7 +111,7 @@ MUTANTS = (
     Mutant("life: nobody waits outside", "engine/life.py", "and visit.outside_wait_s and not visit.outcome: yield env.at(env.now + visit.outside_wait_s, task.id)", "and visit.outside_wait_s < 0:\n                yield env.at(env.now, task.id)", ALONE),
     Mutant("life: deadlines count from each visit", "engine/life.py", "if deadline_s < math.inf: env.call_at(deadline_s, TASK_GOES_ON + task.id", "if deadline_s < math.inf:\n                env.call_at(env.now + task.timeout_s, TASK_GOES_ON + task.id", GIVEN_UP),
     Mutant("life: nobody is given up", "engine/life.py", "if not visit.done.triggered:", "if False:", GIVEN_UP),
-    Mutant("life: who is given up goes on", "engine/life.py", "if outcome or env.now >= deadline_s:", "if env.now >= 2 * deadline_s:", GIVEN_UP),
+    Mutant("life: nobody is given up while being served", "engine/life.py", "if deadline_s < math.inf: env.call_at(deadline_s, TASK_GOES_ON + task.id", "if False:\n                env.call_at(deadline_s, TASK_GOES_ON + task.id", GIVEN_UP),
     Mutant("life: users do not think", "engine/life.py", "env.at(env.now + task.think_s, task.id)", "env.at(env.now, task.id)", USERS),
     Mutant("life: users do not wait for answers", "engine/life.py", "yield from live(env, log, pipeline, task)", "env.process(live(env, log, pipeline, task))", USERS),
     Mutant("life: a task sheds nothing", "engine/life.py", "place, outcome = pool.name, visit.outcome", "place, outcome = pool.name, Outcome.SERVED", "test_life.py::test_a_visit_that_finds_a_full_queue_is_shed[1]"),
