@@ -55,6 +55,17 @@ def test_more_users_have_the_same_tasks() -> None:
 # ---- deadlines and full queues
 
 
+def test_who_is_given_up_on_the_way_never_queues() -> None:
+    """The link to the engine takes longer than clients wait: nobody prompts it, though tools were in time."""
+    data = agents()
+    data["workload"]["tasks"] = 8
+    data["workload"]["classes"]["agent"]["timeout_s"] = 50.0
+    data["assume"]["ethernet-100g"] = {"latency_s": 60.0}
+    done = run(prepared_of(data))
+    assert set(done.visits["stage"]) == {Stage.UNDERSTAND, Stage.TOOL}
+    assert (done.tables["tasks"]["outcome"] == Outcome.TIMED_OUT).all()
+
+
 def test_who_is_given_up_leaves_a_queue_at_once_a_replica_at_the_next_boundary_and_a_core_when_it_is_done() -> None:
     reached = Counter[str]()
 
