@@ -109,10 +109,10 @@ MUTANTS = (
     # the life of a task
     Mutant("life: a message weighs nothing beside its tokens", "engine/life.py", "return pipeline.bytes_per_message + pipeline", "return pipeline", ALONE),
     Mutant("life: nobody waits outside", "engine/life.py", "and visit.outside_wait_s and not visit.outcome: yield env.at(env.now + visit.outside_wait_s, task.id)", "and visit.outside_wait_s < 0:\n                yield env.at(env.now, task.id)", ALONE),
-    Mutant("life: deadlines count from each visit", "engine/life.py", "if deadline_s < math.inf: env.call_at(deadline_s, TASK_GOES_ON + task.id", "if deadline_s < math.inf:\n                env.call_at(env.now + task.timeout_s, TASK_GOES_ON + task.id", GIVEN_UP),
+    Mutant("life: deadlines count from each visit", "engine/life.py", "elif env.now < deadline_s: yield _submitted(env, visit, pool, deadline_s)", "elif env.now < deadline_s:\n            yield _submitted(env, visit, pool, env.now + task.timeout_s)", GIVEN_UP),
     Mutant("life: nobody is given up", "engine/life.py", "if not visit.done.triggered:", "if False:", GIVEN_UP),
-    Mutant("life: nobody is given up while being served", "engine/life.py", "if deadline_s < math.inf: env.call_at(deadline_s, TASK_GOES_ON + task.id", "if False:\n                env.call_at(deadline_s, TASK_GOES_ON + task.id", GIVEN_UP),
-    Mutant("life: who is given up on the way queues all the same", "engine/life.py", "elif env.now < deadline_s: served = pool.submit(visit)", "elif env.now < deadline_s + 60:\n            served = pool.submit(visit)", "test_life.py::test_who_is_given_up_on_the_way_never_queues"),
+    Mutant("life: nobody is given up while being served", "engine/life.py", "if deadline_s < math.inf: env.call_at(deadline_s, TASK_GOES_ON + visit.task", "if False:\n        env.call_at(deadline_s, TASK_GOES_ON + visit.task", GIVEN_UP),
+    Mutant("life: who is given up on the way queues all the same", "engine/life.py", "elif env.now < deadline_s: yield _submitted(", "elif env.now < deadline_s + 60:\n            yield _submitted(", "test_life.py::test_who_is_given_up_on_the_way_never_queues"),
     Mutant("life: users do not think", "engine/life.py", "env.at(env.now + task.think_s, task.id)", "env.at(env.now, task.id)", USERS),
     Mutant("life: users do not wait for answers", "engine/life.py", "yield from live(env, log, pipeline, task)", "env.process(live(env, log, pipeline, task))", USERS),
     Mutant("life: a task sheds nothing", "engine/life.py", "place, outcome = pool.name, visit.outcome", "place, outcome = pool.name, Outcome.SERVED", "test_life.py::test_a_visit_that_finds_a_full_queue_is_shed[1]"),

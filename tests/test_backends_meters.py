@@ -278,8 +278,9 @@ def test_a_counter_is_read_often_enough_not_to_miss_a_wrap():
     counter.close()
 
 
-def test_no_permission_is_told_apart_from_no_rapl(sysfs, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "zeus", None)
+@pytest.fixture
+def for_root_only(monkeypatch):
+    """Counters of RAPL that this user may not read."""
     read_text = Path.read_text
 
     def refusing(self, *args, **kwargs):
@@ -288,6 +289,10 @@ def test_no_permission_is_told_apart_from_no_rapl(sysfs, tmp_path, monkeypatch):
         return read_text(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "read_text", refusing)
+
+
+def test_no_permission_is_told_apart_from_no_rapl(sysfs, for_root_only, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zeus", None)
     for meter in rapl_meters(sysfs):
         assert meter.joules() is None
         assert "may not be read by this user; only root may" in meter.unavailable_reason
@@ -361,15 +366,7 @@ def test_without_boards_without_zeus_and_with_neither_are_told_apart(nvml, zeus,
     assert "NVML Shared Library Not Found" in meter.unavailable_reason
 
 
-def test_packages_that_only_a_daemon_may_read_are_read_by_zeus(sysfs, zeus, monkeypatch):
-    read_text = Path.read_text
-
-    def refusing(self, *args, **kwargs):
-        if self.name == "energy_uj":
-            raise PermissionError(13, "Permission denied")
-        return read_text(self, *args, **kwargs)
-
-    monkeypatch.setattr(Path, "read_text", refusing)
+def test_packages_that_only_a_daemon_may_read_are_read_by_zeus(sysfs, zeus, for_root_only):
     (meter,) = rapl_meters(sysfs)
     assert "may not be read by this user" in meter.unavailable_reason
     assert "zeus: NVML and AMDSMI unavailable" in meter.unavailable_reason

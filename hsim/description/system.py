@@ -245,26 +245,13 @@ def resolve(scenario: Scenario, document: Document) -> System:
         figures.documents[profile.name] = found
         return profile
 
-    tiers = {}
-    for name, tier in scenario.fleet.items():
-        server: ServerProfile = find(tier.server, ServerProfile, ("fleet", name, "server"))
-        own = figures.documents[server.name]
-        cpu = find(server.cpu, CpuProfile, ("cpu",), own)
-        chip = None
-        if server.accelerators:
-            chip = find(server.accelerators.chip, AcceleratorProfile, ("accelerators", "chip"), own)
-        tiers[name] = Tier(name, tier.count, server, cpu, chip)
+    tiers = _tiers(scenario, figures, find)
     engines = {
         name: find(pool.engine, EngineProfile, ("pools", name, "engine"))
         for name, pool in scenario.pools.items()
         if isinstance(pool, EnginePool)
     }
-    networks = {name: find(link, LinkProfile, ("networks", name)) for name, link in scenario.networks.items()}
-    paths = {}
-    for name, way in scenario.links.items():
-        if isinstance(way, str):  # a link of their own
-            networks[name] = find(way, LinkProfile, ("links", name))
-        paths[_ends(name, scenario, document)] = (name,) if isinstance(way, str) else tuple(way)
+    networks, paths = _networks(scenario, document, find)
     beside = Path(document.file).parent
     model = load_model(scenario.model, document.where(("model",)), beside)
     models = {
@@ -281,17 +268,43 @@ def resolve(scenario: Scenario, document: Document) -> System:
     system = System(scenario, document, model, tiers, engines, networks, paths, tools, figures, models=models)
     system = replace(system, wires=_wires(system, find), host_links=host_links)
     system = replace(system, sparsity=_sparsity(system, find), switch_links=_switch_links(system, find))
-    memories = scenario.memory.items()
-    system = replace(
-        system,
-        memory_links={name: find(memory.link, LinkProfile, ("memory", name, "link")) for name, memory in memories},
-    )
+    memory_links = {
+        name: find(memory.link, LinkProfile, ("memory", name, "link")) for name, memory in scenario.memory.items()
+    }
+    system = replace(system, memory_links=memory_links)
     system = replace(system, step_tables=_step_tables(system, find))
     _check_tools(system)
     _check_models(system)
     _check_fit_on_servers(system)
     _check_links(system)
     return system
+
+
+def _tiers(scenario: Scenario, figures: Figures, find: Callable[..., Any]) -> dict[str, Tier]:
+    """The servers of each tier, with what stands in them."""
+    tiers = {}
+    for name, tier in scenario.fleet.items():
+        server: ServerProfile = find(tier.server, ServerProfile, ("fleet", name, "server"))
+        own = figures.documents[server.name]
+        cpu = find(server.cpu, CpuProfile, ("cpu",), own)
+        chip = None
+        if server.accelerators:
+            chip = find(server.accelerators.chip, AcceleratorProfile, ("accelerators", "chip"), own)
+        tiers[name] = Tier(name, tier.count, server, cpu, chip)
+    return tiers
+
+
+def _networks(
+    scenario: Scenario, document: Document, find: Callable[..., Any]
+) -> tuple[dict[str, LinkProfile], dict[frozenset[str], tuple[str, ...]]]:
+    """All links between pools by name, and for each two pools the links on their way."""
+    networks = {name: find(link, LinkProfile, ("networks", name)) for name, link in scenario.networks.items()}
+    paths = {}
+    for name, way in scenario.links.items():
+        if isinstance(way, str):  # a link of their own
+            networks[name] = find(way, LinkProfile, ("links", name))
+        paths[_ends(name, scenario, document)] = (name,) if isinstance(way, str) else tuple(way)
+    return networks, paths
 
 
 def _wires(system: System, find: Callable[..., Any]) -> WireProfile:

@@ -72,15 +72,8 @@ def build(env: EngineEnvironment, log: Log, prepared: Prepared, executor: Execut
             for replica in pools[name].devices:
                 assert isinstance(replica, Replica)
                 replica.share(memories[gaps.memory])
-    for name, cores in prepared.cores.items():
-        tier = prepared.system.tier_of(name)
-        pool = prepared.system.core_pools()[name]
-        batching = (pool.max_batch, pool.batch_window_s)
-        kind = BreakableCores if prepared.elastic and prepared.elastic.breaks(name) else Cores
-        devices = [kind(env, host, cores, executor, batching) for host in hosts[tier.name]]
-        pools[name] = _pool(env, log, prepared, name, devices)
-        what = f"{cores} cores on each of {tier.count} x {tier.server.name}"
-        log.pools[name] = PoolRecord(what, False, tuple(d.index for d in devices), cores * tier.count)
+    for name in prepared.cores:
+        pools[name] = _core_pool(env, log, prepared, name, hosts[prepared.system.tier_of(name).name], executor)
     if prepared.elastic:
         assemble(env, prepared.elastic, hosts, pools)
     links = _links(env, log, prepared)
@@ -184,6 +177,18 @@ def _hosts(env: EngineEnvironment, log: Log, prepared: Prepared) -> dict[str, li
             hosts.setdefault(name, []).append(host)
             log.hosts.append(Device(f"{name}/{number}", name, power.idle_w, power.cores))
     return hosts
+
+
+def _core_pool(
+    env: EngineEnvironment, log: Log, prepared: Prepared, name: str, hosts: list[Host], executor: Executor
+) -> Pool[Any]:
+    tier, pool, cores = prepared.system.tier_of(name), prepared.system.core_pools()[name], prepared.cores[name]
+    kind = BreakableCores if prepared.elastic and prepared.elastic.breaks(name) else Cores
+    devices = [kind(env, host, cores, executor, (pool.max_batch, pool.batch_window_s)) for host in hosts]
+    made = _pool(env, log, prepared, name, devices)  # numbered by those that the log has
+    what = f"{cores} cores on each of {tier.count} x {tier.server.name}"
+    log.pools[name] = PoolRecord(what, False, tuple(d.index for d in devices), cores * tier.count)
+    return made
 
 
 def _engine_pool(

@@ -166,10 +166,7 @@ def live(  # noqa: PLR0912  # it reads from top to bottom, without a generator w
         if visit.remake and balance:
             visit, pool = yield from _served_by_any(env, pipeline, visit, deadline_s)
         elif env.now < deadline_s:
-            served = pool.submit(visit)
-            if deadline_s < math.inf:
-                env.call_at(deadline_s, TASK_GOES_ON + task.id, partial(_give_up, visit, pool))
-            yield served
+            yield _submitted(env, visit, pool, deadline_s)
             if isinstance(visit, Job) and visit.outside_wait_s and not visit.outcome:
                 yield env.at(env.now + visit.outside_wait_s, task.id)
         else:
@@ -262,10 +259,7 @@ def _served_by_any(
             visit.pool, visit.device = pool.number, pool.devices[0].index
             visit.started_s = visit.served_s = env.now
             return visit, pool
-        served = pool.submit(visit)
-        if deadline_s < math.inf:
-            env.call_at(deadline_s, TASK_GOES_ON + visit.task, partial(_give_up, visit, pool))
-        yield served
+        yield _submitted(env, visit, pool, deadline_s)
         among.changed()
         if visit.asked is pool:
             if isinstance(visit, Job) and visit.outside_wait_s and not visit.outcome:
@@ -279,6 +273,14 @@ def _served_by_any(
         if send := pipeline.links.get((pool.name, thief.name)):
             yield send(visit.task, _payload(pipeline, visit.input_tokens))
         visit = moved
+
+
+def _submitted(env: EngineEnvironment, visit: Job | Prompt, pool: Pool[Any], deadline_s: float) -> Event:
+    """When a visit that joins a pool now has been served, or its client has given it up."""
+    served = pool.submit(visit)
+    if deadline_s < math.inf:
+        env.call_at(deadline_s, TASK_GOES_ON + visit.task, partial(_give_up, visit, pool))
+    return served
 
 
 def _give_up(visit: Job | Prompt, pool: Pool[Any], event: Event) -> None:
