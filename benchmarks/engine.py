@@ -4,7 +4,8 @@
 
 Each case is a process of its own on the default configuration. CPU seconds on a shared machine are noisy: each pair
 (coalesced, stepwise) runs one after the other, and the ratio is what to compare. Step rows are counts and must not
-change with the machine. --doc puts the tables into a page, between its markers.
+change with the machine. Between the cases SimPy alone lets a process time out a million times: the machine's pace, by
+which figures of two days, or of two machines, are compared. --doc puts the tables into a page, between its markers.
 """
 
 from __future__ import annotations
@@ -49,6 +50,19 @@ print(json.dumps({
 gc.freeze()  # as the command line does at its end
 """
 
+PACE = """
+import simpy
+from time import process_time
+def life(env):
+    while True:
+        yield env.timeout(1)
+env = simpy.Environment()
+env.process(life(env))
+start = process_time()
+env.run(until=1_000_000)
+print(1 / (process_time() - start))
+"""
+
 PROFILED = """
 import cProfile, json, pstats, sys
 from collections import Counter
@@ -68,9 +82,10 @@ print(json.dumps({file: seconds / own.total() for file, seconds in own.most_comm
 
 def child(code: str, scenario: str, mode: str, settings: list[str]) -> dict[str, float]:
     """What a process of its own says."""
+    # As the command line does (hsim/cli.py); and Python keeps what it has compiled, as for anybody who starts hsim a second time, whatever is set where this runs.
     command = [sys.executable, "-c", code, scenario, mode, *settings]
-    # Python keeps what it has compiled, as for anybody who starts hsim a second time, whatever is set where this runs.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment.setdefault("OPENBLAS_NUM_THREADS", "1")
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     if done.returncode:
         sys.exit(done.stderr)
@@ -85,6 +100,12 @@ def measure(scenario: str, mode: str, settings: list[str]) -> dict[str, float]:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     figures["cpu_s"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return figures
+
+
+def pace() -> float:
+    """Million timeouts of one SimPy process in a CPU second, now."""
+    done = subprocess.run([sys.executable, "-c", PACE], capture_output=True, text=True, check=True)
+    return float(done.stdout)
 
 
 def cases(trace: str | None, quick: bool) -> list[tuple[str, str, list[str], bool]]:
@@ -132,13 +153,13 @@ def cases(trace: str | None, quick: bool) -> list[tuple[str, str, list[str], boo
 def table_of(rows: list[dict[str, float | str]]) -> list[str]:
     """The cases as a table in Markdown."""
     found = [
-        "| case | mode | tasks | steps | rows | CPU s | tasks per CPU s | peak MB |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
+        "| case | mode | tasks | steps | rows | CPU s | tasks per CPU s | pace | peak MB |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         numbers = f"{row['tasks']:,} | {row['steps']:,} | {row['step_rows']:,} | {row['cpu_s']:.2f}"
         rate, peak = float(row["tasks"]) / float(row["cpu_s"]), row["peak_mb"]
-        found.append(f"| {row['case']} | {row['mode']} | {numbers} | {rate:,.0f} | {peak:.0f} |")
+        found.append(f"| {row['case']} | {row['mode']} | {numbers} | {rate:,.0f} | {row['pace']:.2f} | {peak:.0f} |")
     return found
 
 
@@ -164,7 +185,7 @@ def main() -> None:
     child(CHILD, "agents-split", "coalesced", ["workload.tasks=10"])  # compiles what is imported
     for name, scenario, settings, both in cases(options.trace, options.quick):
         for mode in ("coalesced", "stepwise") if both else ("coalesced",):
-            rows.append({"case": name, "mode": mode, **measure(scenario, mode, settings)})
+            rows.append({"case": name, "mode": mode, **measure(scenario, mode, settings), "pace": pace()})
             print(table_of(rows[-1:])[-1], flush=True)
         if both and rows[-1]["e2e_mean_s"] != rows[-2]["e2e_mean_s"]:
             sys.exit(f"{name}: the two modes disagree")

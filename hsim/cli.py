@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import sys
 from dataclasses import replace
 from enum import StrEnum
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from hsim.drivers.endpoint import RemoteSpec
+    from hsim.plan.placement import Placed
     from hsim.plan.result import Step
     from hsim.runs import Options
     from hsim.sweeps import Standing
@@ -27,6 +29,9 @@ MIN_WIDTH = 124
 # Torch's threads spin while they wait, which on busy cores makes small operations a hundred times slower. It reads
 # this when it is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# NumPy's library starts threads for products of large matrices, of which hsim has none: a quarter of a second of every start.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 app = typer.Typer(
     help="Simulate and plan language-model inference divided between CPUs and GPUs.",
@@ -163,13 +168,19 @@ def compare(
             help="Architectures each at its own cheapest fleet: tasks/s, doubled from low to high, or a list.",
         ),
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="With --rates: write a page with the figures over load, such as rates.html.")
+    ] = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Send the same tasks through several scenarios, and show the differences with their intervals."""
     if rates is not None:
         options = _options(replications, processes, worlds, out)
-        _compare_architectures(scenarios, (architectures or "").split(","), rates, settings, options, json)
+        placed = _placed(scenarios, (architectures or "").split(","), rates, settings, allow_code)
+        _compare_architectures(placed, options, json, page)
         return
+    if page is not None:
+        raise typer.BadParameter("is of --architectures with --rates", param_hint="--page")
     from hsim import runs
     from hsim.comparison import compare as compare_systems
     from hsim.plan.fair import compare_fairly
@@ -185,7 +196,7 @@ def compare(
     options = runs.Options(replications, processes, worlds, out)
     if fair:
         with _Steps() as steps:
-            comparison = compare_fairly(scenarios, settings, options, steps)
+            comparison = compare_fairly(scenarios, settings, options, steps, allow_code)
     else:
         comparison = compare_systems([runs.system_of(name, its, allow_code) for name, its in variants], options)
     print(runs.as_json(comparison), end="") if json else _print(comparison_tables(comparison))
@@ -197,12 +208,10 @@ def _options(replications: int, processes: int | None, worlds: int, out: Path | 
     return Options(replications, processes, worlds, out)
 
 
-def _compare_architectures(
-    scenarios: list[str], architectures: list[str], rates: str, settings: list[str], options: Options, json: bool
-) -> None:
-    from hsim.plan.placement import Placed, place, rates_of
-    from hsim.report.tables import placement_tables
-    from hsim.runs import as_json
+def _placed(
+    scenarios: list[str], architectures: list[str], rates: str, settings: list[str], allow_code: bool
+) -> Placed:
+    from hsim.plan.placement import Placed, rates_of
 
     if len(scenarios) != 1 or architectures == [""] or not rates:
         raise typer.BadParameter("--rates is of --architectures, and those of one scenario", param_hint="SCENARIOS")
@@ -210,8 +219,22 @@ def _compare_architectures(
         rates_per_s = rates_of(rates)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--rates") from None
+    return Placed(scenarios[0], tuple(architectures), rates_per_s, tuple(settings), allow_code)
+
+
+def _compare_architectures(placed: Placed, options: Options, json: bool, page: Path | None) -> None:
+    from hsim.plan.placement import place
+    from hsim.report.page import placement_page, plotly_script
+    from hsim.report.tables import placement_tables
+    from hsim.runs import as_json, write_atomically
+
+    if page:
+        plotly_script()  # what is missing shall show before anything runs
     with _Steps() as steps:
-        placement = place(Placed(scenarios[0], tuple(architectures), rates_per_s, tuple(settings)), options, steps)
+        placement = place(placed, options, steps)
+    if page:
+        write_atomically(page, placement_page(placement, shlex.join(["hsim", *sys.argv[1:]])))
+        print(f"hsim: wrote {page}", file=sys.stderr)
     print(as_json(placement), end="") if json else _print(placement_tables(placement))
 
 
@@ -231,13 +254,15 @@ def export(
     replication: Annotated[int, typer.Option(min=0, help="Whose seed the path has; 0 is the scenario's own.")] = 0,
     only: Annotated[Exported, typer.Option(help="tables: parquet. trace: for ui.perfetto.dev.")] = Exported.ALL,
     gzip: Annotated[bool, typer.Option("--gzip", help="Write the trace as trace.json.gz.")] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Write every task, visit, step and transfer of one path: parquet tables, and a trace for Perfetto or Chrome."""
     from hsim.runs import system_of
     from hsim.runs.exports import export_path
 
     trace = "" if only is Exported.TABLES else "trace.json.gz" if gzip else "trace.json"
-    for file in export_path(system_of(scenario, settings), out, replication, only is not Exported.TRACE, trace):
+    system = system_of(scenario, settings, allow_code)
+    for file in export_path(system, out, replication, only is not Exported.TRACE, trace):
         print(f"hsim: wrote {file}", file=sys.stderr)
 
 
@@ -252,15 +277,14 @@ def report(
     runs: Annotated[
         Path | None, typer.Option(help="The --out folder of simulate: go on with the runs that it keeps.")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Write a study as one HTML page that works offline: verdicts, figures, the joule ledger, what it stands on."""
-    import shlex
-
     from hsim.report.page import page, plotly_script
     from hsim.runs import Options, system_of, write_atomically
     from hsim.runs.closeup import close_up
 
-    system = system_of(scenario, settings)
+    system = system_of(scenario, settings, allow_code)
     plotly_script()  # what is missing shall show before anything runs
     closeup = close_up(system, Options(replications, processes, worlds, runs))
     options = [f"--set={setting}" for setting in settings] + [f"--replications={replications}"]
@@ -311,6 +335,7 @@ def plan(
     out: Annotated[
         Path | None, typer.Option(help="Write plan.json into this folder, and keep replications there to go on with.")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Find the best fleet of those that a scenario's lists allow, certify it, and say why no other."""
     from hsim.plan import PlanOptions, read_problem
@@ -322,9 +347,8 @@ def plan(
     asked = {"workload.arrivals.rate_per_s": rate, "plan.minimise": minimise and minimise.value}
     asked |= {"plan.max_usd_per_h": max_usd_per_h, "plan.max_w": max_w}
     asked |= _there(have)
-    problem = read_problem(
-        scenario, [*settings, *(f"{path}={value}" for path, value in asked.items() if value is not None)]
-    )
+    asked_for = [f"{path}={value}" for path, value in asked.items() if value is not None]
+    problem = read_problem(scenario, [*settings, *asked_for], allow_code)
     if preview:
         _print(preview_tables(previewed(problem), everything))
         return
@@ -356,6 +380,7 @@ def survive(
     processes: Processes = None,
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     out: KeptIn = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Take one server, or one device, away from the best fleet, and find the best that loses any and still holds."""
     from hsim.plan import PlanOptions, read_problem
@@ -363,7 +388,7 @@ def survive(
     from hsim.report.plans import survival_tables
     from hsim.runs import as_json
 
-    problem = read_problem(scenario, settings)
+    problem = read_problem(scenario, settings, allow_code)
     with _Steps() as steps:
         found = run(problem, loss.value, PlanOptions(processes, out), steps)
     print(as_json(found), end="") if json else _print(survival_tables(found))
@@ -381,6 +406,7 @@ def breakeven(
     processes: Processes = None,
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     out: KeptIn = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Compare architectures against load, each at its own best fleet: bands, the first break-even, regret."""
     from hsim.plan import PlanOptions
@@ -398,7 +424,8 @@ def breakeven(
         raise typer.BadParameter("write numbers, such as 1,2,4", param_hint="--rates") from None
     with _Steps() as steps:
         options = PlanOptions(processes, out) if certify else None
-        found = run(scenario, settings, Architectures(path, tuple(values.split(","))), numbers, options, steps)
+        architectures = Architectures(path, tuple(values.split(",")), allow_code)
+        found = run(scenario, settings, architectures, numbers, options, steps)
     print(as_json(found), end="") if json else _print(breakeven_tables(found))
 
 
@@ -411,6 +438,7 @@ def pareto(
     processes: Processes = None,
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write front.csv into this folder, and keep runs there.")] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Cost against joules against latency: which fleets are certainly, and which possibly, not to be bettered."""
     from hsim import runs
@@ -419,7 +447,8 @@ def pareto(
     from hsim.report.plans import pareto_tables
 
     with _Steps() as steps:
-        found = run(read_problem(scenario, settings), most, runs.Options(replications, processes, 0, out), steps)
+        problem = read_problem(scenario, settings, allow_code)
+        found = run(problem, most, runs.Options(replications, processes, 0, out), steps)
     if out:
         runs.write_atomically(out / "front.csv", found.csv())
     print(runs.as_json(found), end="") if json else _print(pareto_tables(found))
@@ -435,6 +464,7 @@ def sensitivity(
     processes: Processes = None,
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     out: KeptIn = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Which input moves the result most, by paired differences, and which would undo the verdict first."""
     from hsim import runs
@@ -443,7 +473,8 @@ def sensitivity(
     from hsim.report.plans import sensitivity_tables
 
     with _Steps() as steps:
-        found = run(scenario, settings, Around(around, flip), runs.Options(replications, processes, 0, out), steps)
+        options = runs.Options(replications, processes, 0, out)
+        found = run(scenario, settings, Around(around, flip), options, steps, allow_code)
     print(runs.as_json(found), end="") if json else _print(sensitivity_tables(found))
 
 

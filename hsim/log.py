@@ -32,6 +32,15 @@ class Outcome(IntEnum):
     LOST = 4  # of a visit only: its device broke down; it may have been sent again
 
 
+class Gap(IntEnum):
+    """What becomes of a context while its task waits for a tool."""
+
+    CACHE = 0
+    HOLD = 1
+    OFFLOAD = 2
+    DROP = 3
+
+
 class Kept(IntEnum):
     """What became of a task that might have been kept at the edge."""
 
@@ -168,7 +177,7 @@ class Log:
     cores: Table = field(default_factory=lambda: Table("host", "time_s", "busy"))
     preemptions: Table = field(default_factory=lambda: Table("device", "time_s", "task", "computed_tokens"))
     transfers: Table = field(default_factory=lambda: Table("task", "link", "start_s", "end_s", "bytes", "joules"))
-    # What became of contexts when their tasks went to a tool: choices are those of engine.gaps.CHOICES, in order.
+    # What became of contexts when their tasks went to a tool: choice is a Gap.
     gaps: Table = field(default_factory=lambda: Table("device", "task", "round", "time_s", "choice", "tokens"))
     # A replica with two sets of weights serves with the other from time_s on, or with its own again.
     switches: Table = field(default_factory=lambda: Table("device", "time_s", "other"))

@@ -12,6 +12,7 @@ from systems import generate_only, system_of
 from hsim.comparison import compare
 from hsim.errors import DescriptionError
 from hsim.metrics.result import Comparison, Difference
+from hsim.plan import read_problem
 from hsim.plan.fair import compare_fairly
 from hsim.runs import Options, as_json
 
@@ -150,6 +151,21 @@ def test_where_no_fleet_passes_there_is_nothing_to_compare(tmp_path: Path) -> No
     assert comparison.studies == ()
     assert [len(tried) for tried in comparison.fleets] == [2, 2]
     assert json.loads(as_json(comparison))["fleets"][0][0]["verdict"] == "UNSTABLE"
+
+
+def test_fleets_with_policies_of_ones_own_are_planned_where_code_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def first(visit, pool):\n    return 0\n")
+    files = fair_pair(tmp_path, 3)
+    own = ["pools.decode.router=mine.py:first", "pools.decode.tensor_parallel=4", "fleet.gpu-tier.count=1"]
+    for refused in (lambda: compare_fairly(files, own, OPTIONS), lambda: read_problem(files[0], own)):
+        with pytest.raises(
+            DescriptionError, match=r"'mine.py:first' is code of your own; add --allow-code if you trust"
+        ):
+            refused()
+    comparison = compare_fairly(files, own, OPTIONS, allow_code=True)
+    for study in comparison.studies:  # one of two replicas has all the work
+        (decode,) = study.pools
+        assert decode.imbalance == pytest.approx(2)
 
 
 def test_what_cannot_be_compared_fairly_is_refused(tmp_path: Path) -> None:

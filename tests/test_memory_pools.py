@@ -243,6 +243,8 @@ def test_what_cannot_be_is_refused() -> None:
     assert "the fleet has no tier 'gpu'" in refused(
         pooled(data) | {"memory": {"pool": {"on": "gpu", "bytes": 1, "link": "cxl"}}}
     )
+    unused = pooled(data, policy="cache")
+    assert "nothing of pool 'decode' goes to the memory 'pool'; say what goes there" in refused(unused)
     assert "are more than 1 x hgx-h100-8 have; at most 2e+12 bytes" in refused(pooled(data, 3e12))
     both = pooled(data)
     both["pools"]["decode"]["host_weight_bytes"] = 1e9

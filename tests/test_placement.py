@@ -13,6 +13,8 @@ from hsim.description.scenario import load
 from hsim.description.system import resolve
 from hsim.errors import DescriptionError
 from hsim.plan.placement import Placed, place, rates_of
+from hsim.report.figures import architectures
+from hsim.report.page import placement_page
 from hsim.report.tables import placement_tables
 from hsim.runs import Options, as_json
 
@@ -106,6 +108,12 @@ def test_each_stands_at_its_own_certified_fleet(tmp_path: Path) -> None:
     shown = console.export_text()
     assert "none of those tried" in shown
     assert "Least energy  one at 2 tasks/s; two at 12 tasks/s" in shown
+    drawn = {trace["name"]: trace for trace in architectures(placement)["data"] if trace["xaxis"] == "x2"}
+    assert [drawn[name]["x"] for name in ("one", "two")] == [[2], [2, 12]]
+    assert drawn["two"]["y"] == [point.of("two", "tst_j").value for point in placement.points]
+    page = placement_page(placement, "hsim compare placed.yaml")
+    assert "one at 2 tasks/s; two at 12 tasks/s" in page
+    assert "none of those tried" in page
 
 
 def test_architectures_that_are_not_there_are_refused_by_name(tmp_path: Path) -> None:

@@ -208,6 +208,16 @@ def test_the_key_of_a_run_changes_with_all_that_it_depends_on() -> None:
     assert len({base, *others.values()}) == 1 + len(others)
 
 
+def test_the_key_of_a_run_changes_with_the_code_of_its_users_policies(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    system = system_of(small(router=f"{mine}:first"))
+    keys = set()
+    for place in (0, 1):
+        mine.write_text(f"def first(visit, pool):\n    return {place}\n")
+        keys.add(run_key(system, []))
+    assert len(keys) == 2
+
+
 def path_tasks(system: System) -> list[Any]:
     from hsim.drivers.prepared import prepare
 

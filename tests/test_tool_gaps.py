@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from systems import Run, agents, engine_devices, generate_only, prepared_of, run, scenarios, with_kv
 
 from hsim.costs.shapes import StepShape
-from hsim.engine.gaps import CHOICES
 from hsim.errors import DescriptionError
-from hsim.log import Stage
+from hsim.log import Gap, Stage
 from hsim.metrics.ledger import Window, keep_books
 from hsim.metrics.power import facility_joules
 from hsim.policies.gaps import GAPS, GapView, least_joules, least_waste
@@ -51,7 +50,7 @@ def prefilled(done: Run) -> float:
 
 
 def chosen(done: Run) -> Counter[str]:
-    return Counter(CHOICES[int(choice)] for choice in done.tables["gaps"]["choice"])
+    return Counter(Gap(choice).name.lower() for choice in done.tables["gaps"]["choice"])
 
 
 def test_drop_and_recompute_costs_exactly_one_prefill_of_the_context() -> None:

@@ -14,10 +14,10 @@ from hsim.drivers.prepared import Prepared
 from hsim.drivers.simulated import run
 from hsim.log import Log, Outcome, Stage, Table
 from hsim.validate.blame import ALL, Blame, blame
-from hsim.validate.loads import _closed, _kinds
+from hsim.validate.loads import CAPACITY, LoadsValidation, _closed, _kinds, validate_loads
 from hsim.validate.page import page
 from hsim.validate.quantities import Accounted, parts_of_e2e, quantities
-from hsim.validate.run import Compared, Validation
+from hsim.validate.run import Compared, Options, Validation
 from hsim.validate.terms import CHUNK, DECODE, HAND_OVER, Factors, operation_term, repaired, seen_terms
 
 
@@ -170,3 +170,57 @@ def test_loads_are_of_agentic_and_of_single_shot_tasks_and_of_a_crowd() -> None:
     assert list(_kinds("agents-gpu-only", kinds["single-shot"])) == ["single-shot"]
     closed = _closed("agents-gpu-only", ["workload.tasks=40"])
     assert len({task.user for task in closed.drawn.tasks}) == 20  # no more than half of the tasks
+
+
+class DriftingStand:
+    """Stands in for workers of a machine whose steps take longer run by run; Ctrl-C comes instead of run number `stops`."""
+
+    notes = ()
+    last: DriftingStand
+
+    def __init__(self, prepared: Any, *_: Any) -> None:
+        self.ran: list[Any] = []
+        DriftingStand.last = self
+
+    def __enter__(self) -> DriftingStand:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, prepared: Prepared) -> LiveRun:
+        if len(self.ran) == self.stops:
+            raise KeyboardInterrupt
+        self.ran.append(prepared)
+        return as_if_live(prepared, {DECODE: 1.0 + 0.1 * len(self.ran), CHUNK: 1.0 + 0.1 * len(self.ran)})
+
+    stops = -1
+
+
+def drifted(monkeypatch: pytest.MonkeyPatch, stops: int = -1) -> LoadsValidation:
+    monkeypatch.setattr("hsim.validate.loads.Stand", type("Stand", (DriftingStand,), {"stops": stops}))
+    monkeypatch.setattr("hsim.validate.run.measure_pace", lambda stand, prepared: [])
+    single = ["workload.tasks=60", "workload.classes.support-agent.rounds=1"]
+    return validate_loads("agents-gpu-only", single, [0.3, 0.6], Options(repeats=3, worlds=0))
+
+
+def test_repeats_go_round_all_loads_so_that_drift_shows_in_their_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine runs, each slower than the one before: every load has its share of all the drift."""
+    found = drifted(monkeypatch)
+    assert [one.name for one in found.runs] == ["single-shot, closed loop", "single-shot, 30%", "single-shot, 60%"]
+    ran = DriftingStand.last.ran
+    assert len(ran) == 9
+    assert ran[:3] == ran[3:6] == ran[6:]
+    for one in found.runs[1:]:
+        tpot = next(c for c in one.validation.compared if c.quantity == "tpot mean")
+        assert tpot.spread_fraction is not None
+        assert tpot.spread_fraction > 0.1, "its three runs followed each other"
+
+
+def test_a_validation_that_is_stopped_tells_what_was_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = drifted(monkeypatch, stops=4)
+    assert found.stopped == "Ctrl-C"
+    assert [len(one.validation.tasks) for one in found.runs] == [2, 1, 1]
+    early = drifted(monkeypatch, stops=1)
+    assert [one.name for one in early.runs] == ["single-shot, closed loop", "single-shot, 30%"]
+    assert [bool(one.validation.compared) for one in early.runs] == [True, False]

@@ -8,11 +8,11 @@ from math import prod
 from pathlib import Path
 
 from hsim.dashboard.state import OWN, Question, shipped_scenarios
-from hsim.dashboard.traces import beside_its_traces, is_upload, leaves
+from hsim.dashboard.traces import beside_its_traces, is_upload
 from hsim.description.quantities import Constant, Distribution, Histogram, Lognormal, Uniform
 from hsim.description.scenario import ClosedArrivals, EnginePool, Scenario, checked
 from hsim.description.system import System, resolve
-from hsim.description.yamlfile import Document, with_settings
+from hsim.description.yamlfile import Document, leaves, with_settings
 from hsim.errors import DescriptionError
 from hsim.plan import Problem, problem_of
 from hsim.workload.files import found

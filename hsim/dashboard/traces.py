@@ -13,12 +13,12 @@ import stat
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hsim.description.yamlfile import Document
+from hsim.description.yamlfile import Document, leaves
 from hsim.errors import DescriptionError, HsimError
 from hsim.runs.store import write_atomically
 from hsim.units import MIB
@@ -113,16 +113,6 @@ def beside_its_traces(document: Document) -> Document:
             what = f"the trace {value} is not on this server any more"
             raise DescriptionError(document.where(path), what, "upload it again: it is known by what it holds")
     return replace(document, file=str(folder() / Path(document.file).name)) if named else document
-
-
-def leaves(data: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """Every plain value of a document with its path."""
-    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    for key, value in items:
-        if isinstance(value, dict | list):
-            yield from leaves(value, (*path, key))
-        else:
-            yield (*path, key), value
 
 
 def replaying(data: Any, trace: Held, most_tasks: int) -> Mapping[str, Any]:

@@ -701,6 +701,10 @@ def _check_memories(scenario: Scenario, document: Document) -> None:
             at = document.where(("pools", name, "memory"))
             remedy = did_you_mean(pool.memory, list(scenario.memory))
             raise DescriptionError(at, f"there is no memory {pool.memory!r}", remedy)
+        if isinstance(pool, EnginePool) and pool.memory and not pool.host_weight_bytes and pool.tool_gaps == "cache":
+            at = document.where(("pools", name, "memory"))
+            remedy = "say what goes there: tool_gaps (offload, for instance) or host_weight_bytes; or leave it out"
+            raise DescriptionError(at, f"nothing of pool {name!r} goes to the memory {pool.memory!r}", remedy)
 
 
 def _check_not_needed(scenario: Scenario, stage: str, at: str) -> None:

@@ -56,6 +56,16 @@ class Document:
         return f"{place}: {dotted}" if dotted else place
 
 
+def leaves(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Every plain value of a document with its path."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        if isinstance(value, dict | list):
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
 def parse_scalar(text: str) -> Any:
     """The value of a plain YAML 1.2 scalar."""
     if text in _WORDS:

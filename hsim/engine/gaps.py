@@ -15,11 +15,8 @@ from hsim.engine.kv import KvCache
 from hsim.engine.link import LinkSpec
 from hsim.engine.memory import SharedMemory, Store, Way, own_way
 from hsim.engine.visits import Prompt
-from hsim.log import Log
+from hsim.log import Gap, Log
 from hsim.policies.gaps import GapPolicy, GapView
-
-CHOICES = ("cache", "hold", "offload", "drop")
-"""As numbers in Log.gaps."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ class Gaps:
             self.kv.hold(key)
         if choice == "offload":
             self._move_out(prompt.task, key, tokens)
-        self.log.gaps.append((prompt.device, prompt.task, prompt.round, self.env.now, CHOICES.index(choice), tokens))
+        self.log.gaps.append((prompt.device, prompt.task, prompt.round, self.env.now, Gap[choice.upper()], tokens))
 
     def _view(self, prompt: Prompt, tokens: int, costs: StepCosts, others_tokens: int, idle_w: float) -> GapView:
         again = costs.segment(StepShape(0, 0, 1, tokens, tokens, tokens * (tokens + 1) // 2))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hsim.log import Log, Outcome, Power, Service, Stage
+from hsim.log import Gap, Kept, Log, Outcome, Power, Service, Stage
 from hsim.workload.tasks import Task
 
 Column = NDArray[Any] | list[str]
@@ -28,11 +29,15 @@ WHAT = {
     "service": "from each time on, a device of a pool takes new work (open), does not (closed), or has broken down; before, open",
     "losses": "prompts that were lost with their device, and what had been computed of them",
     "caps": "from each time on, the power cap of each accelerator of a pool, from its next step on",
+    "gaps": "what became of a context when its task went to a tool",
+    "memory": "from each time on, a memory that replicas share holds so many bytes",
+    "keeping": "what became of each task that might have been kept at the edge; easy: the edge's model answers as well",
+    "switches": "from each time on, a replica serves with its other weights (1), or with its own again (0)",
     "devices": "accelerator groups and the CPU packages of servers, with what they draw when idle",
 }
 NAMED = {"seconds": "first_step_s", "seconds_growth": "growth_s", "joules": "first_step_j", "joules_growth": "growth_j"}
 COUNTS = ("task", "round", "input_tokens", "output_tokens", "steps", "decodes", "context_tokens", "chunk_tokens",
-          "chunk_context_tokens", "busy_cores", "computed_tokens", "prefilled_tokens")  # fmt: skip
+          "chunk_context_tokens", "busy_cores", "computed_tokens", "prefilled_tokens", "easy", "other")  # fmt: skip
 
 
 def unit_of(column: str) -> str:
@@ -64,6 +69,11 @@ def frames_of(log: Log, tasks: Sequence[Task]) -> dict[str, Frame]:
         "service": _service(log, tables["service"], chips, hosts),
         "losses": {"device": _named(chips, tables["losses"]["device"])} | _without(tables["losses"], "device"),
         "caps": {"pool": _named(np.array([*log.pools]), tables["caps"]["pool"])} | _without(tables["caps"], "pool"),
+        "gaps": _gaps(tables["gaps"], chips),
+        "memory": {"memory": _named(np.array(log.memories or [""]), tables["memory"]["memory"]),
+                   "time_s": tables["memory"]["time_s"], "held_bytes": tables["memory"]["bytes"]},
+        "keeping": tables["keeping"] | {"choice": _members(Kept, tables["keeping"]["choice"])},
+        "switches": {"device": _named(chips, tables["switches"]["device"])} | _without(tables["switches"], "device"),
         "devices": _devices(log),
     }  # fmt: skip
     return {
@@ -84,8 +94,8 @@ def _named(names: NDArray[Any], numbers: NDArray[np.float64]) -> list[str]:
     return list(names[numbers.astype(np.int64)].tolist())
 
 
-def _outcomes(numbers: NDArray[np.float64]) -> list[str]:
-    return _named(np.array([outcome.name.lower() for outcome in Outcome]), numbers)
+def _members(kind: type[IntEnum], numbers: NDArray[np.float64]) -> list[str]:
+    return _named(np.array([member.name.lower() for member in kind]), numbers)
 
 
 def _tasks(tables: Any, tasks: Sequence[Task]) -> Frame:
@@ -102,7 +112,7 @@ def _tasks(tables: Any, tasks: Sequence[Task]) -> Frame:
     return {
         "task": ids,
         "class": [task.class_name for task in mine],
-        "outcome": _outcomes(rows["outcome"][order]),
+        "outcome": _members(Outcome, rows["outcome"][order]),
         "arrival_s": rows["arrival_s"][order],
         "ended_s": rows["ended_s"][order],
         "rounds": np.array([len(task.rounds) for task in mine]),
@@ -118,15 +128,14 @@ def _visits(log: Log, visits: Any, chips: NDArray[Any], hosts: NDArray[Any]) -> 
     on_chips = log.on_engines(visits)
     at = visits["device"].astype(np.int64)
     devices = np.where(on_chips, chips[np.where(on_chips, at, 0)], hosts[np.where(on_chips, 0, at)])
-    names = np.array([stage.name.lower() for stage in Stage])
     pools = np.array([*log.pools, ""])  # a visit given up on its way has no pool yet
     return {
         "task": visits["task"],
         "round": visits["round"],
-        "stage": _named(names, visits["stage"]),
+        "stage": _members(Stage, visits["stage"]),
         "pool": _named(pools, visits["pool"]),
         "device": list(devices.tolist()),
-        "outcome": _outcomes(visits["outcome"]),
+        "outcome": _members(Outcome, visits["outcome"]),
         **_without(visits, "task", "round", "stage", "pool", "device", "outcome"),
     }
 
@@ -147,7 +156,7 @@ def _states(states: Any, chips: NDArray[Any], hosts: NDArray[Any]) -> Frame:
         "server": _named(hosts, states["host"]),
         "device": _named(np.append(chips, ""), states["device"]),  # -1, the last, is the server itself
         "time_s": states["time_s"],
-        "state": _named(np.array([state.name.lower() for state in Power]), states["state"]),
+        "state": _members(Power, states["state"]),
     }
 
 
@@ -158,7 +167,18 @@ def _service(log: Log, service: Any, chips: NDArray[Any], hosts: NDArray[Any]) -
         "pool": _named(np.array([*log.pools]), service["pool"]),
         "device": list(devices.tolist()),
         "time_s": service["time_s"],
-        "state": _named(np.array([state.name.lower() for state in Service]), service["state"]),
+        "state": _members(Service, service["state"]),
+    }
+
+
+def _gaps(gaps: Any, chips: NDArray[Any]) -> Frame:
+    return {
+        "device": _named(chips, gaps["device"]),
+        "task": gaps["task"],
+        "round": gaps["round"],
+        "time_s": gaps["time_s"],
+        "choice": _members(Gap, gaps["choice"]),
+        "context_tokens": gaps["tokens"],
     }
 
 

@@ -499,10 +499,16 @@ class RatePoint:
     comparison: Comparison
     found: tuple[str, ...]
 
+    def of(self, architecture: str, figure: str) -> Interval | None:
+        """An architecture's figure, such as usd_per_task or tst_j; None where it has no feasible fleet, or no such figure."""
+        if architecture not in self.found:
+            return None
+        return self.comparison.studies[self.found.index(architecture)].figures().get(figure)
+
     def best(self, figure: str) -> str | None:
-        """The architecture with the least of a figure, such as usd_per_task or tst_j; None where it is unavailable."""
-        values = [study.figures().get(figure) for study in self.comparison.studies]
-        known = [(v.value, name) for v, name in zip(values, self.found, strict=True) if v and v.value is not None]
+        """The architecture with the least of a figure; None where it is unavailable."""
+        values = [(self.of(name, figure), name) for name in self.found]
+        known = [(v.value, name) for v, name in values if v and v.value is not None]
         return min(known)[1] if known else None
 
 

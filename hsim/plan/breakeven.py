@@ -107,10 +107,14 @@ class BreakEven:
 
 @dataclass(frozen=True)
 class Architectures:
-    """What distinguishes architectures: a path of the scenario, and its values, the simple one first."""
+    """What distinguishes architectures: a path of the scenario, and its values, the simple one first.
+
+    `allow_code`: policies of the user's own may be executed.
+    """
 
     path: str
     values: tuple[Choice, ...]
+    allow_code: bool = False
 
 
 def breakeven(
@@ -130,7 +134,7 @@ def breakeven(
         best = {}
         for value in architectures.values:
             chosen = [f"{architectures.path}={json.dumps(value)}", f"workload.arrivals.rate_per_s={rate}"]
-            problem = read_problem(scenario, [*settings, *chosen])
+            problem = read_problem(scenario, [*settings, *chosen], architectures.allow_code)
             aim = problem.planning.minimise
             best[str(value)] = _planned(planned_whole(problem, options, progress)) if options else _previewed(problem)
         points.append(Point(rate, best, _winner(best)))

@@ -24,12 +24,13 @@ def compare_fairly(
     settings: Sequence[str] = (),
     options: Options | None = None,
     progress: Progress | None = None,
+    allow_code: bool = False,
 ) -> Comparison:
     """Compare the first scenario with others, each at the cheapest fleet of its lists that is certified.
 
     Raises DescriptionError for scenarios without objectives, or with different ones, and for servers without a price.
     """
-    problems = [read_problem(scenario, settings) for scenario in scenarios]
+    problems = [read_problem(scenario, settings, allow_code) for scenario in scenarios]
     _check_alike(problems)
     return at_their_best(problems, options or Options(), progress)
 

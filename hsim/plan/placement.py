@@ -23,6 +23,7 @@ class Placed:
     architectures: tuple[str, ...]
     rates_per_s: tuple[float, ...]
     settings: tuple[str, ...] = ()
+    allow_code: bool = False
 
 
 def place(asked: Placed, options: Options | None = None, progress: Progress | None = None) -> Placement:
@@ -64,7 +65,7 @@ def rates_of(text: str) -> tuple[float, ...]:
 def _problem(asked: Placed, architecture: str, rate_per_s: float) -> Problem:
     """Which fleet an architecture takes at a rate."""
     at = [f"workload.arrivals.rate_per_s={rate_per_s:g}", f"architecture={architecture}"]
-    return read_problem(asked.scenario, [*asked.settings, *at])
+    return read_problem(asked.scenario, [*asked.settings, *at], asked.allow_code)
 
 
 def _check_architectures(asked: Placed) -> None:

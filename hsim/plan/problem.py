@@ -19,6 +19,7 @@ from hsim.description.yamlfile import Document, validated, with_settings
 from hsim.errors import DescriptionError
 from hsim.metrics.accounts import accounts_of
 from hsim.plan.result import Fleet
+from hsim.policies.own import refuse_code
 from hsim.units import HOUR_S
 
 OWN = "own"  # the name of the scenario's own load
@@ -119,26 +120,34 @@ class Problem:
         return _without(system, loss) if loss and self.concerns(number, load) else system
 
 
-def read_problem(scenario: str | Path, settings: Sequence[str] = ()) -> Problem:
+def read_problem(scenario: str | Path, settings: Sequence[str] = (), allow_code: bool = False) -> Problem:
     """The problem that a scenario describes, with `path=value` settings applied, which may be lists too.
 
-    Raises DescriptionError for what is not right in it.
+    Policies of the user's own are executed where code is allowed. Raises DescriptionError for what is not right in it.
     """
-    return problem_of(read_scenario(scenario, settings))
+    return problem_of(read_scenario(scenario, settings), allow_code)
 
 
-def problem_of(document: Document) -> Problem:
+def problem_of(document: Document, allow_code: bool = False) -> Problem:
     """The problem that a scenario describes which was read already. Raises DescriptionError."""
     if not isinstance(document.data, dict):
         raise DescriptionError(document.file, "is empty or not a mapping", "write the keys of a Scenario")
     lists = choices_of(document) | _counts_of(document)
     planning = _planning(document, lists)
     _check_have(planning, document)
+    if not allow_code:
+        refuse_code(document)  # else each fleet would be refused for it, after the space has been built
     designs, fleets, places = _space(document, lists, planning)
+    designs = tuple(_trusted(design) for design in designs) if allow_code else designs
     if all(design.impossible for design in designs):
         raise DescriptionError(document.file, f"no choice can run: {designs[0].impossible}")
     objectives = tuple(_objectives(next(d for d in designs if not d.impossible), document))
     return Problem(document, planning, objectives, designs, fleets, places)
+
+
+def _trusted(design: Design) -> Design:
+    """The design, with code of the user's own allowed."""
+    return replace(design, systems={load: replace(system, allow_code=True) for load, system in design.systems.items()})
 
 
 def _counts_of(document: Document) -> Choices:

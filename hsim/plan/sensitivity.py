@@ -84,6 +84,7 @@ def sensitivity(
     around: Around = Around(),
     options: Options | None = None,
     progress: Progress | None = None,
+    allow_code: bool = False,
 ) -> Sensitivity:
     """Move each input of the workload by so much, down and up, on the same random numbers.
 
@@ -94,11 +95,11 @@ def sensitivity(
     inputs = dict(inputs_of(document))
     if not inputs:
         raise DescriptionError(document.file, "has no input that could be moved", "declare a rate or lengths")
-    base = system_of(scenario, settings)
+    base = system_of(scenario, settings, allow_code)
     names = list(inputs)
 
     def moved(name: str, times: float) -> System:
-        return system_of(scenario, [*settings, *_scaled(inputs[name], times)])
+        return system_of(scenario, [*settings, *_scaled(inputs[name], times)], allow_code)
 
     with TemporaryDirectory() as here:
         keeping = options if options.out else replace(options, out=Path(here))

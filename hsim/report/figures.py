@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hsim.metrics.ledger import Window
-from hsim.metrics.result import Comparison, Interval, SloOutcome, SloVerdict, StageAnatomy, Study
+from hsim.metrics.result import Comparison, Interval, Placement, SloOutcome, SloVerdict, StageAnatomy, Study
 from hsim.metrics.statistics import MIN_TAIL_POINTS
 from hsim.metrics.timelines import Timeline, Timelines
 from hsim.report.names import BOUNDARY_NAMES, LATENCY_NAMES, SHORT_NAMES, figure_name
@@ -403,6 +403,33 @@ def differences(comparison: Comparison) -> Figure:
         groups.append((f"{Path(study.scenario).stem} less {first}", colour, spans))
     names = list(dict.fromkeys(name for *_, spans in groups for name in spans))
     return _spans(names, groups, "difference, in percent of the first")
+
+
+def architectures(placement: Placement) -> Figure:
+    """Money and joules of a task against load, each architecture at its own best fleet, with 95 % intervals of sampling."""
+    data = []
+    panels = (("usd_per_task", 1000.0, "USD for 1,000 tasks", ""), ("tst_j", 1.0, "TST, J a task", "2"))
+    for i, name in enumerate(placement.architectures):
+        for figure, times, _, axis in panels:
+            held = [(p.rate_per_s, p.of(name, figure)) for p in placement.points]
+            rows = [(rate, found) for rate, found in held if found is not None and found.value is not None]
+            value = [times * (found.value or 0.0) for _, found in rows]
+            ends = [(times * (found.low or 0.0), times * (found.high or 0.0)) for _, found in rows]
+            data.append({
+                "x": [rate for rate, _ in rows], "y": value, "xaxis": f"x{axis}", "yaxis": f"y{axis}", "name": name,
+                "mode": "lines+markers", "legendgroup": name, "showlegend": not axis,
+                "line": {"color": COLOURS[i % len(COLOURS)], "width": 2},
+                "marker": {"size": 9, "symbol": ("circle", "square", "diamond", "cross")[i % 4]},
+                "error_y": {"type": "data", "symmetric": False, "array": [high - v for v, (_, high) in zip(value, ends, strict=True)],
+                            "arrayminus": [v - low for v, (low, _) in zip(value, ends, strict=True)]},
+            })  # fmt: skip
+    rates = [point.rate_per_s for point in placement.points]
+    layout: dict[str, Any] = {"height": 420}
+    for (_, _, title, axis), domain in zip(panels, ([0, 0.44], [0.56, 1]), strict=True):
+        ticks = {"type": "log", "tickvals": rates, "ticktext": [f"{rate:g}" for rate in rates]}
+        layout[f"xaxis{axis}"] = {"title": {"text": "tasks/s"}, "domain": domain, "anchor": f"y{axis}", **ticks}
+        layout[f"yaxis{axis}"] = {"title": {"text": title}, "rangemode": "tozero", "anchor": f"x{axis}"}
+    return _figure(data, layout)
 
 
 def _spans(names: Sequence[str], groups: Sequence[tuple[str, str, Spans]], title: str) -> Figure:

@@ -19,12 +19,13 @@ from rich.table import Table
 from hsim.description.catalogue import shipped
 from hsim.description.system import System
 from hsim.errors import HsimError
-from hsim.metrics.result import Study
+from hsim.metrics.result import Placement, Study
 from hsim.report import figures
 from hsim.report.names import FIGURE_NAMES, SHORT_NAMES
-from hsim.report.tables import study_head, study_parts
+from hsim.report.tables import placement_parts, study_head, study_parts, where_best
 from hsim.runs.closeup import Closeup
 from hsim.runs.exports import scenario_text
+from hsim.runs.store import Record
 from hsim.units import readable_error, readable_range, readable_seconds
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -54,12 +55,36 @@ def page(closeup: Closeup, system: System, command: str) -> str:
         _method_section(study, system),
         _again_section(study, system, command),
     ]
+    return _filled((Path(study.scenario).stem, _question(study)), sections, study, drawn)
+
+
+def placement_page(placement: Placement, command: str) -> str:
+    """The page of architectures over load; `command` makes it again. Raises HsimError where plotly is missing."""
+    least = [
+        f"<p><b>{title}.</b> {escape('; '.join(where_best(placement, figure)))}.</p>"
+        for title, figure in (("Least money", "usd_per_task"), ("Least energy", "tst_j"))
+    ]
+    caption = "Each architecture at the best of the fleets that its lists allow, as hsim plan certifies it; bars are 95 % of sampling."
+    tables = [_as_html(part) for part in placement_parts(placement)]
+    sections = [
+        *least,
+        _section("load", "Over load", _chart("architectures", caption), *tables),
+        _section("again", "The same again", f"<pre>{escape(command)}</pre>"),
+        _limits_section(),
+    ]
+    question = f'<p class="question">Architectures: {escape(", ".join(placement.architectures))}.</p>'
+    head = (Path(placement.scenario).stem, question)
+    return _filled(head, sections, placement, {"architectures": figures.architectures(placement)})
+
+
+def _filled(head: tuple[str, str], sections: Sequence[str], result: Record, drawn: dict[str, figures.Figure]) -> str:
+    """A page with its title and question, its sections, the result as data, and figures by the id of their places."""
     both = {"figures": drawn, "templates": {"light": figures.template(dark=False), "dark": figures.template(dark=True)}}
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(Path(study.scenario).stem),
-        question=_question(study),
+        title=escape(head[0]),
+        question=head[1],
         body="\n".join(filter(None, sections)),
-        result=_json(study.as_dict()),
+        result=_json(result.as_dict()),
         figures=_json(both),
         plotly=_packed(plotly_script()),
     )

@@ -431,20 +431,27 @@ def _fleets_table(tried: Iterable[TriedFleet]) -> Table:
 
 def placement_tables(placement: Placement) -> RenderableType:
     """Each architecture at its own best fleet, rate by rate, and which one takes least."""
-    table = _table("Tasks/s", "architecture", "its certified fleet", "USD/h", "USD for 1,000", "TST")
-    table.columns[1].justify = table.columns[2].justify = "left"
-    for point in placement.points:
-        for i, name in enumerate(placement.architectures):
-            table.add_row(f"{point.rate_per_s:g}" if i == 0 else "", name, *_placed(point, name))
+    table, *differences = placement_parts(placement)
     lines = [
-        Text(f"{title:<14}" + "; ".join(_where_best(placement, figure)))
+        Text(f"{title:<14}" + "; ".join(where_best(placement, figure)))
         for title, figure in (("Least money", "usd_per_task"), ("Least energy", "tst_j"))
     ]
     note = (
         "Each architecture stands at the best of the fleets that its lists allow, as hsim plan certifies it; ± are 95 % of "
         "sampling. Differences are on the same tasks, and called so where their intervals, all together at 95 %, show them."
     )
-    return Group(table, Text(), *lines, *_placement_differences(placement), Text(note, style="dim"))
+    spaced = [part for each in differences for part in (Text(), each)]
+    return Group(table, Text(), *lines, *spaced, Text(), Text(note, style="dim"))
+
+
+def placement_parts(placement: Placement) -> list[Table]:
+    """The figures by rate and architecture, and the differences with the first, if there are any."""
+    table = _table("Tasks/s", "architecture", "its certified fleet", "USD/h", "USD for 1,000", "TST")
+    table.columns[1].justify = table.columns[2].justify = "left"
+    for point in placement.points:
+        for i, name in enumerate(placement.architectures):
+            table.add_row(f"{point.rate_per_s:g}" if i == 0 else "", name, *_placed(point, name))
+    return [table, *_placement_differences(placement)]
 
 
 def _placed(point: RatePoint, name: str) -> tuple[str, ...]:
@@ -461,7 +468,7 @@ def _placed(point: RatePoint, name: str) -> tuple[str, ...]:
     return passed.fleet, f"{passed.usd_per_h:,.2f}", usd, _cell(energy, "J") if energy else "–"
 
 
-def _where_best(placement: Placement, figure: str) -> Iterable[str]:
+def where_best(placement: Placement, figure: str) -> Iterable[str]:
     """`name at 1, 2 tasks/s` for each architecture that takes least of a figure somewhere."""
     at: dict[str, list[str]] = {}
     for point in placement.points:
@@ -469,7 +476,7 @@ def _where_best(placement: Placement, figure: str) -> Iterable[str]:
     return (f"{name} at {', '.join(rates)} tasks/s" for name, rates in at.items())
 
 
-def _placement_differences(placement: Placement) -> list[RenderableType]:
+def _placement_differences(placement: Placement) -> list[Table]:
     """TST and cost of each architecture beside the first, with paired intervals."""
     table = _table("Tasks/s", "beside", "architecture", "cost a task", "", "TST", "", "by rough figures")
     table.columns[1].justify = table.columns[2].justify = "left"
@@ -483,7 +490,7 @@ def _placement_differences(placement: Placement) -> list[RenderableType]:
                 scale = 100 / energy.first
                 rough = f"{worlds.low * scale:+.0f} to {worlds.high * scale:+.0f} %" if worlds else "–"
                 table.add_row(f"{point.rate_per_s:g}", point.found[0], name, *cells, rough)
-    return [Text(), table, Text()] if table.row_count else [Text()]
+    return [table] if table.row_count else []
 
 
 def _relative(d: Difference) -> tuple[str, str]:

@@ -22,6 +22,7 @@ from hsim.description.system import System
 from hsim.errors import ResultError
 from hsim.metrics.study import Replication
 from hsim.metrics.summarise import hsim_version
+from hsim.policies.own import own_code
 from hsim.workload.tasks import Task
 
 KEY_DIGITS = 16
@@ -73,9 +74,12 @@ def as_json(result: Record) -> str:
 
 
 def run_key(system: System, tasks: Sequence[Task]) -> str:
-    """What a run is known by: all that it depends on, its drawn tasks, seed and the very source of hsim included."""
+    """What a run is known by: all that it depends on, its drawn tasks, seed and the very source of hsim included, and of
+    policies of the user's own.
+    """
     content = {f.name: _plain(getattr(system, f.name)) for f in fields(system) if f.name not in ("document", "figures")}
     content["version"] = [hsim_version(), source_digest()]
+    content["code"] = own_code(system.document.data, Path(system.document.file).parent)
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for task in tasks:
         digest.update(repr(task).encode())

@@ -133,7 +133,10 @@ def validate(scenario: str | Path, settings: Sequence[str] = (), options: Option
     prepared = prepare(resolve(*load(scenario, settings)))
     prediction = Prediction.of(prepared, options)
     with Stand((prepared,), options.device, options.allow_code, options.endpoint) as stand:
-        return against_live(prediction, stand, options)
+        measured = Measured()
+        while len(measured.runs) < options.repeats and not measured.stopped:
+            measured.once_more(prepared, stand)
+        return judged(prediction, measured, options)
 
 
 @dataclass(frozen=True)
@@ -161,20 +164,34 @@ class Prediction:
         return tuple(np.quantile(values, BOUNDS).tolist()) if values else (None, None)
 
 
-def against_live(prediction: Prediction, stand: Stand, options: Options) -> Validation:
-    """Run the tasks live on a stand, between looks at its pace, and compare."""
-    prepared, runs, pace, stopped = prediction.prepared, list[LiveRun](), list[Paced](), ""
-    try:
-        pace += measure_pace(stand, prepared)
-        while len(runs) < options.repeats and not stopped:
-            runs.append(stand.run(prepared))
-            stopped = runs[-1].stopped
-            if not stopped:
-                pace += measure_pace(stand, prepared)
-    except KeyboardInterrupt:
-        stopped = "Ctrl-C"
-    except BackendError as error:  # a worker that died while its pace was taken
-        stopped = str(error)
+@dataclass
+class Measured:
+    """Live runs of a system's tasks on a stand, and looks at its pace: before the first and after each."""
+
+    runs: list[LiveRun] = field(default_factory=list)
+    pace: list[Paced] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    stopped: str = ""
+
+    def once_more(self, prepared: Prepared, stand: Stand) -> None:
+        """Run the tasks live once more. What ends that early, Ctrl-C included, is kept as `stopped`."""
+        self.notes = stand.notes
+        try:
+            if not self.runs:
+                self.pace += measure_pace(stand, prepared)
+            self.runs.append(stand.run(prepared))
+            self.stopped = self.runs[-1].stopped
+            if not self.stopped:
+                self.pace += measure_pace(stand, prepared)
+        except KeyboardInterrupt:
+            self.stopped = "Ctrl-C"
+        except BackendError as error:  # a worker that died while its pace was taken
+            self.stopped = str(error)
+
+
+def judged(prediction: Prediction, live: Measured, options: Options) -> Validation:
+    """A prediction beside what was measured."""
+    prepared, runs, pace = prediction.prepared, live.runs, live.pace
     measured = [found for one in runs if not one.stopped and (found := quantities(one.log))]
     at_pace = quantities(options.view(run(repaired(prepared, pace_of(pace))))) if pace else {}
     predicted = quantities(prediction.log)
@@ -192,9 +209,9 @@ def against_live(prediction: Prediction, stand: Stand, options: Options) -> Vali
         pace=tuple(pace),
         tasks=tuple(told),
         failures=dict(failures),
-        notes=tuple(dict.fromkeys(note for one in runs for note in one.notes)) or stand.notes,
+        notes=tuple(dict.fromkeys(note for one in runs for note in one.notes)) or live.notes,
         energy=tuple(one.energy for one in runs),
-        stopped=stopped,
+        stopped=live.stopped,
         logs=(prediction.log, *(one.log for one in runs if not one.stopped)),
     )
 

@@ -1,6 +1,8 @@
-"""The questions of docs/planner.md asked again: runs each command that stands there, and puts its output in place.
+"""A page of docs/ made anew: runs each command that stands there with its output, and puts the output of now in place.
 
-python benchmarks/planner_questions.py [FIRST_WORDS]   (only commands that begin so; all take some minutes on two quiet cores)
+python benchmarks/page_outputs.py docs/planner.md [FIRST_WORDS]   (only commands that begin so)
+
+All of docs/planner.md take some minutes on two quiet cores, all of docs/thesis.md half an hour.
 """
 
 from __future__ import annotations
@@ -12,14 +14,13 @@ import sys
 import time
 from pathlib import Path
 
-PAGE = Path(__file__).parent.parent / "docs" / "planner.md"
 BLOCK = re.compile(r"```console\n\$ (hsim [^\n]*(?:\\\n[^\n]*)*)\n```\n\n```text\n.*?```\n", re.DOTALL)
 
 
 def asked(found: re.Match[str]) -> str:
     """A command with its output of now."""
     command = found[1]
-    if not command.startswith(" ".join(sys.argv[1:]) or "hsim"):
+    if not command.startswith(" ".join(sys.argv[2:]) or "hsim"):
         return found[0]
     began_s = time.monotonic()
     words = shlex.split(command.replace("\\\n", " "))
@@ -30,4 +31,5 @@ def asked(found: re.Match[str]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(BLOCK.sub(asked, PAGE.read_text()))
+    page = Path(sys.argv[1])
+    page.write_text(BLOCK.sub(asked, page.read_text()))
