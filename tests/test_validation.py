@@ -14,7 +14,7 @@ from hsim.drivers.prepared import Prepared
 from hsim.drivers.simulated import run
 from hsim.log import Log, Outcome, Stage, Table
 from hsim.validate.blame import ALL, Blame, blame
-from hsim.validate.loads import CAPACITY, LoadsValidation, _closed, _kinds, validate_loads
+from hsim.validate.loads import LoadsValidation, _closed, _kinds, validate_loads
 from hsim.validate.page import page
 from hsim.validate.quantities import Accounted, parts_of_e2e, quantities
 from hsim.validate.run import Compared, Options, Validation
