@@ -6,6 +6,7 @@ import gzip
 import json
 import time
 import tomllib
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ import pytest
 pytest.importorskip("streamlit")
 
 from streamlit.testing.v1 import AppTest
+from systems import generate_only, system_of
 
+from hsim.comparison import compare
 from hsim.dashboard import traces
 from hsim.dashboard.jobs import Bounds, Job, Runner
 from hsim.dashboard.launch import OPTIONS, arguments
 from hsim.dashboard.limits import SCENARIO_BYTES, admitted, uploaded
 from hsim.dashboard.state import Question, State, decode, encode, inline, shipped_scenarios
 from hsim.dashboard.variants import gpu_only, is_split, split
-from hsim.dashboard.words import tiles
+from hsim.dashboard.words import says_difference, tiles
 from hsim.dashboard.work import FindFleet, Preview, Simulate
 from hsim.description.yamlfile import parse_document
 from hsim.errors import DescriptionError, HsimError
@@ -534,3 +537,15 @@ def test_two_studies_side_by_side_show_the_same_quantile() -> None:
     both = [tiles(long, State(), short), tiles(short, State(), long)]
     assert [row[0].title for row in both] == ["End to end mean"] * 2
     assert [tile.title for tile in both[0][1:]] == [tile.title for tile in tiles(long, State())[1:]]
+
+
+def test_where_no_difference_is_shown_nobody_is_told_that_there_is_none() -> None:
+    data = generate_only()
+    data["workload"] |= {"tasks": 60, "arrivals": {"kind": "poisson", "rate_per_s": 2}}
+    faster = deepcopy(data)
+    faster["workload"]["classes"]["chat"]["output_tokens"] = 2
+    one, other = system_of(data), system_of(faster)
+    alike = says_difference(compare([one, one], Options(3, processes=1)))
+    assert alike.startswith("No difference is shown in latency, energy a task, ")
+    assert alike.endswith("by 3 replications.")
+    assert says_difference(compare([one, other], Options(8, processes=1))).startswith("The change makes tasks ")

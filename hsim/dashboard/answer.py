@@ -24,7 +24,7 @@ def page(state: State, system: System) -> None:
     if asked := state.question.asks:
         st.markdown(f"##### {asked}")
     request = Simulate(state.question, state.replications)
-    previews = previewed(request, [state.question])
+    previews = previewed("answer", request, [state.question])
     watch("answer", request, lambda job: _draw(job, state, system, previews))
     with st.expander("Find fleet, or use what I have", expanded=bool(state.plan)):
         planner.section(state, system)

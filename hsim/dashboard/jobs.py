@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 import threading
 import time
@@ -32,6 +33,7 @@ class Bounds:
     memory_bytes: int = 4 * GIB
     unwatched_s: float = 60.0  # whoever has closed the page needs no answer
     kept: int = 40  # finished results, so that the same question is not simulated twice
+    nice: int = 0  # how far its processes stand back for others: what somebody waits for goes first
 
 
 class Job:
@@ -157,6 +159,8 @@ def _followed(job: Job, receiver: Connection, process: BaseProcess, bounds: Boun
 def _work(request: Request, sender: Connection, bounds: Bounds) -> None:
     """In the new process: send each update, then what went wrong, or an empty text."""
     _limit_memory(bounds.memory_bytes)
+    if hasattr(os, "nice"):
+        os.nice(bounds.nice)
     try:
         request.work(sender.send)
     except HsimError as error:

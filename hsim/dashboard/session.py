@@ -23,7 +23,11 @@ POLL_S = 0.5
 @cache
 def runners() -> dict[str, Runner]:
     """The server's runners, shared by all sessions: previews need not wait behind studies, nor those behind plans."""
-    found = {"preview": Runner(Bounds(seconds=PREVIEW_S)), "study": Runner(), "plan": Runner(Bounds(1, seconds=PLAN_S))}
+    found = {
+        "preview": Runner(Bounds(seconds=PREVIEW_S)),
+        "study": Runner(Bounds(nice=5)),
+        "plan": Runner(Bounds(1, seconds=PLAN_S, nice=10)),
+    }
     found["preview"].start(Preview(Question()))  # the first process takes a second, and nobody shall wait for it
     return found
 
@@ -105,10 +109,11 @@ def job_of(slot: str, request: Request, runner: str = "study") -> Job:
     return job.watched()
 
 
-def previewed(request: Request, questions: Sequence[Question]) -> list[Job]:
-    """Previews of questions, before the request itself is begun; none where its answer is there already."""
+def previewed(slot: str, request: Request, questions: Sequence[Question]) -> list[Job]:
+    """Previews of questions, while the request itself is begun; none where its answer is there already."""
     if runners()["study"].knows(request):
         return []
+    job_of(slot, request)
     jobs = [job_of(f"preview-{i}", Preview(question), "preview") for i, question in enumerate(questions)]
     return [job.wait(PREVIEW_WAIT_S) for job in jobs]
 

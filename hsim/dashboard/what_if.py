@@ -49,7 +49,7 @@ def page(state: State, system: System) -> None:
         return
     st.caption("Changed: " + "; ".join(f"`{setting}`" for setting in state.variation))
     request = Compare((state.question, state.varied), state.replications)
-    previews = previewed(request, (state.question, state.varied))
+    previews = previewed("what-if", request, (state.question, state.varied))
     watch("what-if", request, lambda job: _draw(job, state, previews))
 
 

@@ -206,12 +206,18 @@ def says_difference(comparison: Comparison) -> str:
         which = [name for name, study in (("now", here), ("with the change", there)) if _is_unstable(study)]
         return f"No steady state {' nor '.join(which)}: the fleet cannot keep up, and nothing can be compared."
     found = {d.figure: d for d in comparison.differences[0]}
-    said = [_says(name, found[figure]) for figure, name in SAID.items() if figure in found]
+    said = {name: _says(name, found[figure]) for figure, name in SAID.items() if figure in found}
+    shown = [words for words in said.values() if words]
+    not_shown = ["latency" if name == "tasks" else name for name, words in said.items() if not words]
+    parts = [f"The change makes {', '.join(shown)}"] if shown else []
+    if not_shown:  # which is not to say that there is none
+        parts.append(f"no difference is shown in {', '.join(not_shown)} by {there.replications} replications")
     turned = [
         f"the objective for {SHORT_NAMES[slo.metric]} turns from {before.verdict} to {slo.verdict}"
         for before, slo in _slos(here, there)
     ]
-    return "; ".join([f"The change makes {', '.join(said)}", *turned]) + "."
+    text = "; ".join([*parts, *turned]) + "."
+    return text[0].upper() + text[1:]
 
 
 SAID = {"e2e.mean_s": "tasks", "tst_j": "energy a task", "usd_per_task": "cost a task", "gco2_per_task": "CO2 a task"}
@@ -222,8 +228,9 @@ def _is_unstable(study: Study) -> bool:
 
 
 def _says(name: str, difference: Difference) -> str:
+    """A difference in words; empty where none is shown."""
     if difference.verdict == "no difference shown" or not difference.first:
-        return f"{name} no different"
+        return ""
     percent = abs(difference.other / difference.first - 1)
     words = ("slower", "faster") if name == "tasks" else ("higher", "lower")
     return f"{name} {percent:.1%} {words[difference.verdict == 'lower']}"
