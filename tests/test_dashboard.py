@@ -8,6 +8,7 @@ import time
 import tomllib
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from hsim.dashboard.limits import SCENARIO_BYTES, admitted, uploaded
 from hsim.dashboard.state import Question, State, decode, encode, inline, shipped_scenarios
 from hsim.dashboard.variants import gpu_only, is_split, split
 from hsim.dashboard.words import says_difference, tiles
-from hsim.dashboard.work import FindFleet, Preview, Simulate
+from hsim.dashboard.work import FindFleet, Preview, Simulate, Sweep
 from hsim.description.yamlfile import parse_document
 from hsim.errors import DescriptionError, HsimError
 from hsim.metrics.result import Study
@@ -549,3 +550,14 @@ def test_where_no_difference_is_shown_nobody_is_told_that_there_is_none() -> Non
     assert alike.startswith("No difference is shown in latency, energy a task, ")
     assert alike.endswith("by 3 replications.")
     assert says_difference(compare([one, other], Options(8, processes=1))).startswith("The change makes tasks ")
+
+
+def test_loads_that_rise_end_with_the_first_that_a_fleet_cannot_keep_up_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    stable, unstable = (SimpleNamespace(stability=SimpleNamespace(verdict=v)) for v in ("stable", "unstable"))
+    for rising, simulated in ((True, 2), (False, 3)):
+        given = iter([stable, unstable, unstable])
+        monkeypatch.setattr("hsim.dashboard.work.study", lambda *_, given=given: next(given))
+        told: list[Any] = []
+        Sweep((QUESTION,) * 3, 2, rising).work(told.append)
+        assert len(told) == simulated
+        assert told[-1].result[:2] == (stable, unstable)

@@ -67,7 +67,7 @@ def _headroom(state: State, system: System) -> None:
     if not any(vars(system.scenario.slo).values()):
         st.info("Headroom is how far the load may grow before an objective is missed: set one under Objectives.")
         return
-    request = Sweep(tuple(question for _, question in loads), state.replications)
+    request = Sweep(tuple(question for _, question in loads), state.replications, rising=True)
     known = [load for load, _ in loads]
     watch("headroom", request, lambda job: _draw_headroom(job, known, load_unit(system), state.replications))
 
@@ -84,7 +84,9 @@ def _draw_headroom(job: Job, loads: Sequence[float], unit: str, wanted: int) -> 
         plot("headroom", pictures.headroom(loads, studies, verdicts, unit))
         with st.expander("The figures"):
             table(rows)
-    st.caption("Each verdict by itself stands at 95 %.")
+    st.caption(
+        "Each verdict by itself stands at 95 %. Beyond a load that the fleet cannot keep up with none is simulated."
+    )
 
 
 def _grows(loads: Sequence[float], verdicts: Sequence[str]) -> str:
@@ -166,4 +168,6 @@ def _draw_tornado(job: Job, names: Sequence[str]) -> None:
         if swings:
             st.markdown(title)
             plot(f"tornado-{figure}", pictures.tornado(swings))
-    st.caption("Paired differences on the same tasks, with intervals that hold together at 95 %.")
+    few = comparison.studies[0].replications == 1
+    said = "of a single replication: without intervals" if few else "with intervals that hold together at 95 %"
+    st.caption(f"Paired differences on the same tasks, {said}.")

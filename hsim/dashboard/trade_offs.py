@@ -62,7 +62,7 @@ def _load(state: State, system: System) -> None:
     if not loads:
         st.info(NO_LOAD)
         return
-    request = Sweep(tuple(question for _, question in loads), FEW)
+    request = Sweep(tuple(question for _, question in loads), FEW, rising=True)
     watch("loads", request, lambda job: _draw_loads(job, [load for load, _ in loads], load_unit(system)))
 
 

@@ -95,10 +95,13 @@ class Compare:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Ask for a study of each of several questions."""
+    """Ask for a study of each of several questions. `rising`: their loads grow, and after one that the fleet cannot keep up
+    with none is simulated, since that takes longest and says nothing more.
+    """
 
     questions: tuple[Question, ...]
     replications: int
+    rising: bool = False
 
     def work(self, tell: Tell) -> None:
         """The studies so far, in order."""
@@ -106,6 +109,8 @@ class Sweep:
         for question in self.questions:
             found.append(study(admitted(question), Options(self.replications, 1)))
             tell(Update(len(found), len(self.questions), tuple(found)))
+            if self.rising and (steady := found[-1].stability) and steady.verdict == "unstable":
+                return
 
 
 @dataclass(frozen=True)

@@ -505,11 +505,24 @@ class RatePoint:
             return None
         return self.comparison.studies[self.found.index(architecture)].figures().get(figure)
 
-    def best(self, figure: str) -> str | None:
-        """The architecture with the least of a figure; None where it is unavailable."""
-        values = [(self.of(name, figure), name) for name in self.found]
-        known = [(v.value, name) for v, name in values if v and v.value is not None]
-        return min(known)[1] if known else None
+    def least(self, figure: str) -> tuple[str, ...]:
+        """The architecture with the least of a figure, and all that are not shown to take more; none if it is unavailable.
+
+        Differences are paired with the first; of two others, the intervals of theirs are compared.
+        """
+        known = {name: v.value for name in self.found if (v := self.of(name, figure)) and v.value is not None}
+        if not known:
+            return ()
+        beside = {self.found[0]: Interval(0.0, 0.0, 0.0)}
+        for name, differences in zip(self.found[1:], self.comparison.differences, strict=True):
+            beside[name] = next((d.interval for d in differences if d.figure == figure), Interval(None))
+        best = min(known, key=lambda name: known[name])
+        return tuple(name for name in known if name == best or _may_be_less(beside[name], beside[best]))
+
+
+def _may_be_less(one: Interval, other: Interval) -> bool:
+    """Whether the intervals of two differences with the same first leave it open which is less."""
+    return one.low is None or other.high is None or one.low <= other.high
 
 
 @dataclass(frozen=True)

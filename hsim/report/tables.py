@@ -469,10 +469,10 @@ def _placed(point: RatePoint, name: str) -> tuple[str, ...]:
 
 
 def where_best(placement: Placement, figure: str) -> Iterable[str]:
-    """`name at 1, 2 tasks/s` for each architecture that takes least of a figure somewhere."""
+    """`name at 1, 2 tasks/s` for each architecture that takes least of a figure somewhere; several where none is shown to."""
     at: dict[str, list[str]] = {}
     for point in placement.points:
-        at.setdefault(point.best(figure) or "none feasible", []).append(f"{point.rate_per_s:g}")
+        at.setdefault(" or ".join(point.least(figure)) or "none feasible", []).append(f"{point.rate_per_s:g}")
     return (f"{name} at {', '.join(rates)} tasks/s" for name, rates in at.items())
 
 
