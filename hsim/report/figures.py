@@ -418,7 +418,7 @@ def architectures(placement: Placement) -> Figure:
             data.append({
                 "x": [rate for rate, _ in rows], "y": value, "xaxis": f"x{axis}", "yaxis": f"y{axis}", "name": name,
                 "mode": "lines+markers", "legendgroup": name, "showlegend": not axis,
-                "line": {"color": COLOURS[i % len(COLOURS)], "width": 2},
+                "line": {"color": COLOURS[i % len(COLOURS)], "width": 2, "dash": ("solid", "dash", "dot", "dashdot")[i % 4]},
                 "marker": {"size": 9, "symbol": ("circle", "square", "diamond", "cross")[i % 4]},
                 "error_y": {"type": "data", "symmetric": False, "array": [high - v for v, (_, high) in zip(value, ends, strict=True)],
                             "arrayminus": [v - low for v, (low, _) in zip(value, ends, strict=True)]},
