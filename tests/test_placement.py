@@ -106,14 +106,14 @@ def test_each_stands_at_its_own_certified_fleet(tmp_path: Path) -> None:
     console = Console(width=124, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(placement_tables(placement))
     shown = console.export_text()
-    assert "none of those tried" in shown
+    assert "none certified of 1; 1 x hgx-h100-8 " in shown
     assert "Least energy  one at 2 tasks/s; two at 12 tasks/s" in shown
     drawn = {trace["name"]: trace for trace in architectures(placement)["data"] if trace["xaxis"] == "x2"}
     assert [drawn[name]["x"] for name in ("one", "two")] == [[2], [2, 12]]
     assert drawn["two"]["y"] == [point.of("two", "tst_j").value for point in placement.points]
     page = placement_page(placement, "hsim compare placed.yaml")
     assert "one at 2 tasks/s; two at 12 tasks/s" in page
-    assert "none of those tried" in page
+    assert "none certified of 1; 1 x hgx-h100-8 " in page
 
 
 def test_architectures_that_are_not_there_are_refused_by_name(tmp_path: Path) -> None:

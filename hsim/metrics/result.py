@@ -493,7 +493,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class RatePoint:
-    """Architectures compared at one rate of arrivals: those `found` to have a feasible fleet are its studies, in order."""
+    """Architectures compared at one rate of arrivals: those `found` to have a feasible fleet are its studies, in order.
+
+    `comparison.fleets` are those that were tried of each architecture, found or not.
+    """
 
     rate_per_s: float
     comparison: Comparison

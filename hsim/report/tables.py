@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -450,14 +450,13 @@ def placement_parts(placement: Placement) -> list[Table]:
     table.columns[1].justify = table.columns[2].justify = "left"
     for point in placement.points:
         for i, name in enumerate(placement.architectures):
-            table.add_row(f"{point.rate_per_s:g}" if i == 0 else "", name, *_placed(point, name))
+            cells = _placed(point, name) if name in point.found else _not_placed(point.comparison.fleets[i])
+            table.add_row(f"{point.rate_per_s:g}" if i == 0 else "", name, *cells)
     return [table, *_placement_differences(placement)]
 
 
 def _placed(point: RatePoint, name: str) -> tuple[str, ...]:
     """The cells of one architecture at one rate."""
-    if name not in point.found:
-        return "none of those tried", "–", "–", "–"
     number = point.found.index(name)
     passed = [fleet for tried in point.comparison.fleets for fleet in tried if fleet.verdict == "PASS"][number]
     figures = point.comparison.studies[number].figures()
@@ -468,11 +467,18 @@ def _placed(point: RatePoint, name: str) -> tuple[str, ...]:
     return passed.fleet, f"{passed.usd_per_h:,.2f}", usd, _cell(energy, "J") if energy else "–"
 
 
+def _not_placed(tried: Sequence[TriedFleet]) -> tuple[str, ...]:
+    """The cells of an architecture of which no fleet was certified: why the most promising was not."""
+    near = [fleet for fleet in tried if fleet.verdict == "UNDECIDED"] or tried
+    why = f" {near[0].fleet} {near[0].verdict}: {near[0].reason}" if near else ""
+    return f"none certified of {len(tried)};{why}", "–", "–", "–"
+
+
 def where_best(placement: Placement, figure: str) -> Iterable[str]:
     """`name at 1, 2 tasks/s` for each architecture that takes least of a figure somewhere; several where none is shown to."""
     at: dict[str, list[str]] = {}
     for point in placement.points:
-        at.setdefault(" or ".join(point.least(figure)) or "none feasible", []).append(f"{point.rate_per_s:g}")
+        at.setdefault(" or ".join(point.least(figure)) or "none certified", []).append(f"{point.rate_per_s:g}")
     return (f"{name} at {', '.join(rates)} tasks/s" for name, rates in at.items())
 
 
