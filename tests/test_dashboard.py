@@ -561,3 +561,20 @@ def test_loads_that_rise_end_with_the_first_that_a_fleet_cannot_keep_up_with(mon
         Sweep((QUESTION,) * 3, 2, rising).work(told.append)
         assert len(told) == simulated
         assert told[-1].result[:2] == (stable, unstable)
+
+
+def test_options_and_every_site_are_edited_in_the_sidebar() -> None:
+    app = opened(
+        State(Question("edge-cloud", "", ("workload.tasks=60",)), replications=2, page="Evidence", view="Not modelled")
+    )
+    sites = [field for field in app.sidebar.number_input if field.label == "PUE"]
+    assert len(sites) == 1 + len(admitted(Question("edge-cloud")).scenario.sites)
+    sites[-1].set_value(1.5)
+    app.run()
+    (idle, *_) = (field for field in app.sidebar.number_input if field.label.startswith("switch "))
+    idle.set_value(30.0)
+    app.run()
+    assert not app.exception
+    changed = dict(setting.split("=", 1) for setting in state_of(app).question.settings)
+    assert any(path.startswith("sites.") and path.endswith(".pue") for path in changed), changed
+    assert [float(value) for path, value in changed.items() if path.endswith(".sleep_after_s")] == [30.0]

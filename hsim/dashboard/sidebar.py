@@ -15,6 +15,7 @@ from hsim.dashboard.uploads import choose, scenario_upload, trace_upload
 from hsim.description.catalogue import shipped
 from hsim.description.scenario import Architecture, EnginePool, Scenario, Stages, TraceArrivals
 from hsim.description.yamlfile import read_document
+from hsim.policies.routing import ROUTERS
 from hsim.report.names import LATENCY_NAMES
 
 OWN = "my own"
@@ -33,6 +34,8 @@ def question_form(state: State, scenario: Scenario | None) -> None:
         _fleet(scenario)
     with st.expander("Placement and engine"):
         _placement(scenario)
+    with st.expander("Idle, routing, contexts"):
+        _options(scenario)
     with st.expander("Objectives"):
         _objectives(scenario)
     with st.expander("Site"):
@@ -240,14 +243,51 @@ def _toggled(widget: str, metric: str) -> Callable[[], None]:
     )
 
 
+def _options(scenario: Scenario) -> None:
+    """What fleet and engines may do beside serving; an empty field: they do not. The rest of a scenario's options is YAML."""
+    for name, tier in scenario.fleet.items():
+        number(f"switch {name} off when idle for, s", f"fleet.{name}.sleep_after_s", tier.sleep_after_s, min_value=0.0)
+    tools = any(kind.tools for kind in scenario.workload.classes.values())
+    for name, pool in scenario.pools.items():
+        choice(f"{name}: router", f"pools.{name}.router", ROUTERS, pool.router)
+        if not isinstance(pool, EnginePool) or pool.on_cores:
+            continue
+        path = f"pools.{name}"
+        number(f"{name}: unload when idle for, s", f"{path}.unload_after_s", pool.unload_after_s, min_value=0.0)
+        if tools and name in scenario.stages.pools(
+            "generate"
+        ):  # the others need a link to memory, which only the YAML can say
+            choice(f"{name}: contexts during tools", f"{path}.tool_gaps", ("cache", "hold", "drop"), pool.tool_gaps)
+
+
 def _site(scenario: Scenario) -> None:
-    site = scenario.site
-    if scenario.sites:
-        st.caption(f"Of tiers that stand in none of {', '.join(scenario.sites)}")
-    number("PUE", "site.pue", site.pue, min_value=1.0, max_value=3.0, step=0.05)
-    number("USD a kWh", "site.usd_per_kwh", site.usd_per_kwh, min_value=0.0, max_value=5.0, step=0.01)
-    number("g CO2 a kWh", "site.gco2_per_kwh", site.gco2_per_kwh, min_value=0.0, max_value=2000.0, step=10.0)
-    choice("Servers are", "site.cost.basis", ("rent", "own"), site.cost.basis)
+    """Each place's meter and money."""
+    for path, site in {
+        "site": scenario.site,
+        **{f"sites.{name}": site for name, site in scenario.sites.items()},
+    }.items():
+        if scenario.sites:
+            st.markdown(
+                f"**{path.rpartition('.')[2]}**" if path != "site" else "**site**, where tiers stand that name none"
+            )
+        number("PUE", f"{path}.pue", site.pue, min_value=1.0, max_value=3.0, step=0.05)
+        by_hour = {} if site.hourly.relative else site.hourly.model_dump()  # then the figure is the mean of those
+        for label, figure, most, step in (
+            ("USD a kWh", "usd_per_kwh", 5.0, 0.01),
+            ("g CO2 a kWh", "gco2_per_kwh", 2000.0, 10.0),
+        ):
+            if by_hour.get(figure):
+                st.caption(f"{label}: by the hour, {getattr(site, figure):.3g} in the mean")
+            else:
+                number(label, f"{path}.{figure}", getattr(site, figure), min_value=0.0, max_value=most, step=step)
+        choice("Servers are", f"{path}.cost.basis", ("rent", "own"), site.cost.basis)
+        choice(
+            "CO2 of making the servers",
+            f"{path}.embodied",
+            (False, True),
+            site.embodied,
+            format_func=("left out", "counted").__getitem__,
+        )
 
 
 def _runs(state: State, scenario: Scenario) -> None:
