@@ -81,7 +81,8 @@ def _space(plan: Plan) -> str:
     said = [f"{count:,} {BY_NAMES[by]}" for by, count in counted.items()]
     said += [f"{undecided:,} undecided"] if undecided else []
     said += [f"{plan.dearer:,} could not have been better"] if plan.dearer and plan.chosen else []
-    return f"{plan.space:,} fleets ({', '.join(said)})"
+    fleets = f"{plan.space:,} fleet{'s' if plan.space != 1 else ''}"
+    return f"{fleets} ({', '.join(said)})" if said else fleets
 
 
 def _bound(bound: Bound) -> str:
