@@ -82,10 +82,10 @@ print(json.dumps({file: seconds / own.total() for file, seconds in own.most_comm
 
 def child(code: str, scenario: str, mode: str, settings: list[str]) -> dict[str, float]:
     """What a process of its own says."""
-    # As the command line does (hsim/cli.py); and Python keeps what it has compiled, as for anybody who starts hsim a second time, whatever is set where this runs.
     command = [sys.executable, "-c", code, scenario, mode, *settings]
+    # Python keeps what it has compiled, as for anybody who starts hsim a second time, whatever is set where this runs.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environment.setdefault("OPENBLAS_NUM_THREADS", "1")
+    environment.setdefault("OPENBLAS_NUM_THREADS", "1")  # as hsim/cli.py does
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     if done.returncode:
         sys.exit(done.stderr)

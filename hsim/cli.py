@@ -30,7 +30,7 @@ MIN_WIDTH = 124
 # this when it is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# NumPy's library starts threads for products of large matrices, of which hsim has none: a quarter of a second of every start.
+# NumPy's library starts threads for products of large matrices, of which hsim has none: 0.15 s and more of every start.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 app = typer.Typer(

@@ -10,10 +10,12 @@ import pytest
 from systems import generate_only, system_of
 
 from hsim.comparison import compare
+from hsim.description.yamlfile import Document
 from hsim.errors import DescriptionError
 from hsim.metrics.result import Comparison, Difference
 from hsim.plan import read_problem
 from hsim.plan.fair import compare_fairly
+from hsim.policies.own import refuse_code
 from hsim.runs import Options, as_json
 
 OPTIONS = Options(5, processes=1)
@@ -162,6 +164,7 @@ def test_fleets_with_policies_of_ones_own_are_planned_where_code_is_allowed(tmp_
             DescriptionError, match=r"'mine.py:first' is code of your own; add --allow-code if you trust"
         ):
             refused()
+    refuse_code(Document("x.yaml", {"tools": {"grep": {"source": "timed by bench.py:12"}}}))  # words, and no code
     comparison = compare_fairly(files, own, OPTIONS, allow_code=True)
     for study in comparison.studies:  # one of two replicas has all the work
         (decode,) = study.pools

@@ -254,18 +254,15 @@ def _options(scenario: Scenario) -> None:
             continue
         path = f"pools.{name}"
         number(f"{name}: unload when idle for, s", f"{path}.unload_after_s", pool.unload_after_s, min_value=0.0)
-        if tools and name in scenario.stages.pools(
-            "generate"
-        ):  # the others need a link to memory, which only the YAML can say
+        if tools and name in scenario.stages.pools("generate"):
+            # Other policies need a link to memory, which only the YAML can say.
             choice(f"{name}: contexts during tools", f"{path}.tool_gaps", ("cache", "hold", "drop"), pool.tool_gaps)
 
 
 def _site(scenario: Scenario) -> None:
     """Each place's meter and money."""
-    for path, site in {
-        "site": scenario.site,
-        **{f"sites.{name}": site for name, site in scenario.sites.items()},
-    }.items():
+    sites = {"site": scenario.site} | {f"sites.{name}": site for name, site in scenario.sites.items()}
+    for path, site in sites.items():
         if scenario.sites:
             st.markdown(
                 f"**{path.rpartition('.')[2]}**" if path != "site" else "**site**, where tiers stand that name none"

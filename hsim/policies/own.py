@@ -24,7 +24,9 @@ def is_own(name: str) -> bool:
 def refuse_code(document: Document) -> None:
     """Raises DescriptionError where a scenario names a policy of the user's own."""
     for path, name in leaves(document.data):
-        if isinstance(name, str) and is_own(name):
+        if (
+            path[-1] != "source" and isinstance(name, str) and is_own(name)
+        ):  # a source is words, perhaps of a file's line
             raise _not_allowed(name, document.where(path))
 
 

@@ -22,7 +22,7 @@ from hsim.errors import HsimError
 from hsim.metrics.result import Placement, Study
 from hsim.report import figures
 from hsim.report.names import FIGURE_NAMES, SHORT_NAMES
-from hsim.report.tables import placement_parts, study_head, study_parts, where_best
+from hsim.report.tables import least_of, placement_parts, study_head, study_parts
 from hsim.runs.closeup import Closeup
 from hsim.runs.exports import scenario_text
 from hsim.runs.store import Record
@@ -60,10 +60,7 @@ def page(closeup: Closeup, system: System, command: str) -> str:
 
 def placement_page(placement: Placement, command: str) -> str:
     """The page of architectures over load; `command` makes it again. Raises HsimError where plotly is missing."""
-    least = [
-        f"<p><b>{title}.</b> {escape('; '.join(where_best(placement, figure)))}.</p>"
-        for title, figure in (("Least money", "usd_per_task"), ("Least energy", "tst_j"))
-    ]
+    least = [f"<p><b>{title}.</b> {escape(who)}.</p>" for title, who in least_of(placement).items()]
     caption = "Each architecture at the best of the fleets that its lists allow, as hsim plan certifies it; bars are 95 % of sampling."
     tables = [_as_html(part) for part in placement_parts(placement)]
     sections = [

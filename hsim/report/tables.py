@@ -432,10 +432,7 @@ def _fleets_table(tried: Iterable[TriedFleet]) -> Table:
 def placement_tables(placement: Placement) -> RenderableType:
     """Each architecture at its own best fleet, rate by rate, and which one takes least."""
     table, *differences = placement_parts(placement)
-    lines = [
-        Text(f"{title:<14}" + "; ".join(where_best(placement, figure)))
-        for title, figure in (("Least money", "usd_per_task"), ("Least energy", "tst_j"))
-    ]
+    lines = [Text(f"{title:<14}{who}") for title, who in least_of(placement).items()]
     note = (
         "Each architecture stands at the best of the fleets that its lists allow, as hsim plan certifies it; ± are 95 % of "
         "sampling. Differences are on the same tasks, and called so where their intervals, all together at 95 %, show them."
@@ -474,7 +471,13 @@ def _not_placed(tried: Sequence[TriedFleet]) -> tuple[str, ...]:
     return f"none certified of {len(tried)};{why}", "–", "–", "–"
 
 
-def where_best(placement: Placement, figure: str) -> Iterable[str]:
+def least_of(placement: Placement) -> dict[str, str]:
+    """Who takes least money and least energy, at which rates, by title."""
+    titles = {"Least money": "usd_per_task", "Least energy": "tst_j"}
+    return {title: "; ".join(_where_best(placement, figure)) for title, figure in titles.items()}
+
+
+def _where_best(placement: Placement, figure: str) -> Iterable[str]:
     """`name at 1, 2 tasks/s` for each architecture that takes least of a figure somewhere; several where none is shown to."""
     at: dict[str, list[str]] = {}
     for point in placement.points:
