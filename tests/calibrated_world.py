@@ -75,7 +75,7 @@ def unit_seconds(unit: Unit) -> float:
     if kind == "loop":
         users = int(at["users"])
         if at["role"] == "decode-step":
-            return IN_LOOP * (2e-3 + 1e-4 * users + 2e-8 * users * 44)
+            return IN_LOOP * (2e-3 + 1e-4 * users + 2e-8 * users * (32 + int(at["output_tokens"]) / 2))
         return BETWEEN_S + BETWEEN_SEQUENCE_S * users if at["role"] == "between" else HAND_OVER_S
     return step_seconds(unit) if kind == "step" else 4e-6
 

@@ -18,7 +18,11 @@ POWER_ROUNDS = 2
 BETWEEN, HAND_OVER, LOOP_STEP = "between", "hand-over", "decode-step"
 JOB = "products"  # what a core does there: its weights come from memory, as an encoder's do
 LOOP_INPUT_TOKENS, LOOP_OUTPUT_TOKENS = 32, 24
-LOOP_CONTEXT = LOOP_INPUT_TOKENS + LOOP_OUTPUT_TOKENS // 2
+LOOP_OUTPUT_TOKENS_PER_USER = (
+    3  # beside many users each answer is longer, so that most steps have a sequence of every user
+)
+LOOP_JOBS = 96  # units of all users' jobs at most: were jobs longer, many users would wait for the core and not decode
+LOOP_JOB_UNITS = 6  # about 10 ms, as an encoder takes for a short text
 UNLIKE = 0.8  # contexts of a batch that is measured lie within this part of their mean
 CHECKS, FIRST_CHECKS = 24, 6  # steps at random points, kept out of the table to test it
 WINDOW_S = 6.0  # an energy counter that ticks every 0.1 s errs by 3 % over so long
@@ -132,7 +136,7 @@ def _steps(target: Target) -> Iterator[Unit]:
     served = target.served
     longest = int(served.max_context_tokens / (1 + UNLIKE))
     yield from _checks(target)
-    for decodes, one in _ladder(_powers(1, served.slots, 2)):
+    for decodes, one in _ladder(_batches(served.slots)):
         for context, other in _ladder((16, *_powers(longest // 16, longest, 4))):
             yield _step(target, max(one, other), {"role": "decode", "decodes": decodes, "context": context})
     for tokens, one in _ladder(_powers(2, served.max_num_batched_tokens, 4)):
@@ -155,10 +159,13 @@ def _steps(target: Target) -> Iterator[Unit]:
 
 def _loop(target: Target) -> Iterator[Unit]:
     """What the live loop itself takes, with one user, and with as many as there are slots. Of a round all is seen in one run."""
-    slots = target.served.slots
+    slots, longest = target.served.slots, target.served.max_context_tokens - LOOP_INPUT_TOKENS
     for users, worth in ((1, 1), (slots, 1), (max(2, slots // 4), 2)):
+        tokens = min(max(LOOP_OUTPUT_TOKENS, LOOP_OUTPUT_TOKENS_PER_USER * users), longest)
+        units = min(LOOP_JOB_UNITS, max(1, LOOP_JOBS // users))
         for role in (BETWEEN, HAND_OVER, LOOP_STEP):
-            yield Unit("loop", target.device, {"role": role, "users": users}, worth, LOOP_S if role == BETWEEN else 0.1)
+            at: Parameters = {"role": role, "users": users, "output_tokens": tokens, "job_units": units}
+            yield Unit("loop", target.device, at, worth, LOOP_S if role == BETWEEN else 0.1)
 
 
 def _checks(target: Target) -> Iterator[Unit]:
@@ -395,6 +402,13 @@ def _powers(first: int, last: int, factor: int) -> tuple[int, ...]:
         values.append(value)
         value *= factor
     return (*values, last)
+
+
+def _batches(slots: int) -> tuple[int, ...]:
+    """Powers of two, and what lies before the last: products of 16 rows are quicker than of 15, and 9 to 15 take longer than
+    between 8 and 16 in proportion.
+    """
+    return tuple(sorted({*_powers(1, slots, 2), max(1, 3 * slots // 4), max(1, slots - 1)}))
 
 
 def _ladder(values: Sequence[int]) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ import numpy as np
 from simpy.events import Event
 
 from hsim.backends.worker import Worker, shared_cores
-from hsim.calibrate.agenda import BETWEEN, HAND_OVER, JOB, LOOP_INPUT_TOKENS, LOOP_OUTPUT_TOKENS, Served
+from hsim.calibrate.agenda import BETWEEN, HAND_OVER, JOB, LOOP_INPUT_TOKENS, Served
 from hsim.calibrate.work import Reading
 from hsim.costs.cpu import HostPower
 from hsim.costs.shapes import Segment, StepShape
@@ -31,7 +31,6 @@ from hsim.policies.batching import decode_first
 from hsim.policies.routing import round_robin
 from hsim.workload.tasks import Round, Task, ToolCall
 
-JOB_UNITS = 20  # as long as an encoder takes for a short text: with many users the core is busy about half of the time
 TASKS, ROUNDS = 6, 2  # tasks at least; two for each of many users
 THINK_S = 0.02  # before each task: workers rest now and then, as those of servers do
 
@@ -50,23 +49,19 @@ class LoopTimes:
     hand_over_s: list[float]
 
     def reading(self, role: str) -> Reading:
-        """One of the three: the mean of jobs, since all of it is waited for, or a step's at as many sequences as users."""
+        """The mean of one of the three: over all jobs, or over the steps that had a sequence of every user."""
         if role == HAND_OVER:
-            return _reading([(0.0, seconds) for seconds in self.hand_over_s], 0.0)
-        return _reading(self.between_s if role == BETWEEN else self.decode_s, float(self.users))
+            return _reading(self.hand_over_s)
+        rows = self.between_s if role == BETWEEN else self.decode_s
+        # Only steps of all of them: a line through those of fewer errs, since 16 sequences take less than 15.
+        return _reading([seconds for sequences, seconds in rows if sequences == self.users])
 
 
-def _reading(rows: Sequence[tuple[float, float]], at: float) -> Reading:
-    """The least-squares line through (x, seconds) at one x, and the interquartile range about the line."""
-    x, seconds = np.array(rows).T
-    spread = x - x.mean()
-    slope = float(spread @ seconds / (spread @ spread)) if np.ptp(x) else 0.0
-    low, high = np.quantile(seconds - slope * spread, (0.25, 0.75))
-    return Reading(
-        float(seconds.mean() + slope * (at - x.mean())) if np.ptp(x) else float(seconds.mean()),
-        float(high - low),
-        len(rows),
-    )
+def _reading(seconds: Sequence[float]) -> Reading:
+    if not seconds:
+        return Reading(failure="no step had a sequence of every user")
+    low, high = np.quantile(seconds, (0.25, 0.75))
+    return Reading(float(np.mean(seconds)), float(high - low), len(seconds))
 
 
 class _Unforetold:
@@ -77,7 +72,7 @@ class _Unforetold:
         return Segment(1.0, 0.0, 0.0, 0.0, 0.0, math.inf)
 
 
-def drive(decoder: Worker, core: Worker, served: Served, users: int) -> LoopTimes:
+def drive(decoder: Worker, core: Worker, served: Served, users: int, output_tokens: int, job_units: int) -> LoopTimes:
     """Let so many users ask for a job and an answer, again and again. Raises BackendError where any work fails."""
     env, log, crew = LiveEnvironment(), Log(), Crew()
     crew.decoders[0], crew.cores[0] = decoder, [core]
@@ -85,7 +80,7 @@ def drive(decoder: Worker, core: Worker, served: Served, users: int) -> LoopTime
     core.call((JOB, 1))  # its first makes its weights
     try:
         with _pinned((decoder, core)):
-            run_tasks(env, log, _pipeline(env, log, executor, served), _tasks(users))
+            run_tasks(env, log, _pipeline(env, log, executor, served, job_units), _tasks(users, output_tokens))
     finally:
         crew.close()  # whatever it started in place of one that died
     if executor.record.failures:
@@ -138,15 +133,15 @@ def _pinned(workers: Sequence[Worker]) -> Iterator[None]:
                 os.sched_setaffinity(worker.process.pid or 0, os.sched_getaffinity(0))
 
 
-def _tasks(users: int) -> list[Task]:
-    rounds = (Round(ToolCall(JOB, 0.0), LOOP_INPUT_TOKENS, LOOP_OUTPUT_TOKENS),) * ROUNDS
+def _tasks(users: int, output_tokens: int) -> list[Task]:
+    rounds = (Round(ToolCall(JOB, 0.0), LOOP_INPUT_TOKENS, output_tokens),) * ROUNDS
     return [
-        Task(i, 0.0, "loop", 0, LOOP_OUTPUT_TOKENS, rounds, user=i % users, think_s=THINK_S)
+        Task(i, 0.0, "loop", 0, output_tokens, rounds, user=i % users, think_s=THINK_S)
         for i in range(max(TASKS, 2 * users))
     ]
 
 
-def _pipeline(env: LiveEnvironment, log: Log, executor: WorkersDo, served: Served) -> Pipeline:
+def _pipeline(env: LiveEnvironment, log: Log, executor: WorkersDo, served: Served, job_units: int) -> Pipeline:
     """One decoder and one core, as a live run has them."""
     host = Host(env, log, 0, HostPower(cores=2, idle_w=0.0, span_w=0.0, exponent=1.0))
     pool = FilledPool(
@@ -164,7 +159,7 @@ def _pipeline(env: LiveEnvironment, log: Log, executor: WorkersDo, served: Serve
         links={},
         understand={},
         tools={JOB: OperationTime(JOB, lambda units: 1.0, 0.0)},
-        tool_units={JOB: JOB_UNITS},
+        tool_units={JOB: job_units},
         bytes_per_message=0.0,
         bytes_per_token=0.0,
         kv_bytes_per_token=0.0,

@@ -232,11 +232,11 @@ class Workers:
 
     def _loop(self, unit: Unit) -> Reading:
         """What the live loop takes: of one run of it in each round with so many users."""
-        users = int(unit.parameters["users"])
+        users, tokens, units = (int(unit.parameters[name]) for name in ("users", "output_tokens", "job_units"))
         run = (unit.device, users, unit.round)
         if run not in self._looped:
             decoder, core = self._device(unit.device), self._single_cores(1)[0]
-            self._looped[run] = drive(decoder, core, self._served[unit.device], users)
+            self._looped[run] = drive(decoder, core, self._served[unit.device], users, tokens, units)
         return self._looped[run].reading(str(unit.parameters["role"]))
 
 

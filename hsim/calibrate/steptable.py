@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hsim.calibrate.agenda import BETWEEN, LOOP_CONTEXT, LOOP_STEP, Served, step_parts
+from hsim.calibrate.agenda import BETWEEN, LOOP_INPUT_TOKENS, LOOP_STEP, Served, step_parts
 from hsim.calibrate.fit import BOUNDS, law_of, relative_nonnegative, rising, together, unsteadiness
 from hsim.calibrate.options import Law
 from hsim.calibrate.points import Point
@@ -102,21 +102,21 @@ def _in_the_loop(table: StepTable, loops: Sequence[Point]) -> StepTable:
     proportion between the numbers of sequences that were tried.
     """
     changes: dict[str, Any] = dict(zip(("between_s", "between_per_sequence_s"), between_steps(loops), strict=True))
-    steps = sorted(_by_users(loops, LOOP_STEP))
+    steps = _by_users(loops, LOOP_STEP)
     if len(steps) >= FEWEST_POINTS:  # what one number of sequences shows says nothing of others
         alone = MeasuredCosts(table, SecondsAlone())
-        times = [s / alone.segment(StepShape(int(n), int(n * LOOP_CONTEXT))).seconds for n, s in steps]
-        factors = np.interp(table.decodes, [n for n, _ in steps], times)
+        times = {n: point.seconds / alone.segment(_loop_step(n, point)).seconds for n, point in steps.items()}
+        factors = np.interp(table.decodes, list(times), list(times.values()))
         rows = zip(table.decode_s, factors, strict=True)
         changes["decode_s"] = tuple(tuple(float(x * factor) for x in row) for row, factor in rows)
-        said = ", ".join(f"{factor:.2f} at {n:.0f}" for (n, _), factor in zip(steps, times, strict=True))
+        said = ", ".join(f"{factor:.2f} at {n}" for n, factor in times.items())
         changes["source"] = f"{table.source}; decode steps as in the live loop: times {said} sequences"
     return table.model_copy(update=changes)
 
 
 def between_steps(loops: Sequence[Point]) -> tuple[float, float]:
     """Seconds that pass between two steps in the live loop: at all, and for each sequence. Zeros where it was not measured."""
-    between = sorted(_by_users(loops, BETWEEN))
+    between = [(n, point.seconds) for n, point in _by_users(loops, BETWEEN).items()]
     if not between:
         return 0.0, 0.0
     (few, least_s), (many, most_s) = between[0], between[-1]
@@ -124,8 +124,15 @@ def between_steps(loops: Sequence[Point]) -> tuple[float, float]:
     return max(0.0, least_s - slope_s * few), slope_s
 
 
-def _by_users(loops: Sequence[Point], role: str) -> list[tuple[float, float]]:
-    return [(p.number("users"), p.seconds) for p in loops if p.parameters["role"] == role]
+def _by_users(loops: Sequence[Point], role: str) -> dict[int, Point]:
+    found = {int(p.number("users")): p for p in loops if p.parameters["role"] == role}
+    return dict(sorted(found.items()))
+
+
+def _loop_step(sequences: int, point: Point) -> StepShape:
+    """The mean decode step of the live loop."""
+    context = LOOP_INPUT_TOKENS + point.number("output_tokens") / 2
+    return StepShape(sequences, round(sequences * context))
 
 
 def _scale(points: Sequence[Point], logs: Sequence[float], name: TableName) -> dict[str, Any] | None:
