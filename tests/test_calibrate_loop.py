@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 from test_live import CorePuppet, DecoderPuppet
 
 from hsim.backends.worker import Worker, WorkerSettings
-from hsim.calibrate.agenda import BETWEEN, HAND_OVER, LOOP_STEP, Served
-from hsim.calibrate.loop import ROUNDS, TASKS, LoopTimes, drive
+from hsim.calibrate.agenda import BETWEEN, HAND_OVER, LOOP_INPUT_TOKENS, LOOP_PROMPT, LOOP_STEP, Served
+from hsim.calibrate.loop import ROUNDS, TASKS, LoopStep, LoopTimes, _tasks, drive
 from hsim.description.catalogue import load_model
 from hsim.errors import BackendError
 
@@ -30,27 +31,34 @@ def test_every_job_and_every_step_that_follows_one_is_timed(decoder: Worker, use
     before = os.sched_getaffinity(decoder.process.pid or 0)
     with Worker(CorePuppet(), WorkerSettings("core puppet")) as core:
         found = drive(decoder, core, SERVED, users, OUTPUT_TOKENS, JOB_UNITS)
-    visits = max(TASKS, 2 * users) * ROUNDS
-    assert len(found.hand_over_s) == visits
-    assert all(seconds > 0 for seconds in (*found.hand_over_s, *(s for _, s in (*found.between_s, *found.decode_s))))
+    rounds = [this for task in _tasks(users, OUTPUT_TOKENS) for this in task.rounds]
+    assert len(found.hand_over_s) == len(rounds) == max(TASKS, 2 * users) * ROUNDS
+    follow = [step for step in found.steps if not math.isnan(step.gap_s)]
+    assert all(
+        seconds > 0 for seconds in (*found.hand_over_s, *(s.seconds for s in found.steps), *(s.gap_s for s in follow))
+    )
     # Alone, each answer is a prompt's step and then decode steps; only the first of each follows none.
-    most = visits * (OUTPUT_TOKENS - 1)
-    assert len(found.between_s) == len(found.decode_s) == most or (users > 1 and len(found.decode_s) < most)
-    assert {n for n, _ in found.decode_s} <= set(range(1, users + 1))
-    assert max(n for n, _ in found.between_s) <= users
-    for role in (BETWEEN, HAND_OVER, LOOP_STEP):
-        assert (found.reading(role).seconds or 0.0) > 0
+    most = sum(this.output_tokens - 1 for this in rounds)
+    decode = [step for step in found.steps if not step.chunk_tokens]
+    assert len(follow) == len(decode) == most or (users > 1 and len(decode) < most)
+    assert {step.decodes for step in decode} <= set(range(1, users + 1))
+    assert max(step.decodes + bool(step.chunk_tokens) for step in found.steps) <= users
+    for role in (BETWEEN, HAND_OVER, LOOP_STEP, LOOP_PROMPT):
+        assert (found.reading(role).seconds or 0.0) > 0, role
     assert os.sched_getaffinity(decoder.process.pid or 0) == before, "it stays pinned"
 
 
 def test_steps_are_told_for_as_many_sequences_as_there_are_users() -> None:
     """Sixteen take less than fifteen, so that those of fewer say nothing of them."""
-    decode = [(15.0, 14.2e-3), (16.0, 11e-3), (14.0, 13.3e-3), (16.0, 12e-3)]
-    found = LoopTimes(16, [(1.0, 9e-4), (16.0, 3e-4)], decode, [1e-4, 2e-4, 9e-4])
-    assert found.reading(LOOP_STEP).seconds == pytest.approx(11.5e-3)
-    assert found.reading(BETWEEN).seconds == pytest.approx(3e-4)
-    assert found.reading(HAND_OVER).seconds == pytest.approx(4e-4)
-    none = LoopTimes(16, [(1.0, 9e-4)], decode[:1], [1e-4]).reading(LOOP_STEP)
+    steps = [
+        LoopStep(15, 0, 14.2e-3, 9e-4), LoopStep(16, 0, 11e-3, 3e-4), LoopStep(16, 0, 12e-3, math.nan),
+        LoopStep(15, LOOP_INPUT_TOKENS, 20e-3, 9e-4), LoopStep(14, LOOP_INPUT_TOKENS, 17e-3, 9e-4),
+        LoopStep(14, 2 * LOOP_INPUT_TOKENS, 25e-3, 9e-4),
+    ]  # fmt: skip
+    found = LoopTimes(16, steps, [1e-4, 2e-4, 9e-4])
+    told = {role: found.reading(role).seconds for role in (LOOP_STEP, LOOP_PROMPT, BETWEEN, HAND_OVER)}
+    assert told == pytest.approx({LOOP_STEP: 11.5e-3, LOOP_PROMPT: 20e-3, BETWEEN: 3e-4, HAND_OVER: 4e-4})
+    none = LoopTimes(16, steps[:1], [1e-4]).reading(LOOP_STEP)
     assert none.seconds is None and "every user" in none.failure
 
 

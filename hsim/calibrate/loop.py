@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import random
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from simpy.events import Event
 
 from hsim.backends.worker import Worker, shared_cores
-from hsim.calibrate.agenda import BETWEEN, HAND_OVER, JOB, LOOP_INPUT_TOKENS, Served
+from hsim.calibrate.agenda import BETWEEN, HAND_OVER, JOB, LOOP_INPUT_TOKENS, LOOP_STEP, Served
 from hsim.calibrate.work import Reading
 from hsim.costs.cpu import HostPower
 from hsim.costs.shapes import Segment, StepShape
@@ -32,29 +34,42 @@ from hsim.policies.routing import round_robin
 from hsim.workload.tasks import Round, Task, ToolCall
 
 TASKS, ROUNDS = 6, 2  # tasks at least; two for each of many users
-THINK_S = 0.02  # before each task: workers rest now and then, as those of servers do
+THINK_S = 0.02  # before each task of one user, of many less: workers rest now and then, as those of servers do
+UNLIKE = 1 / 3  # by how much answers differ from their mean
+
+
+class LoopStep(NamedTuple):
+    """A step in the loop: its sequences, the prompt tokens among them, its seconds, and those since the one before it ended
+    (nan where it did not follow at once).
+    """
+
+    decodes: int
+    chunk_tokens: int
+    seconds: float
+    gap_s: float
 
 
 @dataclass(frozen=True)
 class LoopTimes:
-    """What happened in a loop of so many users.
-
-    Of each step that follows one its sequences and the seconds since that one ended; of each step that only decodes
-    its sequences and its own seconds; of each job its seconds in the loop beyond its worker's own.
-    """
+    """What happened in a loop of so many users: its steps, and of each job its seconds beyond its worker's own."""
 
     users: int
-    between_s: list[tuple[float, float]]
-    decode_s: list[tuple[float, float]]
+    steps: list[LoopStep]
     hand_over_s: list[float]
 
     def reading(self, role: str) -> Reading:
-        """The mean of one of the three: over all jobs, or over the steps that had a sequence of every user."""
+        """The mean over all jobs, or over the steps that had a sequence of every user.
+
+        Only those: a line through steps of fewer errs, since 16 sequences take less than 15.
+        """
         if role == HAND_OVER:
             return _reading(self.hand_over_s)
-        rows = self.between_s if role == BETWEEN else self.decode_s
-        # Only steps of all of them: a line through those of fewer errs, since 16 sequences take less than 15.
-        return _reading([seconds for sequences, seconds in rows if sequences == self.users])
+        decoding = [step for step in self.steps if (step.decodes, step.chunk_tokens) == (self.users, 0)]
+        if role == BETWEEN:
+            return _reading([step.gap_s for step in decoding if not math.isnan(step.gap_s)])
+        prompt = (self.users - 1, LOOP_INPUT_TOKENS)
+        steps = decoding if role == LOOP_STEP else [s for s in self.steps if (s.decodes, s.chunk_tokens) == prompt]
+        return _reading([step.seconds for step in steps])
 
 
 def _reading(seconds: Sequence[float]) -> Reading:
@@ -91,15 +106,9 @@ def drive(decoder: Worker, core: Worker, served: Served, users: int, output_toke
 def _times(log: Log, record: Record, users: int) -> LoopTimes:
     served_s, jobs = services(log), zip(*record.jobs.arrays().values(), strict=True)
     handed_s = [served_s[task, number, stage] - seconds for task, number, stage, seconds, _ in jobs]
-    between_s, decode_s = list[tuple[float, float]](), list[tuple[float, float]]()
     steps = (log.steps.column(name) for name in ("decodes", "chunk_tokens"))
     timed = (record.steps.column(name) for name in ("seconds", "gap_s"))
-    for decodes, chunk_tokens, seconds, gap_s in zip(*steps, *timed, strict=True):
-        if not math.isnan(gap_s):
-            between_s.append((decodes + math.ceil(chunk_tokens / LOOP_INPUT_TOKENS), gap_s))
-        if not chunk_tokens:
-            decode_s.append((decodes, seconds))
-    return LoopTimes(users, between_s, decode_s, handed_s)
+    return LoopTimes(users, [LoopStep(*step) for step in zip(*steps, *timed, strict=True)], handed_s)
 
 
 def carry(courier: Worker, n_bytes: float, messages: int, times: int) -> list[float]:
@@ -134,9 +143,16 @@ def _pinned(workers: Sequence[Worker]) -> Iterator[None]:
 
 
 def _tasks(users: int, output_tokens: int) -> list[Task]:
-    rounds = (Round(ToolCall(JOB, 0.0), LOOP_INPUT_TOKENS, output_tokens),) * ROUNDS
+    """Tasks whose answers differ by up to a third, so that at nearly all times somebody's prompt comes among the others."""
+    draw = random.Random(users)
+
+    def turn() -> Round:
+        tokens = round(output_tokens * draw.uniform(1 - UNLIKE, 1 + UNLIKE))
+        return Round(ToolCall(JOB, 0.0), LOOP_INPUT_TOKENS, tokens)
+
+    most, think_s = math.ceil(output_tokens * (1 + UNLIKE)), THINK_S / users
     return [
-        Task(i, 0.0, "loop", 0, output_tokens, rounds, user=i % users, think_s=THINK_S)
+        Task(i, 0.0, "loop", 0, most, tuple(turn() for _ in range(ROUNDS)), user=i % users, think_s=think_s)
         for i in range(max(TASKS, 2 * users))
     ]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hsim.calibrate.agenda import BETWEEN, LOOP_INPUT_TOKENS, LOOP_STEP, Served, step_parts
+from hsim.calibrate.agenda import BETWEEN, LOOP_INPUT_TOKENS, LOOP_PROMPT, LOOP_STEP, Served, step_parts
 from hsim.calibrate.fit import BOUNDS, law_of, relative_nonnegative, rising, together, unsteadiness
 from hsim.calibrate.options import Law
 from hsim.calibrate.points import Point
@@ -57,8 +57,7 @@ def shape_of(point: Point) -> StepShape:
 
 def predicted_s(table: StepTable, point: Point) -> float:
     """Seconds of a step point by the table, without what passes between steps."""
-    shape = shape_of(point)
-    return MeasuredCosts(table, SecondsAlone()).segment(shape).seconds - table.between(shape.sequences)
+    return _seconds(table, shape_of(point))
 
 
 def fit_steps(
@@ -66,7 +65,7 @@ def fit_steps(
 ) -> tuple[StepTable | None, Law]:
     """The table of step points, and its errors on the steps that were kept out; None where too few were measured.
 
-    `loops` are what the live loop takes between steps, and its decode steps.
+    `loops` are what the live loop takes between steps, and for its steps.
     """
     by_role: dict[str, list[Point]] = {}
     for point in points:
@@ -91,27 +90,58 @@ def fit_steps(
     law = law_of(law_name, len(points) - len(checks), noisy, errors, f"{len(checks)} random steps kept out")
     fields["scale"] = _scale(points, [math.log(p.seconds / predicted_s(_table(fields), p)) for p in checks], name)
     fields |= {"median_error_fraction": law.median_error, "p90_error_fraction": law.p90_error}
-    return _in_the_loop(_table(fields), loops), law
+    return _in_the_loop(_table(fields), loops, mixed[0].number("context")), law
 
 
-def _in_the_loop(table: StepTable, loops: Sequence[Point]) -> StepTable:
-    """The table with what passes between steps, and with decode steps as the live loop saw them.
+def _in_the_loop(table: StepTable, loops: Sequence[Point], mixed_context: float) -> StepTable:
+    """The table with what passes between steps, and with steps as long as the live loop saw them.
 
     There workers wait and work in turn and other cores are busy as in a live run: steps of few sequences are quicker than
-    after the rests of calibration, of many slower than alone. Seconds are multiplied by what the same steps took, in
-    proportion between the numbers of sequences that were tried.
+    after the rests of calibration. Seconds are multiplied by what the same steps took there, in proportion between the
+    numbers of sequences that were tried: decode steps, prompts that come alone, and whole steps of both.
     """
     changes: dict[str, Any] = dict(zip(("between_s", "between_per_sequence_s"), between_steps(loops), strict=True))
-    steps = _by_users(loops, LOOP_STEP)
-    if len(steps) >= FEWEST_POINTS:  # what one number of sequences shows says nothing of others
-        alone = MeasuredCosts(table, SecondsAlone())
-        times = {n: point.seconds / alone.segment(_loop_step(n, point)).seconds for n, point in steps.items()}
-        factors = np.interp(table.decodes, list(times), list(times.values()))
-        rows = zip(table.decode_s, factors, strict=True)
-        changes["decode_s"] = tuple(tuple(float(x * factor) for x in row) for row, factor in rows)
-        said = ", ".join(f"{factor:.2f} at {n}" for n, factor in times.items())
-        changes["source"] = f"{table.source}; decode steps as in the live loop: times {said} sequences"
-    return table.model_copy(update=changes)
+    decode, prompt = _times_alone(table, loops, LOOP_STEP), _times_alone(table, loops, LOOP_PROMPT)
+    if min(len(decode), len(prompt)) < FEWEST_POINTS:  # what one number of sequences shows says nothing of others
+        return table.model_copy(update=changes)
+    rows = zip(table.decode_s, np.interp(table.decodes, list(decode), list(decode.values())), strict=True)
+    changes["decode_s"] = tuple(tuple(float(x * times) for x in row) for row, times in rows)
+    for line in ("chunk_s", "pair_s", "later_s"):
+        changes[line] = tuple(x * prompt[min(prompt)] for x in getattr(table, line))
+    changed = table.model_copy(update=changes)
+    grid = list[tuple[float, ...]]()
+    for decodes in table.mixed_decodes:
+        times = float(np.interp(decodes, [n - 1 for n in prompt], list(prompt.values())))
+        both = [_shape(decodes, mixed_context, tokens) for tokens in table.mixed_chunk_tokens]
+        grid.append(tuple(_mixed_s(changed, shape, times * _seconds(table, shape)) for shape in both))
+    said = "; ".join(
+        f"{what} times {', '.join(f'{times:.2f} at {n}' for n, times in ratios.items())} sequences"
+        for what, ratios in (("decode steps", decode), ("steps with a prompt", prompt))
+    )
+    source = f"{table.source}; as in the live loop: {said}"
+    return changed.model_copy(update={"mixed_s": tuple(grid), "source": source})
+
+
+def _times_alone(table: StepTable, loops: Sequence[Point], role: str) -> dict[int, float]:
+    """By the number of users how many times as long steps took in the live loop as the table says."""
+    found = {}
+    for users, point in _by_users(loops, role).items():
+        context = LOOP_INPUT_TOKENS + point.number("output_tokens") / 2
+        prompts = int(role == LOOP_PROMPT)
+        found[users] = point.seconds / _seconds(table, _shape(users - prompts, context, prompts * LOOP_INPUT_TOKENS))
+    return found
+
+
+def _shape(decodes: int, context: float, prompt_tokens: int) -> StepShape:
+    """A step of so many sequences of one mean context, and perhaps of a whole prompt."""
+    pairs = prompt_tokens * (prompt_tokens + 1) // 2
+    prompts = int(prompt_tokens > 0)
+    return StepShape(decodes, round(decodes * context), prompts, prompt_tokens, prompt_tokens, pairs)
+
+
+def _seconds(table: StepTable, shape: StepShape) -> float:
+    """Seconds of a step by the table, without what passes between steps."""
+    return MeasuredCosts(table, SecondsAlone()).segment(shape).seconds - table.between(shape.sequences)
 
 
 def between_steps(loops: Sequence[Point]) -> tuple[float, float]:
@@ -127,12 +157,6 @@ def between_steps(loops: Sequence[Point]) -> tuple[float, float]:
 def _by_users(loops: Sequence[Point], role: str) -> dict[int, Point]:
     found = {int(p.number("users")): p for p in loops if p.parameters["role"] == role}
     return dict(sorted(found.items()))
-
-
-def _loop_step(sequences: int, point: Point) -> StepShape:
-    """The mean decode step of the live loop."""
-    context = LOOP_INPUT_TOKENS + point.number("output_tokens") / 2
-    return StepShape(sequences, round(sequences * context))
 
 
 def _scale(points: Sequence[Point], logs: Sequence[float], name: TableName) -> dict[str, Any] | None:
@@ -198,15 +222,19 @@ def _extra_chunk_s(table: StepTable, points: Sequence[Point]) -> float:
     return max(0.0, sum(extras) / len(extras)) if extras else 0.0
 
 
+def _mixed_s(table: StepTable, shape: StepShape, seconds: float) -> float:
+    """What a step of both takes more than the two apart: never so much less that one of the two would take nothing."""
+    apart = table.model_copy(update={"mixed_s": tuple((0.0,) * len(row) for row in table.mixed_s)})
+    both_s, decode_s = _seconds(apart, shape), _seconds(apart, StepShape(shape.decodes, shape.context_tokens))
+    return max(seconds - both_s, -min(decode_s, both_s - decode_s))
+
+
 def _mixed_grid(table: StepTable, points: Sequence[Point]) -> dict[str, Any]:
-    """What steps of both take more than the two apart: never so much less that one of the two would take nothing."""
+    """What steps of both take more than the two apart, over the largest complete grid."""
     cells: dict[tuple[int, int], float] = {}
     for point in points:
-        costs, shape = MeasuredCosts(table, SecondsAlone()), shape_of(point)
-        both_s = predicted_s(table, point)
-        decode_s = costs.segment(StepShape(shape.decodes, shape.context_tokens)).seconds
-        saved_s = min(decode_s, both_s - decode_s)
-        cells[shape.decodes, shape.chunk_tokens] = max(point.seconds - both_s, -saved_s)
+        shape = shape_of(point)
+        cells[shape.decodes, shape.chunk_tokens] = _mixed_s(table, shape, point.seconds)
     rows, columns = _complete(set(cells))
     grid = [[cells[row, column] for column in columns] for row in rows]
     return {"mixed_decodes": rows, "mixed_chunk_tokens": columns, "mixed_s": grid}
