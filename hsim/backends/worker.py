@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from hsim.backends.hosts import Host
 from hsim.errors import BackendError, HsimError
+from hsim.processes import without_ctrl_c
 
 DECODER_SPIN_S = 0.003  # the loop takes about 1 ms from one step to the next
 _CLOSING_S = 5.0  # a worker that has not ended so long after it was asked to is killed
@@ -105,7 +106,7 @@ class Worker:
 
     def start(self) -> None:
         """Start the process. Returns at once: start several, then wait for each to be ready."""
-        with _environment(self.settings.threads):
+        with _environment(self.settings.threads), without_ctrl_c():
             self.process.start()
         self._theirs.close()  # the worker alone holds it now: when it dies, our end can be read, and is at its end
         self._busy = True
@@ -261,7 +262,6 @@ def _in_words(error: Exception) -> str:
 
 
 def _serve(host: Host, settings: WorkerSettings, connection: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if settings.cores:
         os.sched_setaffinity(0, settings.cores)

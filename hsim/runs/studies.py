@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -32,6 +31,7 @@ from hsim.metrics.study import (
     study_of,
     warm_up_of,
 )
+from hsim.processes import without_ctrl_c
 from hsim.runs.cluster import cluster
 from hsim.runs.paths import Job, replicate, seeded
 from hsim.runs.store import Store, as_json, write_atomically
@@ -237,7 +237,8 @@ class _Processes:
 
     def __call__(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Replication]]:
         try:
-            places = {self._pool.submit(replicate, job): place for place, job in enumerate(jobs)}
+            with without_ctrl_c():  # the pool starts a process when it is given work
+                places = {self._pool.submit(replicate, job): place for place, job in enumerate(jobs)}
             for future in as_completed(places):
                 yield places[future], future.result()
         except BrokenProcessPool:
@@ -253,10 +254,6 @@ class _Processes:
             process.terminate()
 
 
-def _leave_ctrl_c_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 @contextmanager
 def workers(options: Options) -> Iterator[Workers]:
     """Workers in so many processes, in this one, or on a cluster. What they give does not depend on which, or how many."""
@@ -270,7 +267,7 @@ def workers(options: Options) -> Iterator[Workers]:
         return
     # Spawned, not forked: a fork would inherit whatever threads and locks the caller has.
     context = multiprocessing.get_context("spawn")
-    with _single_threaded(), ProcessPoolExecutor(processes, context, _leave_ctrl_c_to_the_parent) as pool:
+    with _single_threaded(), ProcessPoolExecutor(processes, context) as pool:
         those = _Processes(pool, processes)
         try:
             yield those
