@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
@@ -27,7 +27,7 @@ from urllib.request import urlopen
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from hsim.dashboard.launch import arguments
+from hsim.dashboard.launch import arguments, flags
 from hsim.dashboard.state import Question, State, encode
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -37,12 +37,12 @@ PAGES = ("Answer", "What if", "Trade-offs", "Anatomy", "Risk", "Evidence")
 
 
 @contextmanager
-def server() -> Iterator[str]:
-    """A dashboard on a free port."""
+def server(command: Callable[[int, str], list[str]] = arguments) -> Iterator[str]:
+    """A dashboard, or another page of Streamlit's, on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen(arguments(port, "127.0.0.1"), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(port, "127.0.0.1"), stdout=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}"
         for _ in range(300):
@@ -92,7 +92,20 @@ def download(page: Page, label: str) -> bytes:
 
 
 def first_paint(browser: Browser, url: str) -> None:
-    """Seconds to the first figures, from a moved slider to its preview, and from there to a simulated path: as seen."""
+    """Seconds to the first figures, from a moved slider to its preview, and from there to a simulated path: as seen.
+
+    Beside them those of a page that shows nothing but a figure: what Streamlit and the browser take on this machine.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
+        script.write("import streamlit as st\nst.metric('A figure', 1)\n")
+        script.flush()
+        with server(lambda *where: [sys.executable, "-m", "streamlit", "run", script.name, *flags(*where)]) as bare:
+            for visit in ("first", "second"):
+                started = time.perf_counter()
+                page = opened(browser, bare)
+                page.get_by_test_id("stMetric").first.wait_for()
+                print(f"      a page of one figure, {visit} visit: {time.perf_counter() - started:.2f} s", flush=True)
+                page.context.close()
     started = time.perf_counter()
     page = opened(browser, url)
     page.get_by_test_id("stMetric").first.wait_for()
@@ -239,7 +252,7 @@ def hostile(browser: Browser, url: str) -> None:
     field = page.get_by_test_id("stMainBlockContainer").locator("input[type=file]")
     for what, data, said in (
         ("a bomb of gzip", gzip.compress(b"0" * 100_000_000), "once it is unpacked"),
-        ("no trace", b"root:x:0:0:root:/root:/bin/bash\n", "the trace"),
+        ("no trace", b"root:x:0:0:root:/root:/bin/bash\n", "the trace:1"),
     ):
         field.set_input_files({"name": "../../etc/passwd.csv", "mimeType": "text/csv", "buffer": data})
         told_so = page.get_by_test_id("stAlert").filter(has_text=said).last

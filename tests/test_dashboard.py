@@ -66,9 +66,15 @@ def done(job: Job, seconds: float = 60) -> Job:
 # ---- pages
 
 
-def opened(state: State) -> AppTest:
+FOLDED = ("placement", "options", "objectives", "site", "runs", "plan", "figures", "share", "differences", "headroom")
+
+
+def opened(state: State, unfold: bool = True) -> AppTest:
+    """A visitor who comes by a link, and opens every section of the page."""
     app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
     app.query_params["s"] = encode(state)
+    for name in FOLDED if unfold else ():
+        app.session_state[f"open-{name}"] = True
     return app.run()
 
 
@@ -119,6 +125,16 @@ def test_a_changed_fleet_changes_the_numbers_and_the_link() -> None:
     assert state_of(app).question.settings == ("fleet.front.count=1",)
     app = settled(app)
     assert [metric.value for metric in app.metric][1:] != before[1:]
+
+
+def test_what_is_folded_is_made_when_it_is_opened() -> None:
+    app = settled(opened(STATE, unfold=False))
+    assert not [field for field in app.number_input if field.key.startswith("site.")]
+    assert not app.get("download_button") and not app.dataframe
+    app.session_state["open-site"] = app.session_state["open-share"] = True
+    app.run()
+    assert [field for field in app.number_input if field.key.startswith("site.")]
+    assert len(app.get("download_button")) == 5 and not app.dataframe
 
 
 def test_units_change_at_once() -> None:

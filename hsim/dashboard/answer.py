@@ -8,7 +8,7 @@ import streamlit as st
 
 from hsim.dashboard import pictures, planner
 from hsim.dashboard.jobs import Job
-from hsim.dashboard.parts import plot, share, tile_row
+from hsim.dashboard.parts import folded, plot, share, tile_row
 from hsim.dashboard.session import previewed, progress, put, watch
 from hsim.dashboard.state import State
 from hsim.dashboard.words import Advice, advice, sentence, tiles, verdict_of
@@ -26,8 +26,12 @@ def page(state: State, system: System) -> None:
     request = Simulate(state.question, state.replications)
     previews = previewed("answer", request, [state.question])
     watch("answer", request, lambda job: _draw(job, state, system, previews))
-    with st.expander("Find fleet, or use what I have", expanded=bool(state.plan)):
-        planner.section(state, system)
+    label = "Find fleet, or use what I have"
+    if state.plan:  # a search ends when nobody watches it, and so it is watched while its section is folded too
+        with st.expander(label, expanded=True):
+            planner.section(state, system)
+    else:
+        folded(label, "plan", lambda: planner.section(state, system))
 
 
 def _draw(job: Job, state: State, system: System, previews: Sequence[Job]) -> None:
@@ -49,10 +53,9 @@ def _draw(job: Job, state: State, system: System, previews: Sequence[Job]) -> No
     _next(advice(study, verdict, system))
     for warning in study.warnings:
         st.caption(f":material/warning: {warning}")
-    with st.expander("All figures, with intervals"):
-        st.dataframe(study.to_frame(), width="stretch")
-    with st.expander("Share, reproduce, download"):
-        share(state, state.question, study if job.ended else None, job.update.closeup)
+    folded("All figures, with intervals", "figures", lambda: st.dataframe(study.to_frame(), width="stretch"))
+    found, closeup = study if job.ended else None, job.update.closeup
+    folded("Share, reproduce, download", "share", lambda: share(state, state.question, found, closeup))
 
 
 def _preview(job: Job, state: State) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from hsim.dashboard.parts import LATER, of_the_answer, plot, table, views
+from hsim.dashboard.parts import LATER, folded, of_the_answer, plot, table, views
 from hsim.dashboard.state import State
 from hsim.dashboard.work import Update
 from hsim.description.hardware import StepTable
@@ -74,8 +74,8 @@ def _provenance(update: Update) -> None:
     if assumed:
         st.markdown("**Assumed, since nobody published them**: measure these first")
         _reasons(assumed)
-    with st.expander("Rough, transferred or by default", expanded=not assumed):
-        _reasons([a for a in study.assumptions if a not in assumed])
+    others = [a for a in study.assumptions if a not in assumed]
+    folded("Rough, transferred or by default", "others", lambda: _reasons(others), expanded=not assumed)
 
 
 def _reasons(assumptions: Sequence[Assumption]) -> None:

@@ -26,9 +26,13 @@ OPTIONS: dict[str, str | int | bool] = {
 
 def arguments(port: int, address: str) -> list[str]:
     """What to run: `streamlit run` with what pages need loaded before the first visitor comes."""
+    return [sys.executable, "-m", "hsim.dashboard.serve", *flags(port, address)]
+
+
+def flags(port: int, address: str) -> list[str]:
+    """Streamlit's options for a server that listens there."""
     options = OPTIONS | {"server.port": port, "server.address": address}
-    flags = [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in options.items()]
-    return [sys.executable, "-m", "hsim.dashboard.serve", *flags]
+    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in options.items()]
 
 
 def check_installed() -> None:

@@ -80,6 +80,14 @@ def plot(name: str, figure: Figure, **options: Any) -> None:
     st.plotly_chart(shown, width="stretch", key=key(f"plot-{name}"), config={"displaylogo": False}, **options)
 
 
+def folded(label: str, name: str, draw: Callable[[], None], expanded: bool = False) -> None:
+    """A section that can be opened; what stands in it is made and sent only then. `name` is unique on a page."""
+    section = st.expander(label, expanded, key=f"open-{name}", on_change="rerun")
+    if section.open:
+        with section:
+            draw()
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> None:
     """A small table."""
     st.dataframe(list(rows), width="stretch", hide_index=True)

@@ -9,7 +9,7 @@ import streamlit as st
 
 from hsim.dashboard import pictures
 from hsim.dashboard.jobs import Job
-from hsim.dashboard.parts import plot, table, views
+from hsim.dashboard.parts import folded, plot, table, views
 from hsim.dashboard.session import progress, watch
 from hsim.dashboard.state import Question, State
 from hsim.dashboard.trade_offs import FEW, NO_LOAD, load_unit, loads_about
@@ -82,8 +82,7 @@ def _draw_headroom(job: Job, loads: Sequence[float], unit: str, wanted: int) -> 
         rows.append({unit: f"{load:g}", "times now": f"{load / loads[0]:.2f}", "verdict": verdict, **_attained(study)})
     if rows:
         plot("headroom", pictures.headroom(loads, studies, verdicts, unit))
-        with st.expander("The figures"):
-            table(rows)
+        folded("The figures", "headroom", lambda: table(rows))
     st.caption(
         "Each verdict by itself stands at 95 %. Beyond a load that the fleet cannot keep up with none is simulated."
     )

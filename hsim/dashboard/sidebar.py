@@ -9,6 +9,7 @@ from typing import Any
 
 import streamlit as st
 
+from hsim.dashboard.parts import folded
 from hsim.dashboard.session import changed, key, put, with_changes
 from hsim.dashboard.state import MAX_REPLICATIONS, State, shipped_scenarios, value_at
 from hsim.dashboard.uploads import choose, scenario_upload, trace_upload
@@ -32,16 +33,11 @@ def question_form(state: State, scenario: Scenario | None) -> None:
         _load(state, scenario)
     with st.expander("Fleet", expanded=True):
         _fleet(scenario)
-    with st.expander("Placement and engine"):
-        _placement(scenario)
-    with st.expander("Idle, routing, contexts"):
-        _options(scenario)
-    with st.expander("Objectives"):
-        _objectives(scenario)
-    with st.expander("Site"):
-        _site(scenario)
-    with st.expander("Runs and units"):
-        _runs(state, scenario)
+    folded("Placement and engine", "placement", lambda: _placement(scenario))
+    folded("Idle, routing, contexts", "options", lambda: _options(scenario))
+    folded("Objectives", "objectives", lambda: _objectives(scenario))
+    folded("Site", "site", lambda: _site(scenario))
+    folded("Runs and units", "runs", lambda: _runs(state, scenario))
 
 
 def _choose(state: State) -> None:
@@ -244,16 +240,17 @@ def _toggled(widget: str, metric: str) -> Callable[[], None]:
 
 
 def _options(scenario: Scenario) -> None:
-    """What fleet and engines may do beside serving; an empty field: they do not. The rest of a scenario's options is YAML."""
+    """What fleet and engines may do beside serving. The rest of a scenario's options is YAML."""
     for name, tier in scenario.fleet.items():
-        number(f"switch {name} off when idle for, s", f"fleet.{name}.sleep_after_s", tier.sleep_after_s, min_value=0.0)
+        path, label = f"fleet.{name}.sleep_after_s", f"switch {name} off when idle for, s"
+        number(label, path, tier.sleep_after_s, min_value=0.0, placeholder="never")
     tools = any(kind.tools for kind in scenario.workload.classes.values())
     for name, pool in scenario.pools.items():
         choice(f"{name}: router", f"pools.{name}.router", ROUTERS, pool.router)
         if not isinstance(pool, EnginePool) or pool.on_cores:
             continue
-        path = f"pools.{name}"
-        number(f"{name}: unload when idle for, s", f"{path}.unload_after_s", pool.unload_after_s, min_value=0.0)
+        path, label = f"pools.{name}", f"{name}: unload when idle for, s"
+        number(label, f"{path}.unload_after_s", pool.unload_after_s, min_value=0.0, placeholder="never")
         if tools and name in scenario.stages.pools("generate"):
             # Other policies need a link to memory, which only the YAML can say.
             choice(f"{name}: contexts during tools", f"{path}.tool_gaps", ("cache", "hold", "drop"), pool.tool_gaps)

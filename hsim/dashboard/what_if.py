@@ -12,7 +12,7 @@ import streamlit as st
 from hsim.dashboard import pictures
 from hsim.dashboard.jobs import Job
 from hsim.dashboard.limits import admitted
-from hsim.dashboard.parts import plot, share, table, tile_row
+from hsim.dashboard.parts import folded, plot, share, table, tile_row
 from hsim.dashboard.session import changed, key, previewed, progress, put, watch
 from hsim.dashboard.sidebar import plain, steps_about
 from hsim.dashboard.state import State
@@ -71,10 +71,9 @@ def _draw(job: Job, state: State, previews: Sequence[Job]) -> None:
             "The same tasks through both, paired by replication; all intervals together hold at "
             f"{1 - (1 - comparison.confidence) * len(comparison.differences[0]):.0%} (Bonferroni)."
         )
-        with st.expander("All differences"):
-            table(differences_table(comparison))
-    with st.expander("Share, reproduce, download the changed scenario"):
-        share(state, state.varied, there if job.ended else None)
+        folded("All differences", "differences", lambda: table(differences_table(comparison)))
+    found = there if job.ended else None
+    folded("Share, reproduce, download the changed scenario", "share", lambda: share(state, state.varied, found))
 
 
 def _preview(jobs: Sequence[Job], state: State) -> None:
