@@ -168,7 +168,7 @@ def main_path(browser: Browser, url: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "scenario.yaml"
         file.write_bytes(yaml)
-        line = [sys.executable, "-m", "hsim.cli", "simulate", str(file), "--replications", "3", "--json"]
+        line = [sys.executable, "-m", "hsim", "simulate", str(file), "--replications", "3", "--json"]
         printed = json.loads(subprocess.run(line, capture_output=True, check=True).stdout)
     same = [
         key

@@ -53,7 +53,7 @@ class Day:
 
     def run(self, step: str, *arguments: str) -> bool:
         """Run hsim with arguments until it ends or the time is up; keeps what it printed. Whether it ended well."""
-        command, start_s = [sys.executable, "-m", "hsim.cli", *arguments], time.monotonic()
+        command, start_s = [sys.executable, "-m", "hsim", *arguments], time.monotonic()
         print(f"[{self.left_s():.0f} s left] {step}: hsim {' '.join(arguments)}", flush=True)
         log = self.work / f"{step}.txt"
         with log.open("w", encoding="utf-8") as printed:

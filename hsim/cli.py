@@ -903,7 +903,3 @@ def main() -> None:
         sys.exit(130)
     finally:
         gc.freeze()  # else Python walks over all modules and tasks at its end, looking for cycles, before it lets go of them
-
-
-if __name__ == "__main__":
-    main()

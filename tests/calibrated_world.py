@@ -19,7 +19,6 @@ ANY_OPERATION = (2e-4, 3e-6, 0.0)
 SLOWER_TOGETHER = 1.25
 PAYLOAD = {"pipe": (5e-5, 2e-4, 1 / 5e8), "shared-memory": (5e-5, 2e-4, 1 / 5e9)}
 BETWEEN_S, BETWEEN_SEQUENCE_S, HAND_OVER_S, IN_LOOP = 2e-4, 2e-5, 6e-4, 1.1
-IN_LOOP_PROMPT_ALONE, IN_LOOP_PROMPT = 1.05, 0.9
 IDLE_W, LOADED_IDLE_W, FLOOR_W, BYTE_J, FLOP_J, LIMIT_W = 70.0, 120.0, 160.0, 1.4e-10, 1.1e-12, 700.0
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 
@@ -77,9 +76,6 @@ def unit_seconds(unit: Unit) -> float:
         users, context = int(at["users"]), 32 + int(at["output_tokens"]) / 2
         if at["role"] == "decode-step":
             return IN_LOOP * (2e-3 + 1e-4 * users + 2e-8 * users * context)
-        if at["role"] == "prompt-step":
-            decodes, times = users - 1, IN_LOOP_PROMPT_ALONE if users == 1 else IN_LOOP_PROMPT
-            return times * (2e-3 + 1e-4 * (decodes + 32) + 2e-8 * decodes * context + 5e-9 * 32 * 33 / 2)
         return BETWEEN_S + BETWEEN_SEQUENCE_S * users if at["role"] == "between" else HAND_OVER_S
     return step_seconds(unit) if kind == "step" else 4e-6
 

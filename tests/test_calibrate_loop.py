@@ -11,7 +11,7 @@ import pytest
 from test_live import CorePuppet, DecoderPuppet
 
 from hsim.backends.worker import Worker, WorkerSettings
-from hsim.calibrate.agenda import BETWEEN, HAND_OVER, LOOP_INPUT_TOKENS, LOOP_PROMPT, LOOP_STEP, Served
+from hsim.calibrate.agenda import BETWEEN, HAND_OVER, LOOP_INPUT_TOKENS, LOOP_STEP, Served
 from hsim.calibrate.loop import ROUNDS, TASKS, LoopStep, LoopTimes, _tasks, drive
 from hsim.description.catalogue import load_model
 from hsim.errors import BackendError
@@ -43,7 +43,7 @@ def test_every_job_and_every_step_that_follows_one_is_timed(decoder: Worker, use
     assert len(follow) == len(decode) == most or (users > 1 and len(decode) < most)
     assert {step.decodes for step in decode} <= set(range(1, users + 1))
     assert max(step.decodes + bool(step.chunk_tokens) for step in found.steps) <= users
-    for role in (BETWEEN, HAND_OVER, LOOP_STEP, LOOP_PROMPT):
+    for role in (BETWEEN, HAND_OVER, LOOP_STEP):
         assert (found.reading(role).seconds or 0.0) > 0, role
     assert os.sched_getaffinity(decoder.process.pid or 0) == before, "it stays pinned"
 
@@ -52,12 +52,11 @@ def test_steps_are_told_for_as_many_sequences_as_there_are_users() -> None:
     """Sixteen take less than fifteen, so that those of fewer say nothing of them."""
     steps = [
         LoopStep(15, 0, 14.2e-3, 9e-4), LoopStep(16, 0, 11e-3, 3e-4), LoopStep(16, 0, 12e-3, math.nan),
-        LoopStep(15, LOOP_INPUT_TOKENS, 20e-3, 9e-4), LoopStep(14, LOOP_INPUT_TOKENS, 17e-3, 9e-4),
-        LoopStep(14, 2 * LOOP_INPUT_TOKENS, 25e-3, 9e-4),
+        LoopStep(16, LOOP_INPUT_TOKENS, 20e-3, 9e-4), LoopStep(15, LOOP_INPUT_TOKENS, 17e-3, 9e-4),
     ]  # fmt: skip
     found = LoopTimes(16, steps, [1e-4, 2e-4, 9e-4])
-    told = {role: found.reading(role).seconds for role in (LOOP_STEP, LOOP_PROMPT, BETWEEN, HAND_OVER)}
-    assert told == pytest.approx({LOOP_STEP: 11.5e-3, LOOP_PROMPT: 20e-3, BETWEEN: 3e-4, HAND_OVER: 4e-4})
+    told = {role: found.reading(role).seconds for role in (LOOP_STEP, BETWEEN, HAND_OVER)}
+    assert told == pytest.approx({LOOP_STEP: 11.5e-3, BETWEEN: 3e-4, HAND_OVER: 4e-4})
     none = LoopTimes(16, steps[:1], [1e-4]).reading(LOOP_STEP)
     assert none.seconds is None and "every user" in none.failure
 

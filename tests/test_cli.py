@@ -20,7 +20,7 @@ FEW = ("--set", "workload.tasks=20", "--replications", "1")
 
 def hsim(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
-    command = [sys.executable, "-m", "hsim.cli", *arguments]
+    command = [sys.executable, "-m", "hsim", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 
 

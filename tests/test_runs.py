@@ -150,7 +150,7 @@ def test_ctrl_c_on_the_command_line(tmp_path: Path, whom: str) -> None:
     scenario.write_text(json.dumps(small()))
     options = ["--replications", "2000", "--processes", "2", "--out", str(out)]
     with subprocess.Popen(
-        [sys.executable, "-m", "hsim.cli", "simulate", str(scenario), *options],
+        [sys.executable, "-m", "hsim", "simulate", str(scenario), *options],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

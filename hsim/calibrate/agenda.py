@@ -16,7 +16,7 @@ ROUNDS = 4  # each point is measured again while the budget lasts: a later round
 POWER_ROUNDS = 2
 # What the live loop takes: between two steps, to hand over a job, for a step in which the sequences of all users decode, and
 # for one in which the last of them has its prompt.
-BETWEEN, HAND_OVER, LOOP_STEP, LOOP_PROMPT = "between", "hand-over", "decode-step", "prompt-step"
+BETWEEN, HAND_OVER, LOOP_STEP = "between", "hand-over", "decode-step"
 JOB = "products"  # what a core does there: its weights come from memory, as an encoder's do
 LOOP_INPUT_TOKENS, LOOP_OUTPUT_TOKENS = 32, 24
 LOOP_OUTPUT_TOKENS_PER_USER = (
@@ -164,7 +164,7 @@ def _loop(target: Target) -> Iterator[Unit]:
     for users, worth in ((1, 1), (slots, 1), (max(2, slots // 4), 2)):
         tokens = min(max(LOOP_OUTPUT_TOKENS, LOOP_OUTPUT_TOKENS_PER_USER * users), longest)
         units = min(LOOP_JOB_UNITS, max(1, LOOP_JOBS // users))
-        for role in (BETWEEN, HAND_OVER, LOOP_STEP, LOOP_PROMPT):
+        for role in (BETWEEN, HAND_OVER, LOOP_STEP):
             at: Parameters = {"role": role, "users": users, "output_tokens": tokens, "job_units": units}
             yield Unit("loop", target.device, at, worth, LOOP_S if role == BETWEEN else 0.1)
 

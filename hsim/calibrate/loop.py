@@ -14,7 +14,7 @@ import numpy as np
 from simpy.events import Event
 
 from hsim.backends.worker import Worker, shared_cores
-from hsim.calibrate.agenda import BETWEEN, HAND_OVER, JOB, LOOP_INPUT_TOKENS, LOOP_STEP, Served
+from hsim.calibrate.agenda import BETWEEN, HAND_OVER, JOB, LOOP_INPUT_TOKENS, Served
 from hsim.calibrate.work import Reading
 from hsim.costs.cpu import HostPower
 from hsim.costs.shapes import Segment, StepShape
@@ -58,7 +58,7 @@ class LoopTimes:
     hand_over_s: list[float]
 
     def reading(self, role: str) -> Reading:
-        """The mean over all jobs, or over the steps that had a sequence of every user.
+        """The mean over all jobs, or over the decode steps that had a sequence of every user.
 
         Only those: a line through steps of fewer errs, since 16 sequences take less than 15.
         """
@@ -67,9 +67,7 @@ class LoopTimes:
         decoding = [step for step in self.steps if (step.decodes, step.chunk_tokens) == (self.users, 0)]
         if role == BETWEEN:
             return _reading([step.gap_s for step in decoding if not math.isnan(step.gap_s)])
-        prompt = (self.users - 1, LOOP_INPUT_TOKENS)
-        steps = decoding if role == LOOP_STEP else [s for s in self.steps if (s.decodes, s.chunk_tokens) == prompt]
-        return _reading([step.seconds for step in steps])
+        return _reading([step.seconds for step in decoding])
 
 
 def _reading(seconds: Sequence[float]) -> Reading:
