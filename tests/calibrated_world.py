@@ -74,8 +74,9 @@ def unit_seconds(unit: Unit) -> float:
         return latency_s + messages * (message_s + int(at["bytes"]) * byte_s)
     if kind == "loop":
         users, context = int(at["users"]), 32 + int(at["output_tokens"]) / 2
-        if at["role"] == "decode-step":
-            return IN_LOOP * (2e-3 + 1e-4 * users + 2e-8 * users * context)
+        if str(at["role"]).startswith("decode-step"):
+            alone_s = 2e-3 + 1e-4 * users + 2e-8 * users * context
+            return alone_s if at["role"] == "decode-step-beside" else IN_LOOP * alone_s
         return BETWEEN_S + BETWEEN_SEQUENCE_S * users if at["role"] == "between" else HAND_OVER_S
     return step_seconds(unit) if kind == "step" else 4e-6
 

@@ -14,9 +14,9 @@ from hsim.description.model import ModelArchitecture
 
 ROUNDS = 4  # each point is measured again while the budget lasts: a later round is worth two levels less
 POWER_ROUNDS = 2
-# What the live loop takes: between two steps, to hand over a job, for a step in which the sequences of all users decode, and
-# for one in which the last of them has its prompt.
-BETWEEN, HAND_OVER, LOOP_STEP = "between", "hand-over", "decode-step"
+# What the live loop takes: between two steps, to hand over a job, for a step in which the sequences of all users decode; and
+# what such a step takes just before and just after, measured as all other steps are.
+BETWEEN, HAND_OVER, LOOP_STEP, BESIDE = "between", "hand-over", "decode-step", "decode-step-beside"
 JOB = "products"  # what a core does there: its weights come from memory, as an encoder's do
 LOOP_INPUT_TOKENS, LOOP_OUTPUT_TOKENS = 32, 24
 LOOP_OUTPUT_TOKENS_PER_USER = (
@@ -164,9 +164,17 @@ def _loop(target: Target) -> Iterator[Unit]:
     for users, worth in ((1, 1), (slots, 1), (max(2, slots // 4), 2)):
         tokens = min(max(LOOP_OUTPUT_TOKENS, LOOP_OUTPUT_TOKENS_PER_USER * users), longest)
         units = min(LOOP_JOB_UNITS, max(1, LOOP_JOBS // users))
-        for role in (BETWEEN, HAND_OVER, LOOP_STEP):
+        for role in (BETWEEN, HAND_OVER, LOOP_STEP, BESIDE):
             at: Parameters = {"role": role, "users": users, "output_tokens": tokens, "job_units": units}
-            yield Unit("loop", target.device, at, worth, LOOP_S if role == BETWEEN else 0.1)
+            yield Unit("loop", target.device, at, worth, LOOP_S + 2 * STEP_S["cpu"] if role == BETWEEN else 0.1)
+
+
+def beside(unit: Unit, served: Served) -> Unit:
+    """The step of a loop unit, to be measured as the other steps are."""
+    users, context = int(unit.parameters["users"]), LOOP_INPUT_TOKENS + int(unit.parameters["output_tokens"]) // 2
+    named = {"model": served.model.name, "dtype": served.precision}
+    at: Parameters = {**named, "role": "decode", "decodes": users, "context": context}
+    return Unit("step", unit.device, at, unit.worth, STEP_S["cpu"])
 
 
 def _checks(target: Target) -> Iterator[Unit]:

@@ -14,7 +14,7 @@ import numpy as np
 from simpy.events import Event
 
 from hsim.backends.worker import Worker, shared_cores
-from hsim.calibrate.agenda import BETWEEN, HAND_OVER, JOB, LOOP_INPUT_TOKENS, Served
+from hsim.calibrate.agenda import BESIDE, BETWEEN, HAND_OVER, JOB, LOOP_INPUT_TOKENS, Served
 from hsim.calibrate.work import Reading
 from hsim.costs.cpu import HostPower
 from hsim.costs.shapes import Segment, StepShape
@@ -51,11 +51,15 @@ class LoopStep(NamedTuple):
 
 @dataclass(frozen=True)
 class LoopTimes:
-    """What happened in a loop of so many users: its steps, and of each job its seconds beyond its worker's own."""
+    """What happened in a loop of so many users: its steps, and of each job its seconds beyond its worker's own.
+
+    `beside_s`: seconds of a step with a sequence of every user, just before and just after the loop.
+    """
 
     users: int
     steps: list[LoopStep]
     hand_over_s: list[float]
+    beside_s: tuple[float, ...] = ()
 
     def reading(self, role: str) -> Reading:
         """The mean over all jobs, or over the decode steps that had a sequence of every user.
@@ -64,6 +68,8 @@ class LoopTimes:
         """
         if role == HAND_OVER:
             return _reading(self.hand_over_s)
+        if role == BESIDE:
+            return _reading(self.beside_s)
         decoding = [step for step in self.steps if (step.decodes, step.chunk_tokens) == (self.users, 0)]
         if role == BETWEEN:
             return _reading([step.gap_s for step in decoding if not math.isnan(step.gap_s)])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
 
-from hsim.calibrate.agenda import BETWEEN, LOOP_INPUT_TOKENS, LOOP_STEP, Served, step_parts
+from hsim.calibrate.agenda import BESIDE, BETWEEN, LOOP_STEP, Served, step_parts
 from hsim.calibrate.fit import BOUNDS, law_of, relative_nonnegative, rising, together, unsteadiness
 from hsim.calibrate.options import Law
 from hsim.calibrate.points import Point
@@ -96,30 +97,22 @@ def fit_steps(
 def _in_the_loop(table: StepTable, loops: Sequence[Point], mixed: Sequence[Point]) -> StepTable:
     """The table with what passes between steps, and with decode steps as long as the live loop saw them.
 
-    There workers wait and work in turn and other cores are busy as in a live run: steps of few sequences are quicker than
-    after the rests of calibration. Seconds of decode steps are multiplied by what the same steps took there, in proportion
-    between the numbers of sequences that were tried. Steps with a prompt stay as they were alone: against live runs
-    those err by 1.04 (few sequences) to 0.95 (many), while the loop's short prompts (0.76) say little of longer ones.
+    There workers wait and work in turn and other cores are busy as in a live run: steps are quicker than after the rests of
+    calibration. Decode steps are multiplied by what the same steps took there to what they took just before and after, in the
+    mean over all numbers of users: single ratios differ by as much as a virtual machine's pace does in a second. Steps with
+    a prompt stay as they were alone: in live runs they took 1.04 (few sequences) to 0.95 times (many) as long.
     """
     changes: dict[str, Any] = dict(zip(("between_s", "between_per_sequence_s"), between_steps(loops), strict=True))
-    ratios = _times_alone(table, loops)
-    if len(ratios) < FEWEST_POINTS:  # what one number of sequences shows says nothing of others
+    in_loop, alone = _by_users(loops, LOOP_STEP), _by_users(loops, BESIDE)
+    ratios = {users: in_loop[users].seconds / alone[users].seconds for users in in_loop if users in alone}
+    if len(ratios) < FEWEST_POINTS:
         return table.model_copy(update=changes)
-    rows = zip(table.decode_s, np.interp(table.decodes, list(ratios), list(ratios.values())), strict=True)
-    changes["decode_s"] = tuple(tuple(float(x * times) for x in row) for row, times in rows)
-    said = ", ".join(f"{times:.2f} at {n}" for n, times in ratios.items())
-    changes["source"] = f"{table.source}; decode steps as in the live loop: times {said} sequences"
+    times = geometric_mean(ratios.values())
+    changes["decode_s"] = tuple(tuple(x * times for x in row) for row in table.decode_s)
+    said = ", ".join(f"{ratio:.2f} at {users}" for users, ratio in ratios.items())
+    changes["source"] = f"{table.source}; decode steps times {times:.2f}, as in the live loop ({said} sequences)"
     changed = table.model_copy(update=changes)
-    return changed.model_copy(update=_mixed_grid(changed, mixed))
-
-
-def _times_alone(table: StepTable, loops: Sequence[Point]) -> dict[int, float]:
-    """By the number of users how many times as long decode steps took in the live loop as the table says."""
-    found = {}
-    for users, point in _by_users(loops, LOOP_STEP).items():
-        context = LOOP_INPUT_TOKENS + point.number("output_tokens") / 2
-        found[users] = point.seconds / _seconds(table, StepShape(users, round(users * context)))
-    return found
+    return changed.model_copy(update={"mixed_s": _mixed_grid(changed, mixed)["mixed_s"]})
 
 
 def _seconds(table: StepTable, shape: StepShape) -> float:
