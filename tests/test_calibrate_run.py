@@ -279,7 +279,7 @@ def test_what_the_live_loop_takes_is_in_every_prediction(tmp_path: Path) -> None
         for name, kind in ((f"steps-tiny-12m-{CHIP}", StepTable), (f"{NAME}-cpu", CpuProfile))
     )
     assert table.between(10) == pytest.approx(calibrated_world.BETWEEN_S + 10 * calibrated_world.BETWEEN_SEQUENCE_S)
-    assert "decode steps times 1.10, as in the live loop (1.10 at 1, " in table.source
+    assert "decode steps as in the live loop: times 1.10 at 1, " in table.source
     with_prompt = MeasuredCosts(table, SecondsAlone()).segment(StepShape(15, 15 * 256, 1, 60, 60, 60 * 61 // 2))
     alone_s = 2e-3 + 75e-4 + 2e-8 * 15 * 256 + 5e-9 * 60 * 61 / 2
     assert with_prompt.seconds == pytest.approx(alone_s + table.between(16), rel=0.01)

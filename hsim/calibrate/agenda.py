@@ -13,6 +13,7 @@ from hsim.description.hardware import Precision
 from hsim.description.model import ModelArchitecture
 
 ROUNDS = 4  # each point is measured again while the budget lasts: a later round is worth two levels less
+OFTEN = ("step", "loop")  # one level: a decoder's steps carry most of a prediction, and single ones meet slow seconds
 POWER_ROUNDS = 2
 # What the live loop takes: between two steps, to hand over a job, for a step in which the sequences of all users decode; and
 # what such a step takes just before and just after, measured as all other steps are.
@@ -103,7 +104,12 @@ def agenda(target: Target) -> list[Unit]:
     )
     first = [unit for part in parts for unit in part(target)]
     rounds = [
-        replace(unit, round=number, worth=unit.worth + 2 * (number - 1), setup_s=unit.setup_s if number == 1 else 0.0)
+        replace(
+            unit,
+            round=number,
+            worth=unit.worth + _less(unit) * (number - 1),
+            setup_s=unit.setup_s if number == 1 else 0.0,
+        )
         for number in range(1, ROUNDS + 1)
         for unit in first
         if number <= _rounds_of(unit)
@@ -118,6 +124,10 @@ def in_turn(units: Sequence[Unit]) -> list[Unit]:
         groups.setdefault((unit.worth, unit.device, unit.kind), []).append(unit)
     placed = [(worth, i / len(group), unit) for (worth, *_), group in groups.items() for i, unit in enumerate(group)]
     return [unit for _, _, unit in sorted(placed, key=lambda place: place[:2])]
+
+
+def _less(unit: Unit) -> int:
+    return 1 if unit.kind in OFTEN else 2
 
 
 def _rounds_of(unit: Unit) -> int:
@@ -161,12 +171,12 @@ def _steps(target: Target) -> Iterator[Unit]:
 def _loop(target: Target) -> Iterator[Unit]:
     """What the live loop itself takes, with one user, and with as many as there are slots. Of a round all is seen in one run."""
     slots, longest = target.served.slots, target.served.max_context_tokens - LOOP_INPUT_TOKENS
-    for users, worth in ((1, 1), (slots, 1), (max(2, slots // 4), 2)):
+    for users in (1, slots, max(2, slots // 4)):
         tokens = min(max(LOOP_OUTPUT_TOKENS, LOOP_OUTPUT_TOKENS_PER_USER * users), longest)
         units = min(LOOP_JOB_UNITS, max(1, LOOP_JOBS // users))
         for role in (BETWEEN, HAND_OVER, LOOP_STEP, BESIDE):
             at: Parameters = {"role": role, "users": users, "output_tokens": tokens, "job_units": units}
-            yield Unit("loop", target.device, at, worth, LOOP_S + 2 * STEP_S["cpu"] if role == BETWEEN else 0.1)
+            yield Unit("loop", target.device, at, 1, LOOP_S + 2 * STEP_S["cpu"] if role == BETWEEN else 0.1)
 
 
 def beside(unit: Unit, served: Served) -> Unit:
