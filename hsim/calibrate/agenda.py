@@ -12,8 +12,7 @@ from hsim.calibrate.work import Parameters, Unit
 from hsim.description.hardware import Precision
 from hsim.description.model import ModelArchitecture
 
-ROUNDS = 4  # each point is measured again while the budget lasts: a later round is worth two levels less
-OFTEN = ("step", "loop")  # one level: a decoder's steps carry most of a prediction, and single ones meet slow seconds
+ROUNDS = 4  # each point is measured again while the budget lasts: a later round is worth less
 POWER_ROUNDS = 2
 # What the live loop takes: between two steps, to hand over a job, for a step in which the sequences of all users decode; and
 # what such a step takes just before and just after, measured as all other steps are.
@@ -127,7 +126,8 @@ def in_turn(units: Sequence[Unit]) -> list[Unit]:
 
 
 def _less(unit: Unit) -> int:
-    return 1 if unit.kind in OFTEN else 2
+    """Levels that a later round is worth less: decode steps carry most of a prediction, and single ones meet slow seconds."""
+    return 1 if unit.kind == "loop" or unit.parameters.get("role") == "decode" else 2
 
 
 def _rounds_of(unit: Unit) -> int:
