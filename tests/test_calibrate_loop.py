@@ -60,6 +60,7 @@ def test_steps_are_told_for_as_many_sequences_as_there_are_users() -> None:
     assert told == pytest.approx({LOOP_STEP: 11.5e-3, BESIDE: 13e-3, BETWEEN: 3e-4, HAND_OVER: 4e-4})
     none = LoopTimes(16, steps[:1], [1e-4]).reading(LOOP_STEP)
     assert none.seconds is None and "every user" in none.failure
+    assert "beside the loop" in LoopTimes(16, steps, [1e-4]).reading(BESIDE).failure
 
 
 def test_the_step_beside_a_loop_is_its_own() -> None:

@@ -127,7 +127,8 @@ def in_turn(units: Sequence[Unit]) -> list[Unit]:
 
 def _less(unit: Unit) -> int:
     """Levels that a later round is worth less: decode steps carry most of a prediction, and single ones meet slow seconds."""
-    return 1 if unit.kind == "loop" or unit.parameters.get("role") == "decode" else 2
+    decode = unit.kind == "step" and unit.parameters["role"] == "decode"
+    return 1 if unit.kind == "loop" or decode else 2
 
 
 def _rounds_of(unit: Unit) -> int:
@@ -138,9 +139,12 @@ def _rounds_of(unit: Unit) -> int:
 
 
 def _step(target: Target, worth: int, at: Parameters) -> Unit:
-    served = target.served
+    return _step_on(target.device, target.served, worth, at)
+
+
+def _step_on(device: str, served: Served, worth: int, at: Parameters) -> Unit:
     named = {"model": served.model.name, "dtype": served.precision}
-    return Unit("step", target.device, {**named, **at}, worth, STEP_S[target.kind])
+    return Unit("step", device, {**named, **at}, worth, STEP_S[device.partition(":")[0]])
 
 
 def _steps(target: Target) -> Iterator[Unit]:
@@ -176,15 +180,13 @@ def _loop(target: Target) -> Iterator[Unit]:
         units = min(LOOP_JOB_UNITS, max(1, LOOP_JOBS // users))
         for role in (BETWEEN, HAND_OVER, LOOP_STEP, BESIDE):
             at: Parameters = {"role": role, "users": users, "output_tokens": tokens, "job_units": units}
-            yield Unit("loop", target.device, at, 1, LOOP_S + 2 * STEP_S["cpu"] if role == BETWEEN else 0.1)
+            yield Unit("loop", target.device, at, 1, LOOP_S + 2 * STEP_S[target.kind] if role == BETWEEN else 0.1)
 
 
 def beside(unit: Unit, served: Served) -> Unit:
     """The step of a loop unit, to be measured as the other steps are."""
     users, context = int(unit.parameters["users"]), LOOP_INPUT_TOKENS + int(unit.parameters["output_tokens"]) // 2
-    named = {"model": served.model.name, "dtype": served.precision}
-    at: Parameters = {**named, "role": "decode", "decodes": users, "context": context}
-    return Unit("step", unit.device, at, unit.worth, STEP_S["cpu"])
+    return _step_on(unit.device, served, unit.worth, {"role": "decode", "decodes": users, "context": context})
 
 
 def _checks(target: Target) -> Iterator[Unit]:

@@ -69,16 +69,16 @@ class LoopTimes:
         if role == HAND_OVER:
             return _reading(self.hand_over_s)
         if role == BESIDE:
-            return _reading(self.beside_s)
+            return _reading(self.beside_s, "the step beside the loop could not be measured")
         decoding = [step for step in self.steps if (step.decodes, step.chunk_tokens) == (self.users, 0)]
         if role == BETWEEN:
             return _reading([step.gap_s for step in decoding if not math.isnan(step.gap_s)])
         return _reading([step.seconds for step in decoding])
 
 
-def _reading(seconds: Sequence[float]) -> Reading:
+def _reading(seconds: Sequence[float], failure: str = "no step had a sequence of every user") -> Reading:
     if not seconds:
-        return Reading(failure="no step had a sequence of every user")
+        return Reading(failure=failure)
     low, high = np.quantile(seconds, (0.25, 0.75))
     return Reading(float(np.mean(seconds)), float(high - low), len(seconds))
 

@@ -99,7 +99,7 @@ def _in_the_loop(table: StepTable, loops: Sequence[Point], mixed: Sequence[Point
     There workers wait and work in turn and other cores are busy as in a live run. Decode steps are multiplied by what the same
     steps took there to what they took just before and after, in proportion between the numbers of users that were tried: a
     single sequence takes longer after each pause, sixteen are quicker without. Steps with a prompt stay as they were alone:
-    in live runs they took 1.04 (few sequences) to 0.95 times (many) as long.
+    in a live run most of them took 1.0 to 1.1 times as long (docs/validation.md).
     """
     changes: dict[str, Any] = dict(zip(("between_s", "between_per_sequence_s"), between_steps(loops), strict=True))
     in_loop, alone = _by_users(loops, LOOP_STEP), _by_users(loops, BESIDE)
