@@ -18,7 +18,7 @@ OPERATION = {"encode-minilm": (3e-3, 60e-6, 0.2e-6)}
 ANY_OPERATION = (2e-4, 3e-6, 0.0)
 SLOWER_TOGETHER = 1.25
 PAYLOAD = {"pipe": (5e-5, 2e-4, 1 / 5e8), "shared-memory": (5e-5, 2e-4, 1 / 5e9)}
-BETWEEN_S, BETWEEN_SEQUENCE_S, HAND_OVER_S, IN_LOOP = 2e-4, 2e-5, 6e-4, 1.1
+BETWEEN_S, BETWEEN_SEQUENCE_S, HAND_OVER_S = 2e-4, 2e-5, 6e-4
 IDLE_W, LOADED_IDLE_W, FLOOR_W, BYTE_J, FLOP_J, LIMIT_W = 70.0, 120.0, 160.0, 1.4e-10, 1.1e-12, 700.0
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 
@@ -73,11 +73,7 @@ def unit_seconds(unit: Unit) -> float:
         messages = int(at["messages"])
         return latency_s + messages * (message_s + int(at["bytes"]) * byte_s)
     if kind == "loop":
-        users, context = int(at["users"]), 32 + int(at["output_tokens"]) / 2
-        if str(at["role"]).startswith("decode-step"):
-            alone_s = 2e-3 + 1e-4 * users + 2e-8 * users * context
-            return alone_s if at["role"] == "decode-step-beside" else IN_LOOP * alone_s
-        return BETWEEN_S + BETWEEN_SEQUENCE_S * users if at["role"] == "between" else HAND_OVER_S
+        return BETWEEN_S + BETWEEN_SEQUENCE_S * int(at["users"]) if at["role"] == "between" else HAND_OVER_S
     return step_seconds(unit) if kind == "step" else 4e-6
 
 

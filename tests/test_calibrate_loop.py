@@ -11,9 +11,8 @@ import pytest
 from test_live import CorePuppet, DecoderPuppet
 
 from hsim.backends.worker import Worker, WorkerSettings
-from hsim.calibrate.agenda import BESIDE, BETWEEN, HAND_OVER, LOOP_INPUT_TOKENS, LOOP_STEP, Served, beside, step_parts
+from hsim.calibrate.agenda import BETWEEN, HAND_OVER, LOOP_INPUT_TOKENS, Served
 from hsim.calibrate.loop import ROUNDS, TASKS, LoopStep, LoopTimes, _tasks, drive
-from hsim.calibrate.work import Unit
 from hsim.description.catalogue import load_model
 from hsim.errors import BackendError
 
@@ -44,7 +43,7 @@ def test_every_job_and_every_step_that_follows_one_is_timed(decoder: Worker, use
     assert len(follow) == len(decode) == most or (users > 1 and len(decode) < most)
     assert {step.decodes for step in decode} <= set(range(1, users + 1))
     assert max(step.decodes + bool(step.chunk_tokens) for step in found.steps) <= users
-    for role in (BETWEEN, HAND_OVER, LOOP_STEP):
+    for role in (BETWEEN, HAND_OVER):
         assert (found.reading(role).seconds or 0.0) > 0, role
     assert os.sched_getaffinity(decoder.process.pid or 0) == before, "it stays pinned"
 
@@ -55,18 +54,11 @@ def test_steps_are_told_for_as_many_sequences_as_there_are_users() -> None:
         LoopStep(15, 0, 14.2e-3, 9e-4), LoopStep(16, 0, 11e-3, 3e-4), LoopStep(16, 0, 12e-3, math.nan),
         LoopStep(16, LOOP_INPUT_TOKENS, 20e-3, 9e-4), LoopStep(15, LOOP_INPUT_TOKENS, 17e-3, 9e-4),
     ]  # fmt: skip
-    found = LoopTimes(16, steps, [1e-4, 2e-4, 9e-4], (12e-3, 14e-3))
-    told = {role: found.reading(role).seconds for role in (LOOP_STEP, BESIDE, BETWEEN, HAND_OVER)}
-    assert told == pytest.approx({LOOP_STEP: 11.5e-3, BESIDE: 13e-3, BETWEEN: 3e-4, HAND_OVER: 4e-4})
-    none = LoopTimes(16, steps[:1], [1e-4]).reading(LOOP_STEP)
+    found = LoopTimes(16, steps, [1e-4, 2e-4, 9e-4])
+    told = {role: found.reading(role).seconds for role in (BETWEEN, HAND_OVER)}
+    assert told == pytest.approx({BETWEEN: 3e-4, HAND_OVER: 4e-4})
+    none = LoopTimes(16, steps[:1], [1e-4]).reading(BETWEEN)
     assert none.seconds is None and "every user" in none.failure
-    assert "beside the loop" in LoopTimes(16, steps, [1e-4]).reading(BESIDE).failure
-
-
-def test_the_step_beside_a_loop_is_its_own() -> None:
-    at = {"role": BETWEEN, "users": 4, "output_tokens": OUTPUT_TOKENS, "job_units": JOB_UNITS}
-    contexts, chunks = step_parts(beside(Unit("loop", "cpu", at, 1, 1.0), SERVED).parameters)
-    assert (len(contexts), sum(contexts) / 4, chunks) == (4, LOOP_INPUT_TOKENS + OUTPUT_TOKENS / 2, [])
 
 
 def test_what_fails_in_the_loop_is_no_measurement(decoder: Worker) -> None:

@@ -14,9 +14,7 @@ from hsim.description.model import ModelArchitecture
 
 ROUNDS = 4  # each point is measured again while the budget lasts: a later round is worth less
 POWER_ROUNDS = 2
-# What the live loop takes: between two steps, to hand over a job, for a step in which the sequences of all users decode; and
-# what such a step takes just before and just after, measured as all other steps are.
-BETWEEN, HAND_OVER, LOOP_STEP, BESIDE = "between", "hand-over", "decode-step", "decode-step-beside"
+BETWEEN, HAND_OVER = "between", "hand-over"  # what the live loop takes between two steps, and to hand over a job
 JOB = "products"  # what a core does there: its weights come from memory, as an encoder's do
 LOOP_INPUT_TOKENS, LOOP_OUTPUT_TOKENS = 32, 24
 LOOP_OUTPUT_TOKENS_PER_USER = (
@@ -139,12 +137,8 @@ def _rounds_of(unit: Unit) -> int:
 
 
 def _step(target: Target, worth: int, at: Parameters) -> Unit:
-    return _step_on(target.device, target.served, worth, at)
-
-
-def _step_on(device: str, served: Served, worth: int, at: Parameters) -> Unit:
-    named = {"model": served.model.name, "dtype": served.precision}
-    return Unit("step", device, {**named, **at}, worth, STEP_S[device.partition(":")[0]])
+    named = {"model": target.served.model.name, "dtype": target.served.precision}
+    return Unit("step", target.device, {**named, **at}, worth, STEP_S[target.kind])
 
 
 def _steps(target: Target) -> Iterator[Unit]:
@@ -178,15 +172,9 @@ def _loop(target: Target) -> Iterator[Unit]:
     for users in (1, slots, max(2, slots // 4)):
         tokens = min(max(LOOP_OUTPUT_TOKENS, LOOP_OUTPUT_TOKENS_PER_USER * users), longest)
         units = min(LOOP_JOB_UNITS, max(1, LOOP_JOBS // users))
-        for role in (BETWEEN, HAND_OVER, LOOP_STEP, BESIDE):
+        for role in (BETWEEN, HAND_OVER):
             at: Parameters = {"role": role, "users": users, "output_tokens": tokens, "job_units": units}
-            yield Unit("loop", target.device, at, 1, LOOP_S + 2 * STEP_S[target.kind] if role == BETWEEN else 0.1)
-
-
-def beside(unit: Unit, served: Served) -> Unit:
-    """The step of a loop unit, to be measured as the other steps are."""
-    users, context = int(unit.parameters["users"]), LOOP_INPUT_TOKENS + int(unit.parameters["output_tokens"]) // 2
-    return _step_on(unit.device, served, unit.worth, {"role": "decode", "decodes": users, "context": context})
+            yield Unit("loop", target.device, at, 1, LOOP_S if role == BETWEEN else 0.1)
 
 
 def _checks(target: Target) -> Iterator[Unit]:

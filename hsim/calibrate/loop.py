@@ -14,7 +14,7 @@ import numpy as np
 from simpy.events import Event
 
 from hsim.backends.worker import Worker, shared_cores
-from hsim.calibrate.agenda import BESIDE, BETWEEN, HAND_OVER, JOB, LOOP_INPUT_TOKENS, Served
+from hsim.calibrate.agenda import HAND_OVER, JOB, LOOP_INPUT_TOKENS, Served
 from hsim.calibrate.work import Reading
 from hsim.costs.cpu import HostPower
 from hsim.costs.shapes import Segment, StepShape
@@ -51,36 +51,23 @@ class LoopStep(NamedTuple):
 
 @dataclass(frozen=True)
 class LoopTimes:
-    """What happened in a loop of so many users: its steps, and of each job its seconds beyond its worker's own.
-
-    `beside_s`: seconds of a step with a sequence of every user, just before and just after the loop.
-    """
+    """What happened in a loop of so many users: its steps, and of each job its seconds beyond its worker's own."""
 
     users: int
     steps: list[LoopStep]
     hand_over_s: list[float]
-    beside_s: tuple[float, ...] = ()
 
     def reading(self, role: str) -> Reading:
-        """The mean over all jobs, or over the decode steps that had a sequence of every user.
+        """The mean over all jobs, or over the decode steps that had a sequence of every user."""
+        seconds = self.hand_over_s if role == HAND_OVER else self._between_s()
+        if not seconds:
+            return Reading(failure="no step had a sequence of every user")
+        low, high = np.quantile(seconds, (0.25, 0.75))
+        return Reading(float(np.mean(seconds)), float(high - low), len(seconds))
 
-        Only those: a line through steps of fewer errs, since 16 sequences take less than 15.
-        """
-        if role == HAND_OVER:
-            return _reading(self.hand_over_s)
-        if role == BESIDE:
-            return _reading(self.beside_s, "the step beside the loop could not be measured")
-        decoding = [step for step in self.steps if (step.decodes, step.chunk_tokens) == (self.users, 0)]
-        if role == BETWEEN:
-            return _reading([step.gap_s for step in decoding if not math.isnan(step.gap_s)])
-        return _reading([step.seconds for step in decoding])
-
-
-def _reading(seconds: Sequence[float], failure: str = "no step had a sequence of every user") -> Reading:
-    if not seconds:
-        return Reading(failure=failure)
-    low, high = np.quantile(seconds, (0.25, 0.75))
-    return Reading(float(np.mean(seconds)), float(high - low), len(seconds))
+    def _between_s(self) -> list[float]:
+        decoding = (step for step in self.steps if (step.decodes, step.chunk_tokens) == (self.users, 0))
+        return [step.gap_s for step in decoding if not math.isnan(step.gap_s)]
 
 
 class _Unforetold:

@@ -6,13 +6,12 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Protocol
 
 from hsim.backends.couriers import Couriers
 from hsim.backends.meters import rapl_meters
 from hsim.backends.worker import DECODER_SPIN_S, Worker, WorkerSettings
-from hsim.calibrate.agenda import RAMP_S, WINDOW_S, Served, beside
+from hsim.calibrate.agenda import RAMP_S, WINDOW_S, Served
 from hsim.calibrate.bench import BenchSpec, Facts, board_meter
 from hsim.calibrate.loop import THINK_S, LoopTimes, carry, drive
 from hsim.calibrate.peers import Group
@@ -237,13 +236,7 @@ class Workers:
         run = (unit.device, users, unit.round)
         if run not in self._looped:
             decoder, core = self._device(unit.device), self._single_cores(1)[0]
-            served = self._served[unit.device]
-            step = ("measure", beside(unit, served))
-            before: Reading = decoder.call(step).value
-            times = drive(decoder, core, served, users, tokens, units)
-            after: Reading = decoder.call(step).value
-            told = tuple(reading.seconds for reading in (before, after) if reading.seconds is not None)
-            self._looped[run] = replace(times, beside_s=told)
+            self._looped[run] = drive(decoder, core, self._served[unit.device], users, tokens, units)
         return self._looped[run].reading(str(unit.parameters["role"]))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hsim.calibrate.agenda import BESIDE, BETWEEN, LOOP_STEP, Served, step_parts
+from hsim.calibrate.agenda import BETWEEN, Served, step_parts
 from hsim.calibrate.fit import BOUNDS, law_of, relative_nonnegative, rising, together, unsteadiness
 from hsim.calibrate.options import Law
 from hsim.calibrate.points import Point
@@ -65,7 +65,8 @@ def fit_steps(
 ) -> tuple[StepTable | None, Law]:
     """The table of step points, and its errors on the steps that were kept out; None where too few were measured.
 
-    `loops` are what the live loop takes between steps, and for its steps.
+    `loops` are what the live loop takes between steps. Its own steps are not used: multiplying by them made predictions worse
+    (docs/validation.md).
     """
     by_role: dict[str, list[Point]] = {}
     for point in points:
@@ -90,28 +91,8 @@ def fit_steps(
     law = law_of(law_name, len(points) - len(checks), noisy, errors, f"{len(checks)} random steps kept out")
     fields["scale"] = _scale(points, [math.log(p.seconds / predicted_s(_table(fields), p)) for p in checks], name)
     fields |= {"median_error_fraction": law.median_error, "p90_error_fraction": law.p90_error}
-    return _in_the_loop(_table(fields), loops, mixed), law
-
-
-def _in_the_loop(table: StepTable, loops: Sequence[Point], mixed: Sequence[Point]) -> StepTable:
-    """The table with what passes between steps, and with decode steps as long as the live loop saw them.
-
-    There workers wait and work in turn and other cores are busy as in a live run. Decode steps are multiplied by what the same
-    steps took there to what they took just before and after, in proportion between the numbers of users that were tried: a
-    single sequence takes longer after each pause, sixteen are quicker without. Steps with a prompt stay as they were alone:
-    in a live run most of them took 1.0 to 1.1 times as long (docs/validation.md).
-    """
-    changes: dict[str, Any] = dict(zip(("between_s", "between_per_sequence_s"), between_steps(loops), strict=True))
-    in_loop, alone = _by_users(loops, LOOP_STEP), _by_users(loops, BESIDE)
-    ratios = {users: in_loop[users].seconds / alone[users].seconds for users in in_loop if users in alone}
-    if len(ratios) < FEWEST_POINTS:  # what one number of sequences shows says nothing of others
-        return table.model_copy(update=changes)
-    rows = zip(table.decode_s, np.interp(table.decodes, list(ratios), list(ratios.values())), strict=True)
-    changes["decode_s"] = tuple(tuple(float(x * times) for x in row) for row, times in rows)
-    said = ", ".join(f"{ratio:.2f} at {users}" for users, ratio in ratios.items())
-    changes["source"] = f"{table.source}; decode steps as in the live loop: times {said} sequences"
-    changed = table.model_copy(update=changes)
-    return changed.model_copy(update={"mixed_s": _mixed_grid(changed, mixed)["mixed_s"]})
+    fields |= dict(zip(("between_s", "between_per_sequence_s"), between_steps(loops), strict=True))
+    return _table(fields), law
 
 
 def _seconds(table: StepTable, shape: StepShape) -> float:
