@@ -73,6 +73,7 @@ LACKS = {
     "groq-rack-576": "leave 0.0 GB for weights.*keeps all of its memory for the engine",
     "a10g-1": "a10g.*peak_flops_per_s.bf16.*is unknown",
     "mac-m1-pro": "m1-pro.*peak_flops_per_s.bf16.*is unknown",
+    "intel-xeon-2c-core-server": "engines keep 3 cores of a intel-xeon-2c-core-server, which has 2",
     "cerebras-cs3-4": "cerebras-wse3.*is unknown",
     "prefill-server-8": "prefill-card is made for prefill, and pool 'decode' has to decode; let it be stages.prefill",
 }
@@ -113,9 +114,9 @@ def test_unpublished_power_is_unavailable_and_not_zero(server: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_engine_has_no_negative_time_and_names_its_measured_paths(engine: str) -> None:
+def test_engine_has_no_negative_time_and_names_what_was_measured_of_it(engine: str) -> None:
     profile: EngineProfile = load_profile(engine, EngineProfile, "test")[0]
     for name in ("host_s_per_step", "host_s_per_layer", "host_s_per_sequence", "host_s_per_sequence_and_peer"):
         figure = getattr(profile, name)
         assert figure is None or (figure.value is not None and figure.value >= 0)
-    assert profile.measured_paths
+    assert profile.measured_paths or profile.step_tables

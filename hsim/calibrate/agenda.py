@@ -124,9 +124,9 @@ def in_turn(units: Sequence[Unit]) -> list[Unit]:
 
 
 def _less(unit: Unit) -> int:
-    """Levels that a later round is worth less: decode steps carry most of a prediction, and single ones meet slow seconds."""
-    decode = unit.kind == "step" and unit.parameters["role"] == "decode"
-    return 1 if unit.kind == "loop" or decode else 2
+    """Levels that a later round is worth less: plain steps carry most of a prediction, and single ones meet slow seconds."""
+    plain = unit.kind == "step" and unit.parameters["role"] in ("decode", "chunk")
+    return 1 if unit.kind == "loop" or plain else 2
 
 
 def _rounds_of(unit: Unit) -> int:

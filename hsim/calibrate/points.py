@@ -51,9 +51,7 @@ def points_of(rows: Iterable[Row], noisy_spread_fraction: float) -> list[Point]:
 def _point(group: list[Row], noisy_spread_fraction: float) -> Point:
     chosen = [row for row in group if all(mark.startswith(SPREAD) for mark in row.marks)] or _least_disturbed(group)
     means_s = [row.reading.seconds or 0.0 for row in chosen]
-    seconds = statistics.median(
-        means_s
-    )  # of two their mean; a slow second of the machine does not outweigh three others
+    seconds = statistics.median(means_s)  # of two their mean; one slow second does not outweigh three rounds
     within_s = statistics.median(row.reading.iqr_s or 0.0 for row in chosen)
     spread = max(within_s, max(means_s) - min(means_s)) / seconds if seconds else 0.0
     marks = tuple(dict.fromkeys(mark for row in chosen for mark in row.marks))

@@ -32,7 +32,7 @@ def inventory_table(entries: Sequence[Entry]) -> RenderableType:
         ]
         if isinstance(entry.profile, StepTable):
             counts[0] = f"{len(entry.profile.decodes) * len(entry.profile.contexts)} steps"
-        own = "calibrated here: " if entry.calibration else ""
+        own = "calibrated: " if entry.calibration else ""
         table.add_row(entry.profile.name, entry.kind, *counts, f"{own}{entry.profile.description}"[:WHAT_SHOWN])
     return table
 
@@ -57,8 +57,9 @@ def profile_tables(entry: Entry) -> RenderableType:
     if entry.figures:
         parts += [figures, Text(), *(Text(f"[{number}] {source}") for number, source in enumerate(sources, 1))]
     if laws := errors_of(entry):
-        errors = _table("Law of its calibration", "points", "noisy", "held-out error: median", "p90", "held out by")
+        errors = _table("Law of its calibration", "points", "noisy", "median error", "p90", "held out by")
         errors.columns[-1].justify = "left"
+        errors.columns[0].no_wrap = errors.columns[-1].no_wrap = False  # words give way, and numbers do not
         for law in laws:
             shown = ["–" if law[key] is None else f"{law[key]:.1%}" for key in ("median_error", "p90_error")]
             errors.add_row(law["name"], str(law["points"]), str(law["noisy"]), *shown, law["method"])
