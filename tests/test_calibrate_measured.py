@@ -33,7 +33,7 @@ def table(**changes: Any) -> StepTable:
         "decodes": (1, 4, 16), "contexts": (16, 128, 1024),
         "decode_s": ((1e-3, 2e-3, 5e-3), (3e-3, 5e-3, 9e-3), (8e-3, 9e-3, 30e-3)),
         "chunk_tokens": (1, 32, 256), "chunk_s": (1e-3, 4e-3, 30e-3), "pair_s": (1e-6, 2e-7, 1e-7), "later_s": (0.0, 1e-4, 3e-4),
-        "extra_chunk_s": 2e-4, "between_s": 1e-4, "between_per_sequence_s": 3e-6,
+        "extra_chunk_s": 2e-4, "across_s": 1e-9, "between_s": 1e-4, "between_per_sequence_s": 3e-6,
         "mixed_decodes": (1, 16), "mixed_chunk_tokens": (32, 256), "mixed_s": ((-5e-4, -6e-4), (-2e-3, -3e-3)),
     }  # fmt: skip
     return StepTable(**(fields | changes))
@@ -66,11 +66,12 @@ def test_linear_between_points_and_proportional_beyond() -> None:
 
 
 shapes = st.builds(
-    lambda decodes, context, chunk, history: StepShape(
-        decodes, decodes * context + decodes // 2, int(chunk > 0), chunk, chunk and history + chunk,
+    lambda decodes, context, chunk, history, chunks: StepShape(
+        decodes, decodes * context + decodes // 2, chunks * (chunk > 0), chunk, chunk and history + chunk,
         chunk * history + chunk * (chunk + 1) // 2, chunk * chunk,
     ),
     st.integers(1, 40), st.integers(1, 1500), st.sampled_from([0, 1, 31, 32, 100, 600]), st.integers(0, 900),
+    st.sampled_from([1, 2, 5]),
 )  # fmt: skip
 
 

@@ -58,6 +58,7 @@ class Batcher:
     budget: int = 10**9
     pace: float = 1.0
     noise: float = 0.0
+    across_s: float = 0.0  # for each prompt token and each token of others in its step
     broken_after: int = 10**9
     interrupted_after: int = 10**9
     now_s: float = 0.0
@@ -132,13 +133,15 @@ class Batcher:
             for _, r in sorted(done.items())
         ]
 
-    @staticmethod
-    def step_s(decoding: list[Request], chunks: list[tuple[Request, int]]) -> float:
+    def step_s(self, decoding: list[Request], chunks: list[tuple[Request, int]]) -> float:
         seconds = FIXED_S + SEQUENCE_S * len(decoding)
         seconds += CONTEXT_S * sum(r.prompt + len(r.chunks_s) for r in decoding)
         for r, chunk in chunks:
             before = r.prompt - r.left
             seconds += TOKEN_S * chunk + PAIR_S * (chunk * before + chunk * (chunk + 1) / 2)
+            others = sum(o.prompt + len(o.chunks_s) for o in decoding)
+            others += sum(o.prompt - o.left + tokens for o, tokens in chunks if o is not r)
+            seconds += self.across_s * chunk * others
         return seconds
 
 
@@ -199,12 +202,23 @@ def test_known_step_times_are_found_and_loads_that_no_fit_saw_predicted(tmp_path
             REQUEST_S + FIXED_S + TOKEN_S * n + PAIR_S * n * (n + 1) / 2, rel=0.02
         )
     assert engine.max_num_seqs == 256
+    assert table.across_s < 1e-10
     worst = errors(report)
     assert len(report.loads) == 3 * 4
     assert max(worst["requests"], worst["tpot mean"], worst["e2e mean"]) < 0.03
     assert worst["ttft mean"] < 0.1
     assert report.simulated is not None and report.simulated.energy is None
     assert all("black-box" in figure.source for figure in (latency,)) and table.source.startswith("black-box")
+
+
+def test_a_server_that_attends_its_whole_batch_as_one_matrix_is_one_too(tmp_path: Path) -> None:
+    """A long prompt that joins long contexts then takes twice what it takes alone."""
+    report = run(Batcher(across_s=5e-8), tmp_path)
+    table, _ = load_profile("steps-tiny-12m-endpoint", StepTable, "test", tmp_path)
+    assert table.across_s == pytest.approx(5e-8, rel=0.05)
+    worst = errors(report)
+    assert max(worst["requests"], worst["tpot mean"], worst["e2e mean"]) < 0.05
+    assert worst["ttft mean"] < 0.1
 
 
 def test_a_machine_that_slows_down_and_recovers_as_a_whole_is_seen_through(tmp_path: Path) -> None:

@@ -228,7 +228,8 @@ class StepModel:
     """Fitted seconds. A decode step of n sequences takes level_s(n) and context_s for each token of context read.
 
     A prompt chunk takes chunk_s, token_s for each token and pair_s for each (query, key) pair; extra_chunk_s for each
-    chunk of a step but the first. `joins_s` is what a step of both takes beside the two apart, by (sequences, tokens).
+    chunk of a step but the first. `joins_s` is what a step of both takes beside the two apart, by (sequences, tokens),
+    and `across_s` what each prompt token takes for each token of the others' contexts.
     """
 
     levels: tuple[int, ...]
@@ -240,6 +241,7 @@ class StepModel:
     pair_s: float
     extra_chunk_s: float = 0.0
     joins_s: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    across_s: float = 0.0
 
     def first_s(self, tokens: float) -> float:
         """A chunk that is a whole prompt, without what passes before it."""
@@ -249,13 +251,18 @@ class StepModel:
     def told(self) -> tuple[str, ...]:
         """In words."""
         more = ", ".join(f"{n}: {readable(s, 's')}" for n, s in zip(self.levels, self.level_s, strict=True))
+        across = (
+            f"; {readable(self.across_s, 's')} a token of prompt and token of the others' contexts"
+            if self.across_s
+            else ""
+        )
         chunk, token, pair, extra, context, request = (
             readable(s, "s")
             for s in (self.chunk_s, self.token_s, self.pair_s, self.extra_chunk_s, self.context_s, self.request_s)
         )
         return (
             f"a decode step takes, by sequences, {more}; and {context} a token of context",
-            f"a prompt takes {chunk}, {token} a token and {pair} a pair; {extra} for each further one in a step",
+            f"a prompt takes {chunk}, {token} a token and {pair} a pair; {extra} for each further one in a step{across}",
             f"host time: {request} a request before its first step",
         )
 
@@ -288,11 +295,35 @@ def fit_model(sweep: Sweep) -> tuple[StepModel | None, list[Law]]:
         tuple(levels), tuple(float(s) for s in level_s), float(steps[1]), float(first[0]) - chunk_s,
         chunk_s, float(first[1]), float(first[2]),
     )  # fmt: skip
-    joins = {
-        (int(p.number("users")), int(p.number("joiner"))): max(p.seconds, 0.0) - model.first_s(p.number("joiner"))
-        for p in sweep.joins
-    }
-    return replace(model, joins_s=joins), [decode_law, first_law]
+    across_s, joins = across(sweep.joins), {}
+    for point in sorted(
+        sweep.joins, key=_others_tokens, reverse=True
+    ):  # the fewest tokens of others have the last word
+        tokens = point.number("joiner")
+        alone_s = model.first_s(tokens) + across_s * tokens * _others_tokens(point)
+        joins[int(point.number("users")), int(tokens)] = max(point.seconds, 0.0) - alone_s
+    return replace(model, joins_s=joins, across_s=across_s), [decode_law, first_law]
+
+
+def _others_tokens(point: Point) -> float:
+    """Tokens of context of those that a prompt joins."""
+    return point.number("users") * point.number("context")
+
+
+def across(joins: Sequence[Point]) -> float:
+    """Seconds for each token of a joining prompt and each token of the others' contexts: from the same prompt that joins as
+    many with short contexts and with long ones. 0 where the two differ by no more than their rounds do.
+    """
+    found: dict[tuple[float, float], list[Point]] = {}
+    for point in joins:
+        found.setdefault((point.number("users"), point.number("joiner")), []).append(point)
+    slopes = []
+    for (_, tokens), points in found.items():
+        short, long = min(points, key=_others_tokens), max(points, key=_others_tokens)
+        if (more := _others_tokens(long) - _others_tokens(short)) > 0:
+            rise_s, noise_s = long.seconds - short.seconds, max(p.spread * p.seconds for p in (short, long))
+            slopes.append(rise_s / (tokens * more) if rise_s > noise_s else 0.0)
+    return statistics.median(slopes) if slopes else 0.0
 
 
 def _tested(name: str, points: Sequence[Point], fewest: int, law: Any) -> tuple[fit.Array | None, Law]:
@@ -364,6 +395,7 @@ def table_fields(model: StepModel, sweep: Sweep) -> dict[str, Any]:
         "pair_s": (model.pair_s,) * 2,
         "later_s": (0.0, 0.0),
         "extra_chunk_s": model.extra_chunk_s,
+        "across_s": model.across_s,
         "mixed_decodes": tuple(users),
         "mixed_chunk_tokens": tuple(joiners),
         "mixed_s": tuple(tuple(mixed[u, j] for j in joiners) for u in users),

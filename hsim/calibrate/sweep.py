@@ -43,9 +43,9 @@ def units(grid: Grid, device: str, number: int) -> list[Unit]:
     several = grid.levels[1:]
     found += [_burst(device, users, grid.prompt(part)) for users in grid.levels for part in (1 / 32, 3 / 8)]
     found += [
-        _join(device, users, grid.prompt(1 / 32), grid.prompt(part))
+        _join(device, users, grid.prompt(context), grid.prompt(part))
         for users in several[-2:]
-        for part in (1 / 8, 3 / 4)
+        for context, part in ((1 / 32, 1 / 8), (1 / 32, 3 / 4), (3 / 8, 3 / 4))
     ]
     found += loads(grid, device)
     random.Random(number).shuffle(found)

@@ -69,6 +69,13 @@ class MeasuredCosts:
             fresh_s, pair_s, later_s = self._chunk(shape.chunk_tokens)
             seconds += fresh_s + pair_s * shape.pairs + self.table.extra_chunk_s * (shape.chunks - 1)
             growth_s += pair_s * shape.pairs_growth
+            if across_s := self.table.across_s * shape.chunk_tokens:
+                other_chunks = (
+                    shape.chunks - 1
+                ) / shape.chunks  # the part of the chunks' contexts that is not a chunk's own
+                seconds += across_s * (shape.context_tokens + other_chunks * shape.chunk_context_tokens)
+                growth_s += across_s * (shape.decodes + other_chunks * shape.chunk_tokens)
+                context_step_s += across_s
             if shape.chunk_context_tokens > shape.chunk_tokens:
                 seconds += later_s
             else:
@@ -126,7 +133,8 @@ def scaled(table: StepTable, factor: float) -> StepTable:
         name: tuple(tuple(x * factor for x in row) for row in getattr(table, name)) for name in ("decode_s", "mixed_s")
     }
     lines = {name: tuple(x * factor for x in getattr(table, name)) for name in ("chunk_s", "pair_s", "later_s")}
-    alone = {name: getattr(table, name) * factor for name in ("extra_chunk_s", "between_s", "between_per_sequence_s")}
+    named = ("extra_chunk_s", "across_s", "between_s", "between_per_sequence_s")
+    alone = {name: getattr(table, name) * factor for name in named}
     return table.model_copy(update={**grids, **lines, **alone})
 
 

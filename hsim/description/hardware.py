@@ -439,8 +439,10 @@ class StepTable(Profile):
     chunk of `chunk_tokens[i]` tokens takes `chunk_s[i]`, and `pair_s[i]` for each (query, key) pair that it attends;
     where chunks do not begin their prompts, `later_s[i]` more; for each chunk but one, `extra_chunk_s` more. A step of
     both takes the sum and `mixed_s[i][j]` more (a negative number: it reads the weights once), where
-    `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. Between the end of one step and the
-    start of the next pass `between_s`, and `between_per_sequence_s` for each of its sequences. All of them are to be multiplied by `scale`: 1, with bounds on how far the table may be off.
+    `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. Each prompt token takes `across_s` more for each token of the other
+    sequences' contexts: servers that attend all of a batch as one masked matrix compute those too. Between the end of one step and the
+    start of the next pass `between_s`, and `between_per_sequence_s` for each of its sequences. All of them are to be
+    multiplied by `scale`: 1, with bounds on how far the table may be off.
     """
 
     kind: Literal["step-table"]
@@ -461,6 +463,7 @@ class StepTable(Profile):
     pair_s: tuple[NonNegativeFloat, ...]
     later_s: tuple[NonNegativeFloat, ...]
     extra_chunk_s: NonNegativeFloat
+    across_s: NonNegativeFloat = 0.0
     between_s: NonNegativeFloat = 0.0
     between_per_sequence_s: NonNegativeFloat = 0.0
     scale: Figure | None = None
