@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import StringIO
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from systems import agents, prepared_of
 
 from hsim.drivers.live import LiveRun, Record
 from hsim.drivers.prepared import Prepared
 from hsim.drivers.simulated import run
 from hsim.log import Log, Outcome, Stage, Table
+from hsim.report.live import validation_tables
 from hsim.validate.blame import ALL, Blame, blame
 from hsim.validate.loads import LoadsValidation, _closed, _kinds, validate_loads
 from hsim.validate.page import page
@@ -129,7 +132,8 @@ def compared(**given: Any) -> Compared:
 @pytest.mark.parametrize(
     ("given", "verdict"),
     [
-        ({"measured": 1.05}, "beyond"),
+        ({"measured": 1.05}, "unjudged"),  # by what?
+        ({"measured": 1.05, "spread_fraction": 0.02}, "beyond"),
         ({"measured": 1.05, "low": 0.9, "high": 1.1}, "within"),
         ({"measured": 1.2, "low": 0.9, "high": 1.1, "spread_fraction": 0.05}, "noise"),
         ({"measured": 1.2, "low": 0.9, "high": 1.1, "spread_fraction": 0.04}, "beyond"),
@@ -161,6 +165,15 @@ def test_the_page_overlays_what_was_predicted_and_measured(prepared: Prepared) -
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
     assert set(validation.as_dict()) >= {"compared", "blame", "tasks", "failures", "stopped"}
     assert "logs" not in validation.as_dict()
+
+
+def test_one_run_without_bounds_is_not_judged() -> None:
+    one = Validation("x.yaml", "0" * 64, "cpu", 1, (compared(),), Blame(), (), (), {}, (), (), "")
+    console = Console(record=True, width=160, file=StringIO())
+    console.print(validation_tables(one))
+    text = console.export_text()
+    assert "unjudged" in text and "--repeats 3" in text
+    assert "beyond" not in text.replace("else beyond", "")
 
 
 def test_loads_are_of_agentic_and_of_single_shot_tasks_and_of_a_crowd() -> None:

@@ -24,7 +24,7 @@ LOAD_QUANTITIES = (
 )
 LEFT_OUT_SHOWN = 4  # of what a calibration's budget did not allow; fit.json has all
 
-JUDGED_STYLES = {"within": "green", "noise": "yellow", "beyond": "bold red"}
+JUDGED_STYLES = {"within": "green", "noise": "yellow", "beyond": "bold red", "unjudged": "dim"}
 SMALL_PART = 0.002  # of the mean end-to-end time: parts below it are not shown
 
 
@@ -41,6 +41,8 @@ def validation_tables(validation: Validation) -> RenderableType:
     if not validation.compared:
         return Group(*texts)
     rule = "within: in what the calibration states; noise: no further off than twice the spread of repeats; else beyond"
+    if any(one.verdict == "unjudged" for one in validation.compared):
+        rule = f"unjudged: nothing was stated, and one run has no spread (--repeats 3); {rule}"
     parts: list[RenderableType] = [*texts, Text(), _compared_table(validation), Text(rule, style="dim"), Text()]
     return Group(*parts, _parts_table(validation), Text(), _charges_table(validation), Text(), *_verdict(validation))
 

@@ -77,7 +77,12 @@ class Compared:
 
     @property
     def verdict(self) -> str:
-        """`within` what the calibration states; `noise`: no further off than twice the repeats' spread; or `beyond`."""
+        """`within` what the calibration states; `noise`: no further off than twice the repeats' spread; or `beyond`.
+
+        `unjudged` where nothing was stated and a single run has no spread.
+        """
+        if self.low is None and self.spread_fraction is None:
+            return "unjudged"
         low, high = (self.predicted, self.predicted) if self.low is None or self.high is None else (self.low, self.high)
         if low <= self.measured <= high:
             return "within"
