@@ -488,8 +488,11 @@ def test_a_fault_of_the_question_is_told() -> None:
 
 
 def test_memory_is_bounded() -> None:
-    job = done(Runner(Bounds(memory_bytes=2**26)).start(Preview(QUESTION)))
+    job = done(
+        Runner(Bounds(memory_bytes=2**26)).start(Simulate(LONG, 1))
+    )  # a preview lives on what its process was born with
     assert job.state == "failed"
+    assert "memory" in job.error
 
 
 def test_jobs_of_several_visitors_wait_and_too_many_are_refused() -> None:

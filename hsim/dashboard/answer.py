@@ -9,7 +9,7 @@ import streamlit as st
 from hsim.dashboard import pictures, planner
 from hsim.dashboard.jobs import Job
 from hsim.dashboard.parts import folded, plot, share, tile_row
-from hsim.dashboard.session import previewed, progress, put, watch
+from hsim.dashboard.session import previewed, previews, progress, put, watch
 from hsim.dashboard.state import State
 from hsim.dashboard.words import Advice, advice, sentence, tiles, verdict_of
 from hsim.dashboard.work import Simulate
@@ -19,13 +19,18 @@ from hsim.metrics.result import Result, Study
 BOXES = {"PASS": st.success, "FAIL": st.error, "UNDECIDED": st.warning, "UNSTABLE": st.error, "NONE": st.info}
 
 
+def ahead(state: State) -> None:
+    """Begin the preview, while all else is drawn."""
+    previews(Simulate(state.question, state.replications), [state.question])
+
+
 def page(state: State, system: System) -> None:
     """The page."""
     if asked := state.question.asks:
         st.markdown(f"##### {asked}")
     request = Simulate(state.question, state.replications)
-    previews = previewed("answer", request, [state.question])
-    watch("answer", request, lambda job: _draw(job, state, system, previews))
+    shown = previewed("answer", request, [state.question])
+    watch("answer", request, lambda job: _draw(job, state, system, shown))
     label = "Find fleet, or use what I have"
     if state.plan:  # a search ends when nobody watches it, and so it is watched while its section is folded too
         with st.expander(label, expanded=True):
@@ -34,10 +39,10 @@ def page(state: State, system: System) -> None:
         folded(label, "plan", lambda: planner.section(state, system))
 
 
-def _draw(job: Job, state: State, system: System, previews: Sequence[Job]) -> None:
+def _draw(job: Job, state: State, system: System, shown: Sequence[Job]) -> None:
     study: Study | None = job.update.result if job.update else None
     if study is None:
-        for preview in previews:
+        for preview in shown:
             _preview(preview.watched(), state)
         progress("answer", job)
         return

@@ -179,9 +179,9 @@ def _limit_memory(limit_bytes: int) -> None:
 
 
 def _context() -> SpawnContext | ForkServerContext:
-    """Processes forked from a clean one that has hsim loaded: they start in milliseconds and share nothing of ours."""
+    """Processes forked from a clean one that has hsim loaded and warm: they start in milliseconds and share nothing of ours."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hsim.dashboard.work"])
+    context.set_forkserver_preload(["hsim.dashboard.warm"])
     return context

@@ -41,6 +41,8 @@ def main() -> None:
     state = current()
     name = state.page if state.page in PAGES else next(iter(PAGES))
     system = _system(state)
+    if system is not None and name == "Answer":
+        answer.ahead(state)
     with st.sidebar:
         question_form(state, system.scenario if system else None)
     if system is not None:

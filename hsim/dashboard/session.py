@@ -17,7 +17,7 @@ from hsim.errors import HsimError
 PREVIEW_S = 10.0
 PREVIEW_WAIT_S = 0.6
 PLAN_S = 1200.0
-POLL_S = 0.5
+POLL_S = 0.35
 
 
 @cache
@@ -25,8 +25,8 @@ def runners() -> dict[str, Runner]:
     """The server's runners, shared by all sessions: previews need not wait behind studies, nor those behind plans."""
     found = {
         "preview": Runner(Bounds(seconds=PREVIEW_S)),
-        "study": Runner(Bounds(nice=5)),
-        "plan": Runner(Bounds(1, seconds=PLAN_S, nice=10)),
+        "study": Runner(Bounds(nice=15)),
+        "plan": Runner(Bounds(1, seconds=PLAN_S, nice=19)),
     }
     found["preview"].start(Preview(Question()))  # the first process takes a second, and nobody shall wait for it
     return found
@@ -109,12 +109,17 @@ def job_of(slot: str, request: Request, runner: str = "study") -> Job:
     return job.watched()
 
 
-def previewed(slot: str, request: Request, questions: Sequence[Question]) -> list[Job]:
-    """Previews of questions, while the request itself is begun; none where its answer is there already."""
+def previews(request: Request, questions: Sequence[Question]) -> list[Job]:
+    """Previews of questions, begun; none where the answer to the request itself is there already."""
     if runners()["study"].knows(request):
         return []
+    return [job_of(f"preview-{i}", Preview(question), "preview") for i, question in enumerate(questions)]
+
+
+def previewed(slot: str, request: Request, questions: Sequence[Question]) -> list[Job]:
+    """The same, waited for while the request itself is begun."""
+    jobs = previews(request, questions)
     job_of(slot, request)
-    jobs = [job_of(f"preview-{i}", Preview(question), "preview") for i, question in enumerate(questions)]
     return [job.wait(PREVIEW_WAIT_S) for job in jobs]
 
 

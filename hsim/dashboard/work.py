@@ -48,7 +48,7 @@ class Preview:
 
     def work(self, tell: Tell) -> None:
         """A short cohort of a steady state, as a study; else a path of few tasks from an empty system to an empty one."""
-        system = _with_tasks(admitted(self.question), sum(PREVIEW_TASKS))
+        system = with_tasks(admitted(self.question), sum(PREVIEW_TASKS))
         workload = system.scenario.workload
         if not is_steady(workload) or workload.arrivals.kind == "closed":
             tell(Update(1, 1, path_of(system)))
@@ -165,7 +165,7 @@ def _looks(replications: int) -> Sequence[int]:
     return [*(look for look in LOOKS if look < replications), replications]
 
 
-def _with_tasks(system: System, most: int) -> System:
+def with_tasks(system: System, most: int) -> System:
     """The system with no more than so many tasks."""
     workload = system.scenario.workload
     fewer = workload.model_copy(update={"tasks": min(workload.tasks or most, most)})
