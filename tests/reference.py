@@ -244,6 +244,7 @@ def step_by_kernels(
     kernels_s += gemm(sequences, model.vocabulary / ways, model.hidden_size, "bf16")  # the head is not quantised
     busy_s = of("kernels.overlap_factor") * kernels_s
     each_s = of("host_s_per_sequence") + (ways - 1) * or_else("host_s_per_sequence_and_peer")
+    each_s += or_else("host_s_per_layer_and_sequence") * model.layers
     seconds = busy_s + of("host_s_per_layer") * model.layers + or_else("host_s_per_step") + each_s * sequences
     work_j = total_bytes * of("power.joules_per_byte") + total_flops * of("power.joules_per_flop")
     work_j += decodes * of("power.joules_per_output_token") + ways * busy_s * or_else("power.kernel_w")

@@ -476,6 +476,7 @@ def composed(served: Served, chip: Profile, engine: Profile) -> ComposedCosts:
 
 _HOST = (
     "host_s_per_layer",
+    "host_s_per_layer_and_sequence",
     "host_s_per_sequence",
     "reserved_bytes",
     "host_cores_per_replica",
@@ -505,15 +506,18 @@ def engine(points: Sequence[Point], target: Target, chip: Profile, cores: int, f
     bare = composed(served, chip, _engine(served, name, dict.fromkeys(_HOST, zero)))
     decodes = of(points, "step", role="decode")
 
+    def each_layer(point: Point) -> tuple[float, float]:
+        return float(served.model.layers), float(served.model.layers * shape_of(point).sequences)
+
     def fitted(some: Sequence[Point]) -> fit.Array:
-        # What is left of a step after its kernels is the host's: so much a layer, so much a sequence, never negative.
-        columns = np.array([[float(served.model.layers), float(shape_of(p).sequences)] for p in some])
+        # What is left of a step after its kernels is the host's: in each layer so much, and so much for each sequence, since the
+        # decoder attends unlike contexts one after another there. Never negative.
+        columns = np.array([each_layer(p) for p in some])
         kernels_s = np.array([bare.segment(shape_of(p)).seconds for p in some])
         return fit.relative_nonnegative(columns, np.array([p.seconds for p in some]), explained_s=kernels_s)
 
     def predicted(host: fit.Array, point: Point) -> float:
-        shape = shape_of(point)
-        return bare.segment(shape).seconds + float(host @ (served.model.layers, shape.sequences))
+        return bare.segment(shape_of(point)).seconds + float(host @ each_layer(point))
 
     law, test = fit.tested(f"composed decode steps on {device}", decodes, 4, fitted, predicted)
     findings.keep(test, decodes, law, predicted)
@@ -527,20 +531,19 @@ def engine(points: Sequence[Point], target: Target, chip: Profile, cores: int, f
         cores, "assumed", "the cores that the decoder runs on" if on_cpu else "one process launches all kernels"
     )
     accelerator = known(0.0, "assumed", "none beside those of the replica")
-    rest = dict(zip(_HOST[2:], (reserved, replica, accelerator), strict=True))
+    sequence = known(0.0, "assumed", "what a sequence takes is counted in each layer")
+    rest = dict(zip(_HOST[2:], (sequence, reserved, replica, accelerator), strict=True))
     return _engine(served, name, host | rest)
 
 
 def with_the_loop(engine: Profile, points: Sequence[Point], target: Target, findings: Findings) -> Profile:
     """The engine with what passes between steps in the live loop, for models whose steps are not in a table."""
-    loops, each = of(points, "loop"), engine[_HOST[1]]
-    if not loops or each["value"] is None:
+    if not (loops := of(points, "loop")):
         return engine
     step_s, sequence_s = between_steps(loops)
     source = findings.source(target.device, "between two steps in the live loop")
-    more = {key: x + sequence_s if key in ("value", "low", "high") else x for key, x in each.items()}
-    more["source"] = f"{each['source']}; and {sequence_s:.3g} s for each, {source}"
-    return engine | {_HOST[1]: more, "host_s_per_step": known(step_s, "measured", source)}
+    own = {"host_s_per_step": step_s, "host_s_per_sequence": sequence_s}
+    return engine | {name: known(seconds, "measured", source) for name, seconds in own.items()}
 
 
 def step_table(points: Sequence[Point], target: Target, names: tuple[str, str], findings: Findings) -> StepTable | None:

@@ -354,7 +354,8 @@ class ComposedCosts:
         model, engine = self._model, self.placement.engine
         self._host_step_s = read.host("host_s_per_layer") * model.layers + read.host("host_s_per_step")
         peers_s = (self._devices - 1) * read.host("host_s_per_sequence_and_peer")
-        self._host_sequence_s = read.host("host_s_per_sequence") + peers_s
+        layers_s = read.host("host_s_per_layer_and_sequence") * model.layers
+        self._host_sequence_s = read.host("host_s_per_sequence") + peers_s + layers_s
         self._graph_tokens = math.inf if engine.graph_tokens is None else engine.graph_tokens
         self._eager_s = read.host("eager_s_per_layer") * model.layers
         path = model.path

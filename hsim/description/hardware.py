@@ -396,8 +396,8 @@ class MeasuredError(Strict):
 class EngineProfile(Profile):
     """A serving engine: its defaults, and the host time that it adds to every step.
 
-    A step adds host_s_per_step + host_s_per_layer layers + (host_s_per_sequence + host_s_per_sequence_and_peer (n - 1)) B on
-    n devices, and host_s_per_expert_layer[path] for each layer of experts that takes that code path. Steps of more than graph_tokens new tokens are
+    A step of B sequences adds host_s_per_step + (host_s_per_layer + host_s_per_layer_and_sequence B) layers
+    + (host_s_per_sequence + host_s_per_sequence_and_peer (n - 1)) B on n devices, and host_s_per_expert_layer[path] for each layer of experts that takes that code path. Steps of more than graph_tokens new tokens are
     launched kernel by kernel: they take eager_s_per_layer a layer at least. `measured_paths` are those for which the
     figures were fitted; a model that takes another is predicted with low confidence, and says so. On the paths of
     `fused_shared_experts` shared experts are run in the kernel of the routed ones. `errors` say how far
@@ -417,6 +417,7 @@ class EngineProfile(Profile):
     host_s_per_layer: Figure
     host_s_per_sequence: Figure
     host_s_per_step: Figure | None = None
+    host_s_per_layer_and_sequence: Figure | None = None
     host_s_per_sequence_and_peer: Figure | None = None
     host_s_per_expert_layer: dict[str, Figure] = {}
     graph_tokens: NonNegativeInt | None = None
