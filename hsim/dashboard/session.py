@@ -25,8 +25,8 @@ def runners() -> dict[str, Runner]:
     """The server's runners, shared by all sessions: previews need not wait behind studies, nor those behind plans."""
     found = {
         "preview": Runner(Bounds(seconds=PREVIEW_S)),
-        "study": Runner(Bounds(nice=15)),
-        "plan": Runner(Bounds(1, seconds=PLAN_S, nice=19)),
+        "study": Runner(Bounds(nice=10)),
+        "plan": Runner(Bounds(1, seconds=PLAN_S, nice=15)),
     }
     found["preview"].start(Preview(Question()))  # the first process takes a second, and nobody shall wait for it
     return found
