@@ -488,9 +488,8 @@ def test_a_fault_of_the_question_is_told() -> None:
 
 
 def test_memory_is_bounded() -> None:
-    job = done(
-        Runner(Bounds(memory_bytes=2**26)).start(Simulate(LONG, 1))
-    )  # a preview lives on what its process was born with
+    # A preview lives on what its process was born with.
+    job = done(Runner(Bounds(memory_bytes=2**26)).start(Simulate(LONG, 1)))
     assert job.state == "failed"
     assert "memory" in job.error
 

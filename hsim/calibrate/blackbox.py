@@ -296,9 +296,8 @@ def fit_model(sweep: Sweep) -> tuple[StepModel | None, list[Law]]:
         chunk_s, float(first[1]), float(first[2]),
     )  # fmt: skip
     across_s, joins = across(sweep.joins), {}
-    for point in sorted(
-        sweep.joins, key=_others_tokens, reverse=True
-    ):  # the fewest tokens of others have the last word
+    # Of a prompt that joined several contexts, the shortest have the last word.
+    for point in sorted(sweep.joins, key=_others_tokens, reverse=True):
         tokens = point.number("joiner")
         alone_s = model.first_s(tokens) + across_s * tokens * _others_tokens(point)
         joins[int(point.number("users")), int(tokens)] = max(point.seconds, 0.0) - alone_s

@@ -11,8 +11,8 @@ from hsim.calibrate.work import SPREAD, Parameters, Row
 
 @dataclass(frozen=True)
 class Point:
-    """One place of a grid, with the median of its rounds. `spread` is the larger of the interquartile range within a round and the range between
-    rounds, over that; `marks` are why it is noisy.
+    """One place of a grid, with the median of its rounds. `spread` is the larger of the interquartile range within a
+    round and the range between rounds, over that; `marks` are why it is noisy.
     """
 
     kind: str

@@ -70,9 +70,8 @@ class MeasuredCosts:
             seconds += fresh_s + pair_s * shape.pairs + self.table.extra_chunk_s * (shape.chunks - 1)
             growth_s += pair_s * shape.pairs_growth
             if across_s := self.table.across_s * shape.chunk_tokens:
-                other_chunks = (
-                    shape.chunks - 1
-                ) / shape.chunks  # the part of the chunks' contexts that is not a chunk's own
+                # The part of the chunks' contexts that is not a chunk's own.
+                other_chunks = (shape.chunks - 1) / shape.chunks
                 seconds += across_s * (shape.context_tokens + other_chunks * shape.chunk_context_tokens)
                 growth_s += across_s * (shape.decodes + other_chunks * shape.chunk_tokens)
                 context_step_s += across_s

@@ -397,8 +397,8 @@ class EngineProfile(Profile):
     """A serving engine: its defaults, and the host time that it adds to every step.
 
     A step of B sequences adds host_s_per_step + (host_s_per_layer + host_s_per_layer_and_sequence B) layers
-    + (host_s_per_sequence + host_s_per_sequence_and_peer (n - 1)) B on n devices, and host_s_per_expert_layer[path] for each layer of experts that takes that code path. Steps of more than graph_tokens new tokens are
-    launched kernel by kernel: they take eager_s_per_layer a layer at least. `measured_paths` are those for which the
+    + (host_s_per_sequence + host_s_per_sequence_and_peer (n - 1)) B on n devices, and host_s_per_expert_layer[path]
+    for each layer of experts that takes that code path. Steps of more than graph_tokens new tokens are launched kernel by kernel: they take eager_s_per_layer a layer at least. `measured_paths` are those for which the
     figures were fitted; a model that takes another is predicted with low confidence, and says so. On the paths of
     `fused_shared_experts` shared experts are run in the kernel of the routed ones. `errors` say how far
     predictions with this profile erred on runs that it was not fitted on: results print those of their chip and path.
@@ -440,9 +440,9 @@ class StepTable(Profile):
     chunk of `chunk_tokens[i]` tokens takes `chunk_s[i]`, and `pair_s[i]` for each (query, key) pair that it attends;
     where chunks do not begin their prompts, `later_s[i]` more; for each chunk but one, `extra_chunk_s` more. A step of
     both takes the sum and `mixed_s[i][j]` more (a negative number: it reads the weights once), where
-    `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. Each prompt token takes `across_s` more for each token of the other
-    sequences' contexts: servers that attend all of a batch as one masked matrix compute those too. Between the end of one step and the
-    start of the next pass `between_s`, and `between_per_sequence_s` for each of its sequences. All of them are to be
+    `mixed_decodes[i]` sequences go with `mixed_chunk_tokens[j]`. Each prompt token takes `across_s` more for each
+    token of the other sequences' contexts: servers that attend all of a batch as one masked matrix compute those too.
+    Between the end of one step and the start of the next pass `between_s`, and `between_per_sequence_s` for each of its sequences. All of them are to be
     multiplied by `scale`: 1, with bounds on how far the table may be off.
     """
 
