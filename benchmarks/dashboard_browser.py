@@ -201,13 +201,19 @@ def main_path(browser: Browser, url: str) -> None:
 
 
 def what_if(browser: Browser, url: str) -> None:
-    """GPU-only against split in one click."""
+    """GPU-only against split in one click; and what the Answer advises, in another."""
     page = opened(browser, f"{url}/?s={encode(State(replications=3, page='What if'))}")
     page.get_by_role("button", name="GPU servers alone").click()
     expect(page.get_by_text("The change makes").first).to_be_visible()
     wait_done(page)
     said = page.get_by_text("The change makes").first.inner_text()
     check(f"what if: {said}", "energy a task" in said and "lower" in said)
+    page.context.close()
+    page = opened(browser, f"{url}/?s={encode(State(replications=3))}")
+    wait_done(page)
+    page.get_by_role("button", name="Try it").click()
+    expect(page.get_by_text("The change makes").first).to_be_visible()
+    check(f"the advice is tried: {page.get_by_text('The change makes').first.inner_text()}", True)
     page.context.close()
 
 

@@ -7,6 +7,7 @@ import json
 import time
 import tomllib
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from streamlit.testing.v1 import AppTest
 from systems import generate_only, system_of
 
 from hsim.comparison import compare
-from hsim.dashboard import traces
+from hsim.dashboard import session, traces
 from hsim.dashboard.jobs import Bounds, Job, Runner
 from hsim.dashboard.launch import OPTIONS, arguments
 from hsim.dashboard.limits import SCENARIO_BYTES, admitted, uploaded
@@ -532,6 +533,29 @@ def test_a_fleet_is_found_with_progress_and_taken() -> None:
     state = state_of(app)
     assert state.plan == ()
     assert list(state.question.system().tiers) == ["back"]
+
+
+def test_a_button_in_a_watched_section_changes_the_whole_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Rerun(Exception):
+        pass
+
+    def rerun() -> None:
+        raise Rerun
+
+    bodies = []
+    page = SimpleNamespace(
+        session_state={"state": STATE}, rerun=rerun, fragment=lambda body, run_every: bodies.append(body) or body
+    )
+    monkeypatch.setattr(session, "st", page)  # AppTest runs the whole page where Streamlit runs the fragment alone
+    monkeypatch.setattr(session, "job_of", lambda *_: SimpleNamespace(ended=True))
+    drawn: list[Any] = []
+    session.watch("answer", Simulate(QUESTION, 2), drawn.append)
+    bodies[0]()
+    assert len(drawn) == 2
+    page.session_state["state"] = replace(STATE, page="What if")
+    with pytest.raises(Rerun):
+        bodies[0]()
+    assert len(drawn) == 2
 
 
 def test_a_scenario_of_choices_opens_with_its_first_and_proposes_its_own() -> None:

@@ -145,9 +145,11 @@ def go_on() -> None:
 
 def watch(slot: str, request: Request, draw: Callable[[Job], None], runner: str = "study") -> None:
     """Draw a job again and again until it has ended; `draw` says where `progress` stands."""
-    running = not job_of(slot, request, runner).ended
+    running, state = not job_of(slot, request, runner).ended, st.session_state["state"]
 
     def body() -> None:
+        if st.session_state["state"] != state:  # by a button in here, for which Streamlit runs the fragment alone
+            st.rerun()
         job = job_of(slot, request, runner)
         draw(job)
         if running == job.ended:  # it has ended, or was begun again: the page looks again by itself no more, or anew
