@@ -33,6 +33,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # NumPy's library starts threads for products of large matrices, of which hsim has none: 0.15 s and more of every start.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# Python's collector of cycles would walk over modules while they are imported, again and again: 0.03 s of every start.
+gc.set_threshold(100_000)
+
 app = typer.Typer(
     help="Simulate and plan language-model inference divided between CPUs and GPUs.",
     no_args_is_help=True,

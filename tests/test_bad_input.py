@@ -306,7 +306,7 @@ CASES: dict[str, tuple[Edit, str, str]] = {
     "a replica larger than a server": (
         ("tensor_parallel: 1", "tensor_parallel: 16"),
         "tensor_parallel:",
-        "pools.decode.tensor_parallel: 16 accelerators do not fit in a hgx-h100-8 with 8; use at most 8",
+        "pools.decode.tensor_parallel: 16 accelerators do not fit in one hgx-h100-8 with 8; use at most 8",
     ),
     "experts to share out where there are none": (
         ("tensor_parallel: 1", "expert_parallel: true"),
@@ -644,7 +644,7 @@ def test_engines_that_need_more_cores_than_a_server_has_are_refused(
     mine = ("server: hgx-h100-8", "server: mine")
     message = refused(tmp_path, [mine, ("    replicas: 1\n", "")])
     assert message.startswith(
-        "bad.yaml:31: pools.decode: engines keep 24 cores of a mine, which has 22; use fewer replicas"
+        "bad.yaml:31: pools.decode: engines keep 24 cores of each mine, which has 22; use fewer replicas"
     )
     assert prepared(tmp_path, [mine, ("replicas: 1", "replicas: 7")]).replicas["decode"].host_cores == 3
 

@@ -255,6 +255,25 @@ def test_unfused_experts_take_host_time_of_their_own() -> None:
     assert difference == pytest.approx(figure * model("llama-4-scout").expert_layers, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("field", "times"),
+    [
+        ("host_s_per_step", 1),
+        ("host_s_per_layer", 32),
+        ("host_s_per_sequence", 6),
+        ("host_s_per_layer_and_sequence", 32 * 6),
+    ],
+)
+def test_each_host_time_comes_as_often_as_its_name_says(field: str, times: int) -> None:
+    figure = VLLM.host_s_per_layer
+    with_it, without = (
+        costs("llama-3.1-8b", engine=VLLM.model_copy(update={field: figure.model_copy(update={"value": value})}))
+        for value in (3e-6, 0.0)
+    )
+    shape = StepShape(5, 5 * 700, 1, 300, 300, 45_150)  # five that decode and one prompt, through 32 layers
+    assert with_it.timing(shape).host_s - without.timing(shape).host_s == pytest.approx(3e-6 * times, rel=1e-9)
+
+
 def test_launching_kernel_by_kernel_is_a_floor_beyond_the_graphs() -> None:
     eager = VLLM.model_copy(
         update={"graph_tokens": 64, "eager_s_per_layer": VLLM.host_s_per_layer.model_copy(update={"value": 1e-3})}

@@ -24,7 +24,7 @@ def test_a_replica_takes_the_accelerators_of_all_its_groups() -> None:
     assert prepared.replicas["decode"].idle_w == pytest.approx(4 * 121.7)
     with pytest.raises(DescriptionError, match="3 replicas of 4 accelerators do not fit on tier 'gpu-tier'; 2 fit"):
         prepared_of(moe(tensor_parallel=2, data_parallel=2, replicas=3))
-    with pytest.raises(DescriptionError, match="16 accelerators do not fit in a hgx-h100-8 with 8"):
+    with pytest.raises(DescriptionError, match="16 accelerators do not fit in one hgx-h100-8 with 8"):
         prepared_of(moe(tensor_parallel=8, data_parallel=2))
     finished = run(prepared)
     assert finished.log.pools["decode"].what == "2 x 4 h100-sxm"

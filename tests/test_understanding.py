@@ -196,7 +196,7 @@ def test_a_segment_on_cores_ends_where_the_other_side_of_the_roofline_takes_over
         ({"pools": {"reader": {**SLM, "cores_per_replica": 4}}}, "cores_per_replica is for engines on a tier's .cpu"),
         ({"pools": {"reader": {**ON_CORES, "model": "gpt-oss-20b"}}}, "is no dense model"),
         ({"pools": {"reader": {**ON_CORES, "precision": "fp8"}}}, "epyc-9654 has no figures for fp8; it has bf16"),
-        ({"pools": {"reader": {**ON_CORES, "cores_per_replica": 192}}}, "engines keep 193 cores of a epyc-9654-2s"),
+        ({"pools": {"reader": {**ON_CORES, "cores_per_replica": 192}}}, "engines keep 193 cores of each epyc-9654-2s"),
         ({"pools": {"reader": {**ON_CORES, "model": "llama-3.1-8b", "cores_per_replica": 1}}}, "1 cores have 2.0 GB of memory"),
         ({"pools": {"reader": ENCODER}, "tokens": 600}, "takes 600 tokens of context, more than 512; clip"),
         ({"stages": {"tool": "reader"}}, "tool needs a pool that runs on a tier's .cpu, without an engine"),

@@ -435,7 +435,7 @@ def _check_fit_on_servers(system: System) -> None:
             what = f"the server {tier.server.name!r} has no accelerator"
             raise DescriptionError(at, what, "run it on a tier that has")
         if pool.accelerators > tier.accelerators_per_server:
-            what = f"{pool.accelerators} accelerators do not fit in a {tier.server.name} with {tier.accelerators_per_server}"
+            what = f"{pool.accelerators} accelerators do not fit in one {tier.server.name} with {tier.accelerators_per_server}"
             raise DescriptionError(at, what, f"use at most {tier.accelerators_per_server}")
         _check_phases(system, name, tier.chip)
         if model.kv_heads % pool.tensor_parallel and pool.tensor_parallel % model.kv_heads:

@@ -107,7 +107,7 @@ def _host_memory(system: System, name: str, n_bytes: float) -> LinkSpec:
     there = figures.value(tier.server, "memory_bytes")
     if kept > there:
         at = system.document.where(("pools", name, "host_weight_bytes"))
-        what = f"{kept / GB:,.0f} GB of weights do not fit in the memory of a {tier.server.name}"
+        what = f"{kept / GB:,.0f} GB of weights do not fit in the memory of one {tier.server.name}"
         raise DescriptionError(at, what, f"at most {there:.3g} bytes")
     bytes_per_s = tier.server.sockets * figures.value(tier.cpu, "memory_bytes_per_s")
     return _share(LinkSpec(0.0, bytes_per_s, 0.0), readers)

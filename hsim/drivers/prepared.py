@@ -368,7 +368,7 @@ def _check_engine_cores(system: System, replicas: dict[str, ReplicaSpec]) -> Non
         reserved = _engine_cores(tier, system, replicas)
         if reserved > tier.cores_per_server:
             at = system.document.where(("pools", name))
-            what = f"engines keep {reserved} cores of a {tier.server.name}, which has {tier.cores_per_server}"
+            what = f"engines keep {reserved} cores of each {tier.server.name}, which has {tier.cores_per_server}"
             raise DescriptionError(at, what, "use fewer replicas, or a server with more cores")
 
 
