@@ -4,10 +4,12 @@ random arrivals and sizes add up to what theory says of them."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from systems import generate_only, prepared_of, run
 from test_exact import DRAWS, send, serve_on_cores
 
 from hsim.costs.cpu import HostPower
@@ -68,3 +70,27 @@ def test_transfers_take_as_long_whatever_the_law_of_their_sizes(law: str) -> Non
         took_s = (transfers["end_s"] - transfers["start_s"])[np.argsort(transfers["task"])]
         samples.append(float(took_s[WARM_UP:].mean()) - latency_s)
     assert_agrees(samples, 1 / (1 - load), precision=0.04)
+
+
+@pytest.mark.parametrize(
+    "repair", [{"kind": "exponential", "mean": 5.0}, {"kind": "lognormal", "median": 3.0, "p95": 15.0}]
+)
+def test_replicas_that_break_down_are_there_as_renewal_theory_says(repair: dict[str, Any]) -> None:
+    """The part of their time for which they are not depends on means alone, but for weights that are still loading when
+    the next breakdown comes."""
+    holds_s, load_s = 20.0, 0.5
+    mean_s = repair.get("mean") or repair["median"] * math.exp(
+        (math.log(repair["p95"] / repair["median"]) / 1.6449) ** 2 / 2
+    )
+    data = generate_only(replicas=2)
+    data["workload"] |= {"tasks": 1500, "arrivals": {"kind": "uniform", "rate_per_s": 1}, "measure": "terminating"}
+    data["workload"]["classes"]["chat"] |= {"input_tokens": 20, "output_tokens": 2}
+    data["pools"]["decode"]["failures"] = {"mtbf_s": {"kind": "exponential", "mean": holds_s}, "repair_s": repair}
+    data |= {"retries": {"max_retries": 20}, "assume": {"vllm": {"load_s": load_s}}}
+    samples = []
+    for seed in range(REPLICATIONS):
+        service = run(prepared_of(data | {"seed": seed})).result().service
+        assert service
+        samples.append(1 - service.available_fraction["decode"])
+    loading_s = holds_s * (1 - math.exp(-load_s / holds_s))
+    assert_agrees(samples, (mean_s + loading_s) / (holds_s + mean_s), precision=0.03)
