@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from systems import generate_only
+from systems import generate_only, prepared_of, run
 
+from hsim.drivers.offered import needed_s
 from hsim.errors import DescriptionError
+from hsim.metrics.result import Study
 from hsim.plan import Plan, PlanOptions, Problem, Step, plan, preview, read_problem
 from hsim.plan.bounds import cheapest_mix, conditions_of, cost_bound
 from hsim.plan.problem import OWN, with_losses
+from hsim.plan.search import Observation
+from hsim.plan.simulation import Simulation
 from hsim.plan.survive import losses_of, survive
 from hsim.runs import Options, as_json, study
+from hsim.runs.studies import workers
 
 ALONE = PlanOptions(processes=1)
 
@@ -162,6 +167,107 @@ def test_the_bound_is_below_every_fleet_that_may_hold(tmp_path: Path) -> None:
     assert bound.milp_usd_per_h is not None
     assert 23.6 < bound.lp_usd_per_h <= bound.milp_usd_per_h + 1e-9
     assert bound.milp_usd_per_h == pytest.approx(min(usd for usd in alive if usd))
+
+
+# ---- what bounds and screening may not say
+
+
+def chats(rate_per_s: float, tasks: int, prompt: int, answer: int, **parts: Any) -> dict[str, Any]:
+    """Equal chats on one L40S server, but for the parts that are given."""
+    lengths = {"input_tokens": prompt, "output_tokens": answer, "max_output_tokens": answer}
+    data = {
+        "model": "llama-3.1-8b",
+        "workload": {
+            "arrivals": {"kind": "poisson", "rate_per_s": rate_per_s},
+            "tasks": tasks,
+            "classes": {"a": lengths},
+        },
+        "fleet": {"gpu": {"server": "l40s-4", "count": 1}},
+        "pools": {"decode": {"runs_on": "gpu.gpu"}},
+        "stages": {"generate": "decode"},
+        "slo": {"e2e": {"max_s": 60, "p": 0.7}},
+    }
+    return data | parts
+
+
+ONE_REPLICA = {"runs_on": "gpu.gpu", "replicas": 1, "max_num_seqs": 64, "max_num_batched_tokens": 2048}
+READS = {"understand": {"tokens": 3000}, "input_tokens": 16, "output_tokens": 300, "max_output_tokens": 300}
+HELPED = {
+    "what is shed makes room": chats(
+        16, 100, 200, 200, pools={"decode": ONE_REPLICA}, balance={"admission": "within-objective"}, slo={"ttft": {"max_s": 3, "p": 0.25}}
+    ),
+    "a message joins a window that is open": chats(
+        10, 100, 50, 2,
+        fleet={"cpu": {"server": "epyc-9654-2s", "count": 1}, "gpu": {"server": "l40s-4", "count": 1}},
+        pools={"tools": {"runs_on": "cpu.cpu"}, "decode": {"runs_on": "gpu.gpu"}}, stages={"tool": "tools", "generate": "decode"},
+        tools={"t": {"operation": "http-call", "outside_wait_s": {"kind": "constant", "value": 0}}},
+        links={"tools-decode": "ethernet-100g"}, payload={"window_s": 1.0}, slo={"e2e": {"max_s": 0.9, "p": 0.6}},
+    ),
+    "a governor lifts its cap under load": chats(
+        4, 100, 2000, 200, model="llama-3.1-70b", fleet={"gpu": {"server": "hgx-h100-8", "count": 1}}, slo={"answer_ttft": {"max_s": 0.235, "p": 0.6}},
+        pools={"decode": {"runs_on": "gpu.gpu", "tensor_parallel": 4, "governor": {
+            "caps_w": [400, 690], "policy": "all-or-least", "target": 0.02, "every_s": 0.1, "hold_s": 5, "takes_s": 0.065}}},
+    ),
+    "fewer replicas share a memory": chats(
+        0.5, 100, 100, 100, model="llama-3.1-70b", fleet={"gpu": {"server": "hgx-h100-8", "count": [1, 8]}}, slo={"e2e": {"max_s": 600, "p": 0.7}},
+        pools={"decode": {"runs_on": "gpu.gpu", "tensor_parallel": 8, "memory": "pool", "host_weight_bytes": 20e9, "max_num_seqs": 32}},
+        memory={"pool": {"on": "gpu", "bytes": 240e9, "link": "cxl"}},
+    ),
+    "a step reads and decodes": chats(
+        3.6, 100, 16, 300, pools={"decode": ONE_REPLICA | {"max_num_batched_tokens": 512}},
+        stages={"understand": "decode", "generate": "decode"}, slo={"e2e": {"max_s": 200, "p": 0.5}},
+    ),
+}  # fmt: skip
+HELPED["what is shed makes room"]["workload"]["classes"]["a"]["input_tokens"] = 200
+HELPED["a message joins a window that is open"]["workload"]["classes"]["a"]["tools"] = {"t": 1}
+HELPED["a step reads and decodes"]["workload"]["classes"]["a"] = READS
+
+
+@pytest.mark.parametrize("why", HELPED)
+def test_bounds_refute_nobody_where(why: str, tmp_path: Path) -> None:
+    problem = read_problem(written(tmp_path, HELPED[why]))
+    assert conditions_of(problem, 1e-4).refutes(problem.fleets[0]) is None
+
+
+def test_what_a_replica_needs_for_reading_and_decoding_is_no_more_than_it_takes() -> None:
+    data = HELPED["a step reads and decodes"]
+    done = run(
+        prepared_of(
+            data | {"workload": data["workload"] | {"tasks": 400, "arrivals": {"kind": "poisson", "rate_per_s": 5}}}
+        )
+    )
+    steps = done.steps_of(0)
+    least_s = needed_s(done.prepared, done.prepared.drawn.tasks)["decode"]
+    assert 0.7 < least_s / (steps["end_s"] - steps["start_s"]).sum() <= 1
+
+
+def screened(folder: Path, data: dict[str, Any]) -> tuple[list[Observation], Study]:
+    """What the search sees of the first fleet before it tries it for a certificate; and its study."""
+    problem = read_problem(written(folder, data))
+    options = Options(processes=1)
+    with workers(options) as those:
+        simulation = Simulation(problem, conditions_of(problem, 1e-4), options, those)
+        return list(simulation.replicate(0, 0, range(4))), simulation.study(0)
+
+
+def test_screening_waits_until_prefixes_are_cached(tmp_path: Path) -> None:
+    """The first prompt of each replica reads the instruction of all: that says nothing of the others."""
+    data = chats(3, 200, 50, 5, fleet={"gpu": {"server": "l40s-4", "count": 4}}, slo={"e2e": {"max_s": 1.5, "p": 0.9}})
+    data["pools"]["decode"]["router"] = "round-robin"
+    data["stages"]["understand"] = "decode"
+    data["workload"]["classes"]["a"]["understand"] = {"tokens": 50, "instruction_tokens": 30_000}
+    observed, study = screened(tmp_path, data)
+    assert study.slo[0].attained.value > 0.98
+    assert max(each.missed[0] for each in observed) < 0.02
+
+
+def test_joules_are_compared_when_servers_have_gone_to_sleep(tmp_path: Path) -> None:
+    data = chats(1, 300, 300, 100, fleet={"gpu": {"server": "l40s-4", "count": 4, "sleep_after_s": 60, "stay_on": 1}})
+    data |= {"assume": {"l40s-4": {"off_w": 20, "boot_w": 600, "boot_s": 120}}, "plan": {"minimise": "tst"}}
+    data["pools"]["decode"]["router"] = "least-energy"
+    observed, study = screened(tmp_path, data)
+    tst_j = sum(each.joules for each in observed) / sum(each.tasks for each in observed)
+    assert tst_j == pytest.approx(study.energy.tst_j["full"]["facility"].value, rel=0.15)
 
 
 # ---- plans

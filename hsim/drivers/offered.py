@@ -28,21 +28,22 @@ def needed_s(prepared: Prepared, tasks: Sequence[Task]) -> dict[str, float]:
     """Least busy seconds that tasks need of each pool's cores or replicas.
 
     Cores: the operations' own times, without contention, in full batches. Replicas: the larger of decoding alone, in
-    the fewest steps that max_num_seqs and KV cache allow, and of prompts alone, in the largest chunks; a step that does
-    both takes at least as long as either. A model that understands: reading alone.
+    the fewest steps that max_num_seqs and KV cache allow, and of prompts alone (what a model reads to understand among
+    them), in the largest chunks; a step that does both takes at least as long as either.
     """
     stages, cores = prepared.system.scenario.stages, prepared.system.core_pools()
-    needed = dict.fromkeys([*prepared.system.scenario.serving("generate"), *prepared.cores], 0.0)
+    names = [*prepared.system.scenario.serving("generate"), *prepared.cores]
+    needed, prompts_s = dict.fromkeys(names, 0.0), dict.fromkeys(prepared.replicas, 0.0)
     for stage, busy_s in (("understand", _understanding_s), ("tool", _tools_s)):
         serving = stages.pools(stage)
         if len(serving) == 1 and serving[0] in cores:  # among several pools nobody has to go to any one of them
             needed[serving[0]] += busy_s(prepared, tasks, cores[serving[0]].max_batch)
         elif len(serving) == 1:
-            needed[serving[0]] = needed.get(serving[0], 0.0) + _reading_s(prepared.replicas[serving[0]], tasks)
+            prompts_s[serving[0]] += _reading_s(prepared.replicas[serving[0]], tasks)
     for pool, prefill, its in _generating(prepared, tasks):
         needed[pool] += _decoding_s(prepared.replicas[pool], its)
-        needed[prefill] = max(needed.get(prefill, 0.0), _prompts_s(prepared.replicas[prefill], its))
-    return needed
+        prompts_s[prefill] += _prompts_s(prepared.replicas[prefill], its)
+    return needed | {pool: max(needed.get(pool, 0.0), its_s) for pool, its_s in prompts_s.items() if its_s}
 
 
 def _generating(prepared: Prepared, tasks: Sequence[Task]) -> Iterator[tuple[str, str, Sequence[Task]]]:

@@ -64,28 +64,34 @@ def needs_of(system: System, alone: bool = True, like: Prepared | None = None) -
     each = len(tasks) // BLOCKS
     blocks = [needed_s(prepared, tasks[i * each : (i + 1) * each]) for i in range(BLOCKS)]
     busy_s = {pool: statistics.mean([block[pool] / each for block in blocks]) for pool in blocks[0]}
-    loses = any(kind.timeout_s for kind in workload.classes.values()) or any(
-        pool.max_waiting or pool.failures for pool in system.engine_pools().values()
-    )
-    loses = loses or any(tier.failures for tier in system.scenario.fleet.values())
     alone_s, failed = _alone(system, prepared) if alone else ({}, 0)
     rate = getattr(workload.arrivals, "rate_per_s")  # noqa: B009  # every open arrival process has one
-    return Needs(prepared, rate, {} if loses else busy_s, alone_s, failed)  # what is lost makes room
+    unsaid = _loses(system) or _competes(system)
+    return Needs(prepared, rate, {} if unsaid else busy_s, alone_s, failed)
+
+
+def _loses(system: System) -> bool:
+    """Whether tasks may be given up, shed or lost: what they would have needed makes room for others."""
+    scenario, pools = system.scenario, system.engine_pools().values()
+    return (
+        any(kind.timeout_s for kind in scenario.workload.classes.values())
+        or any(pool.max_waiting or pool.failures for pool in pools)
+        or any(tier.failures for tier in scenario.fleet.values())
+        or scenario.balance.admission != "everybody"
+    )
+
+
+def _competes(system: System) -> bool:
+    """Whether steps take the longer the more replicas there are, so that the needs of one fleet bound no other's."""
+    return any(pool.host_weight_bytes and pool.memory for pool in system.engine_pools().values())
 
 
 def _alone(system: System, prepared: Prepared) -> tuple[dict[str, statistics.Floats], int]:
     """Latencies of tasks each of which has the fleet to itself: company never makes one faster.
 
-    But where prompts have prefixes in common, cores wait to fill batches, several pools serve a stage, tasks leave a full
-    edge, servers and engines go down until work comes for them, or engines take other weights under load, it may: then
-    nothing is said.
+    Where it may, nothing is said.
     """
-    shares = any(visit.prefix for task in prepared.drawn.tasks for visit in task.rounds)
-    batches = any(pool.max_batch > 1 for pool in system.core_pools().values())
-    sleeps = any(tier.goes_down for tier in system.scenario.fleet.values())
-    unloads = any(pool.unloads or pool.switch for pool in system.engine_pools().values())
-    several = any(len(system.scenario.stages.pools(stage)) > 1 for stage in ("understand", "tool"))
-    if shares or batches or several or sleeps or unloads or system.scenario.keep:
+    if _helps(system, prepared):
         return {}, 0
     workload = system.scenario.workload.model_copy(
         update={
@@ -97,6 +103,25 @@ def _alone(system: System, prepared: Prepared) -> tuple[dict[str, statistics.Flo
     alone = replace(system, scenario=system.scenario.model_copy(update={"workload": workload}))
     path = replicate(Job(seeded(alone, ALONE_BLOCK % 2**32), 0, None)).path
     return {name: path.latency[name] for name in PER_TASK if name in path.latency}, path.cohort.tasks - path.served
+
+
+def _helps(system: System, prepared: Prepared) -> bool:
+    """Whether company may make a task faster: prompts have prefixes in common; cores or messages wait to be batched;
+    several pools serve a stage; tasks leave a full edge; servers and engines go down until work comes for
+    them; engines take other weights, or another power cap, under load; or steps wait for as many replicas as there are.
+    """
+    scenario, engines = system.scenario, system.engine_pools().values()
+    return (
+        any(visit.prefix for task in prepared.drawn.tasks for visit in task.rounds)
+        or any(kind.understand and kind.understand.instruction_tokens for kind in scenario.workload.classes.values())
+        or any(pool.max_batch > 1 for pool in system.core_pools().values())
+        or scenario.payload.window_s > 0
+        or any(len(scenario.stages.pools(stage)) > 1 for stage in ("understand", "tool"))
+        or scenario.keep is not None
+        or any(tier.goes_down for tier in scenario.fleet.values())
+        or any(pool.unloads or pool.switch or pool.governor for pool in engines)
+        or _competes(system)
+    )
 
 
 # ---- one fleet after another

@@ -96,20 +96,23 @@ class Simulation:
     # ---- one load
 
     def _cohort(self, fleet: int, load: str, block: int) -> Cohort | None:
-        """Which tasks count. Before a fleet was studied, its warm-up is taken from tasks that are alone: too short, so
-        that a fleet appears better than it is, and is refuted only the later.
+        """Which tasks count: those after its warm-up, by a study.
+
+        While only latencies are looked at, and tasks are never faster than alone, a passage of tasks that are alone will do
+        for a warm-up: it is too short, so that a fleet appears better than it is, and is refuted only the later. What
+        an empty fleet draws says nothing of joules, and where company helps an empty fleet may be slower than a full one.
         """
         system = self.system(fleet, load)
         workload = system.scenario.workload
         if not is_steady(workload) or workload.arrivals.kind == "closed":
             return None
         assert workload.tasks is not None
-        if block:
+        needs = self._needs(fleet, load)
+        if block or not needs.alone_s or self.problem.planning.minimise != "cost":
             _, warm_up = self.material(fleet, load)
             assert warm_up is not None
             skipped = warm_up.tasks
         else:
-            needs = self._needs(fleet, load)
             skipped = math.ceil(PASSAGES * (needs.rate_per_s or 0.0) * needs.passage_s)
         return cohort_after(skipped, min(workload.tasks, max(skipped, SHORTEST)))
 
