@@ -139,6 +139,18 @@ def test_a_visit_that_finds_a_full_queue_is_shed(limit: int) -> None:
     assert done.result().shed == shed.sum()
 
 
+def test_a_task_that_failed_is_late_as_often_as_others_have_visits() -> None:
+    """Else nine in ten of the prompts would seem to be in time where a quarter of the tasks were turned away."""
+    data = generate_only(max_num_seqs=2, max_waiting=1)
+    data["workload"]["tasks"] = 90
+    data["workload"]["classes"]["chat"]["rounds"] = {"kind": "constant", "value": 3}
+    data["slo"] = {"ttft": {"max_s": 1e6, "p": 0.5}, "e2e": {"max_s": 1e6, "p": 0.5}}
+    result = run(prepared_of(data)).result()
+    assert 5 < result.shed < 85
+    served = 1 - result.shed / 90
+    assert {each.metric: each.attained for each in result.slo} == pytest.approx({"ttft": served, "e2e": served})
+
+
 # ---- prefill in a pool of its own, and prefixes
 
 

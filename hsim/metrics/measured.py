@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,7 +163,7 @@ def measure(log: Log, lens: Lens) -> Measured:
         preemptions=int(((preempted_s > window.start_s) & (preempted_s <= window.end_s)).sum()),
         output_tokens=_delivered_tokens(tasks, tables["visits"], window),
         latency={name: sample.seconds for name, sample in samples.items()},
-        objectives=_objectives(lens.slo, samples, failed),
+        objectives=_objectives(lens.slo, samples, int(outcomes[Outcome.SERVED]), failed),
         stages=_stage_sums(visits),
         pools=_pool_loads(log, tables, window),
         in_service=in_service(log, tables, window),
@@ -269,12 +270,13 @@ def _keeps(keeping: Any, tasks: Any) -> Keeps | None:
     return Keeps(len(mine["task"]), *(int(those.sum()) for those in counted))
 
 
-def _objectives(slo: Slos, samples: dict[str, Sample], failed: int) -> tuple[Objective, ...]:
+def _objectives(slo: Slos, samples: dict[str, Sample], served: int, failed: int) -> tuple[Objective, ...]:
+    """Each task that failed counts as late, and where visits are counted, as often as a served one has visits."""
     found = []
     for metric, sample in samples.items():
         if objective := getattr(slo, metric):
-            within = int((sample.seconds <= objective.max_s).sum())
-            found.append(Objective(metric, within, len(sample.seconds) + failed))
+            within, seen = int((sample.seconds <= objective.max_s).sum()), len(sample.seconds)
+            found.append(Objective(metric, within, seen + math.ceil(failed * seen / served)))
     return tuple(found)
 
 
