@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from hsim.description.scenario import Planning, UniformArrivals
+from hsim.description.scenario import Planning, Scenario, UniformArrivals
+from hsim.description.sites import Hourly
 from hsim.description.system import System
 from hsim.drivers.offered import needed_s
 from hsim.drivers.prepared import Prepared, prepare
@@ -94,9 +95,16 @@ def _alone(system: System, prepared: Prepared) -> tuple[dict[str, statistics.Flo
             "measure": "terminating",
         }
     )
-    alone = replace(system, scenario=system.scenario.model_copy(update={"workload": workload}))
+    scenario = system.scenario.model_copy(update={"workload": workload, **_at_every_hour_alike(system.scenario)})
+    alone = replace(system, scenario=scenario)
     path = replicate(Job(seeded(alone, ALONE_BLOCK % 2**32), 0, None)).path
     return {name: path.latency[name] for name in PER_TASK if name in path.latency}, path.cohort.tasks - path.served
+
+
+def _at_every_hour_alike(scenario: Scenario) -> dict[str, Any]:
+    """Its sites without their hours, for which books would be kept by the hour: the lonely tasks take centuries."""
+    flat = {name: site.model_copy(update={"hourly": Hourly()}) for name, site in scenario.sites.items()}
+    return {"site": scenario.site.model_copy(update={"hourly": Hourly()}), "sites": flat}
 
 
 # ---- one fleet after another

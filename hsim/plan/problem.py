@@ -87,7 +87,7 @@ class Problem:
 
     @property
     def loads(self) -> tuple[str, ...]:
-        """The loads of which something is asked: an objective, or joules."""
+        """The loads of which something is asked: an objective, or what a task takes."""
         asked = {objective.load for objective in self.objectives}
         random = self.planning.minimise != "cost"
         every = (OWN, *self.planning.loads, *self.losses)

@@ -65,8 +65,8 @@ class Judged:
     """A fleet and what was found of it.
 
     `verdict` FAIL: `by` says by what it was refuted: a limit (inventory, budget, power), a bound (memory, capacity,
-    alone: a task that has the fleet for itself is late), replications (slo, stability), or, where joules are minimised,
-    a paired difference (worse). `by` is empty for PASS and UNDECIDED.
+    alone: a task that has the fleet for itself is late), replications (slo, stability), or, where
+    joules or CO2 are minimised, a paired difference (worse). `by` is empty for PASS and UNDECIDED.
     """
 
     fleet: Fleet

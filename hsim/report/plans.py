@@ -64,6 +64,9 @@ def _head(plan: Plan) -> list[tuple[str, str]]:
         energy = plan.study.energy
         tst = _cell(energy.tst_j["full"]["facility"], "J")
         lines.append((f"Energy      {tst} a task (TST); mean power {_cell(energy.mean_w, 'W')}", ""))
+    if plan.study and plan.study.gco2_per_task and plan.minimised == "co2":
+        parts = " and ".join(plan.study.gco2_of)
+        lines.append((f"CO2         {_cell(plan.study.gco2_per_task, 'g')} a task ({parts})", ""))
     if plan.cores_per_accelerator:
         lines.append((f"Cores       {plan.cores_per_accelerator}", ""))
     if plan.headroom:
