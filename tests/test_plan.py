@@ -325,6 +325,72 @@ def test_no_fleet_spends_less_than_its_floor(tmp_path: Path) -> None:
     assert least_spent("co2", system, 2.0) - least_spent("co2", less, 2.0) == pytest.approx(making_g, rel=1e-2)
 
 
+OWNED = tuple({"usd_per_kwh": usd, "cost": {"basis": "own"}} for usd in (0.60, 0.03))
+PRICED: dict[str, Any] = {"assume": {"l40s-4": {"capex_usd": 60000}}}
+
+
+def test_what_owned_servers_cost_is_with_their_electricity(tmp_path: Path) -> None:
+    """The same server where electricity is dear and where it is cheap: dollars are those of the run, and are shown so."""
+    data = two_sites(("l40s-4", "l40s-4"), OWNED, minimise="cost") | PRICED
+    problem = read_problem(written(tmp_path, data))
+    assert all(fleet.electricity for fleet in problem.fleets)
+    assert problem.fleets[0].usd_per_h == problem.fleets[1].usd_per_h
+    found = plan(problem, ALONE)
+    assert found.chosen is not None
+    assert found.chosen.fleet.choices["pools.decode.runs_on"] == "y.gpu"
+    assert "costs less an hour, servers and their electricity together" in found.claim
+    assert found.study is not None
+    assert found.study.money is not None
+    assert found.usd_per_h is not None
+    a_task, an_hour = found.study.money.usd_per_task.value, found.usd_per_h.value
+    assert a_task is not None
+    assert an_hour == pytest.approx(a_task * (found.study.tasks_per_s.value or 0) * 3600, rel=1e-3)
+    floor = least_spent("cost", problem.system(1), None)
+    assert (found.chosen.fleet.usd_per_h or 0) < floor < an_hour
+
+
+def test_a_rented_fleet_costs_what_its_servers_do(tmp_path: Path) -> None:
+    """Beside owned ones that cost more it is chosen, and that they cannot cost less ends the search."""
+    data = two_sites(("l40s-4", "hgx-a100-8"), (OWNED[0], {"usd_per_kwh": 0.60}), minimise="cost")
+    data["assume"] = {"l40s-4": {"capex_usd": 1e6}}
+    found = planned(tmp_path, data)
+    assert found.chosen is not None
+    assert found.chosen.fleet.choices["pools.decode.runs_on"] == "y.gpu"
+    assert found.dearer == 1
+    assert found.usd_per_h is None
+    assert not found.chosen.fleet.electricity
+
+
+def test_one_search_goes_on_from_another_for_something_else(tmp_path: Path) -> None:
+    """What is kept of a replication does not depend on what is minimised."""
+    data = two_sites(("l40s-4", "l40s-4"), OWNED, minimise="tst") | PRICED
+    data["pools"]["decode"]["runs_on"] = "y.gpu"
+    kept = PlanOptions(processes=1, out=tmp_path / "out")
+    planned(tmp_path, data, kept)
+    before = {file: file.read_bytes() for file in (tmp_path / "out" / "runs").rglob("search-0-*.json")}
+    data["plan"]["minimise"] = "cost"
+    again, anew = planned(tmp_path, data, kept), planned(tmp_path, data)
+    assert as_json(again) == as_json(anew)
+    assert before
+    assert all(file.read_bytes() == rows for file, rows in before.items())
+
+
+def test_a_budget_is_one_for_servers_and_says_so(tmp_path: Path) -> None:
+    data = two_sites(("l40s-4", "l40s-4"), OWNED, max_usd_per_h=1.5) | PRICED
+    assert "1.71 USD an hour in servers alone of 1.50" in planned(tmp_path, data).binding
+
+
+def test_owned_servers_whose_electricity_is_unknown_are_refused(tmp_path: Path) -> None:
+    """Unless it is free, or nobody counts it: then they are compared by what they cost alone."""
+    data = two_sites(("mac-m4-max", "mac-m4-max"), OWNED) | {"assume": {"mac-m4-max": {"capex_usd": 6000}}}
+    with pytest.raises(DescriptionError, match=r"money is unavailable: .*base_w.*set usd_per_kwh to 0"):
+        planned(tmp_path, data)
+    free = two_sites(("mac-m4-max", "mac-m4-max"), ({"usd_per_kwh": 0, "cost": {"basis": "own"}},) * 2)
+    found = planned(tmp_path, free | {"assume": data["assume"]})
+    assert found.chosen is not None
+    assert "no other of the 2 that does costs less." in found.claim
+
+
 def test_co2_that_is_unknown_is_refused(tmp_path: Path) -> None:
     data = two_sites(("l40s-4", "l40s-4"), ({"embodied": True}, {"embodied": True}), minimise="co2")
     with pytest.raises(DescriptionError, match=r"CO2 is unavailable: .*embodied_kgco2"):

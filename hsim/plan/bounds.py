@@ -154,7 +154,8 @@ class Conditions:
             if count > planning.have.get(server, math.inf):
                 yield "inventory", f"{count} x {server}, and {planning.have[server]} are there"
         if planning.max_usd_per_h is not None and (fleet.usd_per_h or 0) > planning.max_usd_per_h:
-            yield "budget", f"{fleet.usd_per_h:,.2f} USD an hour of {planning.max_usd_per_h:,.2f}"
+            alone = " in servers alone" if fleet.electricity else ""
+            yield "budget", f"{fleet.usd_per_h:,.2f} USD an hour{alone} of {planning.max_usd_per_h:,.2f}"
         if planning.max_w is not None and (fleet.rated_w or 0) > planning.max_w:
             yield "power", f"can draw {fleet.rated_w:,.0f} W of {planning.max_w:,.0f}"
 
@@ -239,6 +240,8 @@ def _shown_late(late: Sequence[bool], allowed_fraction: float, risk: float) -> b
 
 def cost_bound(conditions: Conditions) -> Bound:
     """The cheapest servers that could do the work, inside the limits: by LP, and by MILP with whole servers.
+
+    Electricity of owned servers is left out, so that it bounds what they cost with it too.
 
     One design is chosen; of each of its tiers so many servers that each pool has the devices that its load keeps busy.
     """

@@ -11,6 +11,8 @@ from typing import Literal
 
 from hsim.errors import DescriptionError
 from hsim.metrics.accounts import accounts_of
+from hsim.metrics.result import Interval
+from hsim.metrics.study import interval
 from hsim.metrics.summarise import hsim_version, scenario_hash, unavailable_of
 from hsim.plan import explain
 from hsim.plan.bounds import PER_TASK, Conditions, conditions_of, cost_bound
@@ -19,11 +21,12 @@ from hsim.plan.problem import OWN, Problem
 from hsim.plan.result import Aim, Fleet, Judged, Missed, Plan, Progress, Step, Stop, Verdict
 from hsim.plan.search import Found, Interrupted, Rules, Search
 from hsim.plan.simulation import Simulation, faster
-from hsim.plan.spending import UNITS, least_spent
+from hsim.plan.spending import UNITS, cost_of, least_spent
 from hsim.runs.store import as_json, write_atomically
 from hsim.runs.studies import Options, Workers, is_one_path, workers
 
 AIMS = {"cost": "costs less", "tst": "takes fewer joules a task", "co2": "emits less CO2 a task"}
+WITH_ELECTRICITY = "costs less an hour, servers and their electricity together"
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class _Planner:
             seed=first.scenario.seed,
             minimised=self.aim,
             confidence=problem.planning.confidence,
-            claim=_claim(searched, problem, self.aim),
+            claim=_claim(searched, problem),
             complete=searched.complete,
             space=len(problem.fleets),
             chosen=searched.chosen,
@@ -156,7 +159,7 @@ class _Planner:
         try:
             if alive and is_one_path(self.problem.system(alive[0].number)):
                 best = self._exactly(alive, done)
-            elif self.aim == "cost":
+            elif not self.problem.aim_is_simulated:
                 search.cheapest([fleet.number for fleet in alive], done)
                 best = next((found for found in done if found.verdict == "PASS"), None)
             else:
@@ -182,7 +185,7 @@ class _Planner:
         """Where nothing is left to chance one path says all: of the fleets that hold on it the one that takes least."""
         for fleet in alive:
             done.append(found := self._on_its_path(fleet.number))
-            if found.verdict == "PASS" and self.aim == "cost":
+            if found.verdict == "PASS" and not self.problem.aim_is_simulated:
                 return found
         held = [found for found in done if found.verdict == "PASS"]
         best = min(held, key=_taken, default=None)
@@ -217,7 +220,7 @@ class _Planner:
         fleets = self.problem.fleets
         seen = {found.fleet: self._judged(found) for found in done}
         chosen = seen[best.fleet] if best else None
-        if chosen and self.aim == "cost":
+        if chosen and not self.problem.aim_is_simulated:
             nearer = [judged for n, judged in refuted.items() if _by_price(fleets[n]) < _by_price(chosen.fleet)]
         else:
             nearer = list(refuted.values())
@@ -265,7 +268,15 @@ class _Planner:
             neighbours=neighbours,
             neighbour_names=names,
             headroom=headroom,
+            usd_per_h=self._usd_per_h(found.chosen.fleet),
         )
+
+    def _usd_per_h(self, fleet: Fleet) -> Interval | None:
+        """What a fleet costs in its own run where electricity comes on top of its servers."""
+        material, _ = self.simulation.material(fleet.number)
+        if not fleet.electricity or math.isnan((cost := cost_of(material.paths, material.system)).value):
+            return None
+        return interval(cost)
 
 
 def _taken(found: Found) -> float:
@@ -306,22 +317,26 @@ def _check_figures(problem: Problem, conditions: Conditions, aim: Aim) -> None:
             raise DescriptionError(
                 at, f"{fleet.name}: what it can draw is unknown", "leave plan.max_w out, or assume it"
             )
-        needed = {"tst": "energy", "co2": "CO2"}.get(aim, "")
-        if without := unavailable_of(system).get(needed.lower()):
-            raise DescriptionError(at, f"{needed} is unavailable: {without}", "minimise cost, or assume it")
+        needed = {"tst": "energy", "co2": "CO2", "cost": "money"}[aim]
+        if problem.aim_is_simulated and (without := unavailable_of(system).get(needed.lower())):
+            alone = "set usd_per_kwh to 0 for what servers cost alone"
+            other = alone if aim == "cost" else "minimise cost"
+            raise DescriptionError(at, f"{needed} is unavailable: {without}", f"{other}, or assume it")
 
 
-def _claim(searched: _Searched, problem: Problem, aim: Aim) -> str:
+def _claim(searched: _Searched, problem: Problem) -> str:
     """What is claimed, and of what."""
     if not searched.complete:
         return "Interrupted: nothing is claimed yet; the same command goes on."
     if searched.chosen is None:
         return "No fleet of the space was certified."
+    aim = problem.planning.minimise
+    worse = WITH_ELECTRICITY if aim == "cost" and problem.aim_is_simulated else AIMS[aim]
     undecided = sum(judged.verdict == "UNDECIDED" for judged in searched.judged)
     but = f", except perhaps the {undecided} listed as undecided" if undecided else ""
     if searched.certified_by == 1:
-        return f"On these very tasks this fleet meets the objectives and no other that does {AIMS[aim]}: nothing is left to chance."
+        return f"On these very tasks this fleet meets the objectives and no other that does {worse}: nothing is left to chance."
     return (
         f"With at least {problem.planning.confidence:.0%} confidence, in this model and counting sampling error only, this "
-        f"fleet meets the objectives, and no other of the {len(problem.fleets):,} that does {AIMS[aim]}{but}."
+        f"fleet meets the objectives, and no other of the {len(problem.fleets):,} that does {worse}{but}."
     )

@@ -20,12 +20,13 @@ LOOKS = (4, 8, 16, 32, 64, 128)  # replications by which a fleet must be refuted
 PROMISING = 8  # replications before a fleet may be tried for a certificate
 GROUP = 16  # replications of a trial between looks
 MOST_PER_LIMIT = 75  # replications of a trial at most, over what may be missed: 1,500 for p = 0.95
+ROUNDING = 1e-9  # of what a fleet takes: two that are rented at one price take the same
 ACCEPT_SHARE = 0.8  # of the risk is spent on the fleet that is accepted; refuting needs little
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What one replication showed: the fraction missed of each objective; what is minimised, and over how many tasks."""
+    """What one replication showed: the fraction missed of each objective; what is minimised, and over how much."""
 
     missed: tuple[float, ...]
     spent: float = math.nan
@@ -170,7 +171,7 @@ class Search:
         """Look at fleets in order of what they cannot stay below, until that exceeds what the best takes."""
         best: Found | None = None
         for fleet in fleets:
-            if best is not None and floor(fleet) > self._most(best):
+            if best is not None and floor(fleet) >= self._most(best) * (1 - ROUNDING):
                 break
             done.append(found := self._looked_at(fleet))
             if not self.promises(found) or (best is not None and not self._beats(found, best)):

@@ -110,7 +110,9 @@ class Simulation:
         else:
             needs = self._needs(fleet, load)
             skipped = math.ceil(PASSAGES * (needs.rate_per_s or 0.0) * needs.passage_s)
-        if changes_by_the_hour(system):  # then what is spent depends on which hours are seen: those of the scenario
+        if changes_by_the_hour(
+            self.problem.planning.minimise, system
+        ):  # then what is spent depends on which hours are seen: those of the scenario
             return cohort_after(skipped, workload.tasks)
         return cohort_after(skipped, min(workload.tasks, max(skipped, SHORTEST)))
 

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hsim.description.sites import BY_THE_HOUR
+from hsim.description.sites import Site
 from hsim.description.system import System
+from hsim.metrics import statistics
 from hsim.metrics.accounts import Accounts, accounts_of
 from hsim.metrics.measured import Measured
 from hsim.metrics.summarise import unavailable_of
 from hsim.plan.result import Aim
-from hsim.units import KWH_J
+from hsim.units import HOUR_S, KWH_J
 
 UNITS: dict[Aim, str] = {"cost": "USD an hour", "tst": "J a task", "co2": "g a task"}
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a fleet took in one window, at the facility, and the tasks completed in it; nan where a figure is unknown."""
+    """What a fleet took in one window, at the facility; nan where a figure is unknown. How long it was, and the tasks
+    completed in it. `usd` are of servers, and of electricity where that is not in the rent.
+    """
 
     joules: float = math.nan
     grams: float = math.nan
+    usd: float = math.nan
     tasks: int = 0
+    hours: float = 0.0
 
     def by(self, aim: Aim) -> tuple[float, float]:
         """What is minimised, and over what."""
-        return self.grams if aim == "co2" else self.joules, self.tasks
+        return {"cost": (self.usd, self.hours), "tst": (self.joules, self.tasks), "co2": (self.grams, self.tasks)}[aim]
 
 
 def spent_in(path: Measured, system: System) -> Spent:
@@ -34,7 +40,15 @@ def spent_in(path: Measured, system: System) -> Spent:
     unknown = unavailable_of(system)
     joules = math.nan if "energy" in unknown else path.ledger.joules()
     grams = math.nan if "co2" in unknown else path.bill.grams
-    return Spent(joules, grams, path.completed)
+    servers_usd = sum(tier.usd_per_s for tier in accounts_of(system).tiers.values()) * path.window.seconds
+    usd = math.nan if "money" in unknown else servers_usd + path.bill.electricity_usd
+    return Spent(joules, grams, usd, path.completed, path.window.seconds / HOUR_S)
+
+
+def cost_of(paths: Sequence[Measured], system: System) -> statistics.Estimate:
+    """USD an hour of a fleet in its own run, the electricity of owned servers included."""
+    spent = [spent_in(path, system) for path in paths]
+    return statistics.ratio([each.usd for each in spent], [each.hours for each in spent])
 
 
 def least_spent(aim: Aim, system: System, rate_per_s: float | None) -> float:
@@ -42,15 +56,20 @@ def least_spent(aim: Aim, system: System, rate_per_s: float | None) -> float:
 
     0 of joules and grams a task where tasks come at no rate.
     """
-    if not rate_per_s:
-        return 0.0
     accounts = accounts_of(system)
     watts = idle_w(system, accounts)
+    if aim == "cost":
+        usd_per_s = sum(tier.usd_per_s for tier in accounts.tiers.values())
+        for name, site in accounts.sites.items():
+            if buys_electricity(site):
+                usd_per_s += watts[name] * min(site.by_hour("usd_per_kwh")) / KWH_J
+        return usd_per_s * HOUR_S
+    if not rate_per_s:
+        return 0.0
     if aim == "tst":
         return sum(watts.values()) / rate_per_s
-    cleanest = {name: min(site.by_hour("gco2_per_kwh")) / KWH_J for name, site in accounts.sites.items()}
-    embodied_g_per_s = sum(tier.embodied_g_per_s for tier in accounts.tiers.values())
-    return (sum(watts[name] * cleanest[name] for name in watts) + embodied_g_per_s) / rate_per_s
+    grams_per_s = sum(watts[name] * min(site.by_hour("gco2_per_kwh")) for name, site in accounts.sites.items()) / KWH_J
+    return (grams_per_s + sum(tier.embodied_g_per_s for tier in accounts.tiers.values())) / rate_per_s
 
 
 def idle_w(system: System, accounts: Accounts) -> dict[str, float]:
@@ -70,7 +89,14 @@ def idle_w(system: System, accounts: Accounts) -> dict[str, float]:
     return watts
 
 
-def changes_by_the_hour(system: System) -> bool:
-    """Whether what a joule costs or emits depends on when it is drawn."""
+def buys_electricity(site: Site) -> bool:
+    """Whether electricity is paid for beside the servers: it is in the rent."""
+    return site.cost.basis == "own" and max(site.by_hour("usd_per_kwh")) > 0
+
+
+def changes_by_the_hour(aim: Aim, system: System) -> bool:
+    """Whether what a joule counts depends on when it is drawn."""
     sites = system.scenario.sites_in_use().values()
-    return any(len(set(site.by_hour(key))) > 1 for site in sites for key in BY_THE_HOUR)
+    if aim == "cost":
+        return any(buys_electricity(site) and len(set(site.by_hour("usd_per_kwh"))) > 1 for site in sites)
+    return aim == "co2" and any(len(set(site.by_hour("gco2_per_kwh"))) > 1 for site in sites)
