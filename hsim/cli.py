@@ -325,7 +325,10 @@ def plan(
     have: Have = None,
     rate: Annotated[float | None, typer.Option(help="Tasks a second, instead of the scenario's.")] = None,
     minimise: Annotated[Aim | None, typer.Option(help="Dollars, joules a task, or CO2.")] = None,
-    max_usd_per_h: Annotated[float | None, typer.Option(help="A budget, USD an hour.")] = None,
+    max_usd_per_h: Annotated[
+        float | None,
+        typer.Option(help="A budget for servers, USD an hour: rent, or what owned ones cost over their lifetime."),
+    ] = None,
     max_w: Annotated[float | None, typer.Option(help="What the fleet may draw at most, at the facility.")] = None,
     neighbours: Annotated[bool, typer.Option(help="Compare with one server more or fewer of each kind.")] = False,
     headroom: Annotated[bool, typer.Option(help="Look for how much the rate may grow.")] = False,

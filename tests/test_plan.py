@@ -17,8 +17,10 @@ from hsim.metrics.result import Study
 from hsim.plan import Plan, PlanOptions, Problem, Step, plan, preview, read_problem
 from hsim.plan.bounds import cheapest_mix, conditions_of, cost_bound
 from hsim.plan.problem import OWN, with_losses
+from hsim.plan.result import Aim
 from hsim.plan.search import Observation
 from hsim.plan.simulation import Simulation
+from hsim.plan.spending import least_spent
 from hsim.plan.survive import losses_of, survive
 from hsim.runs import Options, as_json, study
 from hsim.runs.studies import workers
@@ -266,7 +268,7 @@ def test_joules_are_compared_when_servers_have_gone_to_sleep(tmp_path: Path) -> 
     data |= {"assume": {"l40s-4": {"off_w": 20, "boot_w": 600, "boot_s": 120}}, "plan": {"minimise": "tst"}}
     data["pools"]["decode"]["router"] = "least-energy"
     observed, study = screened(tmp_path, data)
-    tst_j = sum(each.joules for each in observed) / sum(each.tasks for each in observed)
+    tst_j = sum(each.spent for each in observed) / sum(each.over for each in observed)
     assert tst_j == pytest.approx(study.energy.tst_j["full"]["facility"].value, rel=0.15)
 
 
@@ -357,6 +359,157 @@ def test_joules_are_minimised_by_paired_differences(tmp_path: Path) -> None:
     others = [judged for judged in found.judged if judged is not found.chosen]
     assert all(judged.by == "worse" for judged in others)
     assert "no other of the 3 that does takes fewer joules a task" in found.claim
+
+
+def two_sites(servers: tuple[str, str], sites: tuple[dict[str, Any], dict[str, Any]], **plan: Any) -> dict[str, Any]:
+    """A server at one site or another at another, under so little load that both hold."""
+    data = generate_only()
+    data["workload"] |= {"tasks": 100, "arrivals": {"kind": "poisson", "rate_per_s": 2}}
+    tiers = {name: {"server": server, "count": 1, "site": name} for name, server in zip("xy", servers, strict=True)}
+    pools = {"decode": {"runs_on": ["x.gpu", "y.gpu"], "engine": "vllm"}}
+    named = dict(zip("xy", sites, strict=True))
+    return data | {
+        "fleet": tiers,
+        "pools": pools,
+        "sites": named,
+        "slo": {"e2e": {"max_s": 60, "p": 0.7}},
+        "plan": plan,
+    }
+
+
+CLEAN_AND_DIRTY = ({"gco2_per_kwh": 20}, {"gco2_per_kwh": 900})
+
+
+def test_co2_is_that_of_each_site_and_not_joules(tmp_path: Path) -> None:
+    """The larger server takes twice the joules and, where it stands, a twentieth of the grams."""
+    data = two_sites(("hgx-a100-8", "l40s-4"), CLEAN_AND_DIRTY, minimise="co2")
+    data["pools"]["decode"]["runs_on"] = ["y.gpu", "x.gpu"]
+    found = planned(tmp_path, data)
+    assert found.chosen is not None
+    assert found.chosen.fleet.servers == {"hgx-a100-8": 1}
+    assert "no other of the 2 that does emits less CO2 a task" in found.claim
+    data["plan"]["minimise"] = "tst"
+    leanest = planned(tmp_path, data)
+    assert leanest.chosen is not None
+    assert leanest.chosen.fleet.servers == {"l40s-4": 1}
+
+
+def test_where_nothing_is_left_to_chance_the_one_that_takes_least_is_chosen(tmp_path: Path) -> None:
+    """On one path too: the first in order of price holds, and emits more."""
+    data = two_sites(("hgx-a100-8", "l40s-4"), CLEAN_AND_DIRTY, minimise="co2")
+    data["workload"] |= {"arrivals": {"kind": "uniform", "rate_per_s": 2}, "measure": "terminating", "tasks": 20}
+    tokens = {"kind": "constant", "value": 50}
+    data["workload"]["classes"] = {"chat": {"input_tokens": tokens, "output_tokens": tokens, "max_output_tokens": 50}}
+    found = planned(tmp_path, data)
+    assert found.chosen is not None
+    assert found.chosen.fleet.servers == {"hgx-a100-8": 1}
+    assert "nothing is left to chance" in found.claim
+    (other,) = (judged for judged in found.judged if judged is not found.chosen)
+    assert re.fullmatch(r"takes [\d.]+ g a task more than the best", other.reason)
+
+
+HOURS = [100.0, *[300.0] * 23]
+MAKING = {"l40s-4": {"embodied_kgco2": 1000}, "l40s": {"embodied_kgco2": 100}}
+
+
+def test_no_fleet_spends_less_than_its_floor(tmp_path: Path) -> None:
+    """Idle joules at the cleanest hour, and making the servers: below what is simulated, and more than half of it."""
+    site = {"hourly": {"gco2_per_kwh": HOURS}, "embodied": True}
+    data = two_sites(("l40s-4", "l40s-4"), (site, site)) | {"assume": MAKING}
+    system = read_problem(written(tmp_path, data)).system(0)
+    figures = study(system, Options(4, processes=1)).figures()
+    aims: dict[Aim, str] = {"tst": "tst_j", "co2": "gco2_per_task"}
+    for aim, figure in aims.items():
+        value = figures[figure].value
+        assert value is not None
+        assert value / 2 < least_spent(aim, system, 2.0) < value
+    cleaner = data | {"sites": dict.fromkeys("xy", site | {"embodied": False})}
+    less = read_problem(written(tmp_path, cleaner)).system(0)
+    making_g = 1400e3 / (4 * 365.25 * 86400) / 2
+    assert least_spent("co2", system, 2.0) - least_spent("co2", less, 2.0) == pytest.approx(making_g, rel=1e-2)
+
+
+OWNED = tuple({"usd_per_kwh": usd, "cost": {"basis": "own"}} for usd in (0.60, 0.03))
+PRICED: dict[str, Any] = {"assume": {"l40s-4": {"capex_usd": 60000}}}
+
+
+def test_what_owned_servers_cost_is_with_their_electricity(tmp_path: Path) -> None:
+    """The same server where electricity is dear and where it is cheap: dollars are those of the run, and are shown so."""
+    data = two_sites(("l40s-4", "l40s-4"), OWNED, minimise="cost") | PRICED
+    problem = read_problem(written(tmp_path, data))
+    assert all(fleet.electricity for fleet in problem.fleets)
+    assert problem.fleets[0].usd_per_h == problem.fleets[1].usd_per_h
+    found = plan(problem, ALONE)
+    assert found.chosen is not None
+    assert found.chosen.fleet.choices["pools.decode.runs_on"] == "y.gpu"
+    assert "costs less an hour, servers and their electricity together" in found.claim
+    assert found.study is not None
+    assert found.study.money is not None
+    assert found.usd_per_h is not None
+    a_task, an_hour = found.study.money.usd_per_task.value, found.usd_per_h.value
+    assert a_task is not None
+    assert an_hour == pytest.approx(a_task * (found.study.tasks_per_s.value or 0) * 3600, rel=1e-3)
+    floor = least_spent("cost", problem.system(1), None)
+    assert (found.chosen.fleet.usd_per_h or 0) < floor < an_hour
+
+
+def test_a_rented_fleet_costs_what_its_servers_do(tmp_path: Path) -> None:
+    """Beside owned ones that cost more it is chosen, and that they cannot cost less ends the search."""
+    data = two_sites(("l40s-4", "hgx-a100-8"), (OWNED[0], {"usd_per_kwh": 0.60}), minimise="cost")
+    data["assume"] = {"l40s-4": {"capex_usd": 1e6}}
+    found = planned(tmp_path, data)
+    assert found.chosen is not None
+    assert found.chosen.fleet.choices["pools.decode.runs_on"] == "y.gpu"
+    assert found.dearer == 1
+    assert found.usd_per_h is None
+    assert not found.chosen.fleet.electricity
+
+
+def test_one_search_goes_on_from_another_for_something_else(tmp_path: Path) -> None:
+    """What is kept of a replication does not depend on what is minimised."""
+    data = two_sites(("l40s-4", "l40s-4"), OWNED, minimise="tst") | PRICED
+    data["pools"]["decode"]["runs_on"] = "y.gpu"
+    kept = PlanOptions(processes=1, out=tmp_path / "out")
+    planned(tmp_path, data, kept)
+    before = {file: file.read_bytes() for file in (tmp_path / "out" / "runs").rglob("search-0-*.json")}
+    data["plan"]["minimise"] = "cost"
+    again, anew = planned(tmp_path, data, kept), planned(tmp_path, data)
+    assert as_json(again) == as_json(anew)
+    assert before
+    assert all(file.read_bytes() == rows for file, rows in before.items())
+
+
+def test_a_budget_is_one_for_servers_and_says_so(tmp_path: Path) -> None:
+    data = two_sites(("l40s-4", "l40s-4"), OWNED, max_usd_per_h=1.5) | PRICED
+    assert "1.71 USD an hour in servers alone of 1.50" in planned(tmp_path, data).binding
+
+
+def test_owned_servers_whose_electricity_is_unknown_are_refused(tmp_path: Path) -> None:
+    """Unless it is free, or nobody counts it: then they are compared by what they cost alone."""
+    data = two_sites(("mac-m4-max", "mac-m4-max"), OWNED) | {"assume": {"mac-m4-max": {"capex_usd": 6000}}}
+    with pytest.raises(DescriptionError, match=r"money is unavailable: .*base_w.*set usd_per_kwh to 0"):
+        planned(tmp_path, data)
+    free = two_sites(("mac-m4-max", "mac-m4-max"), ({"usd_per_kwh": 0, "cost": {"basis": "own"}},) * 2)
+    found = planned(tmp_path, free | {"assume": data["assume"]})
+    assert found.chosen is not None
+    assert "no other of the 2 that does costs less." in found.claim
+
+
+def test_co2_that_is_unknown_is_refused(tmp_path: Path) -> None:
+    data = two_sites(("l40s-4", "l40s-4"), ({"embodied": True}, {"embodied": True}), minimise="co2")
+    with pytest.raises(DescriptionError, match=r"CO2 is unavailable: .*embodied_kgco2"):
+        planned(tmp_path, data)
+
+
+def test_the_search_sees_the_hours_of_the_scenario(tmp_path: Path) -> None:
+    """A short cohort would see the first hour alone, at a third of the grams."""
+    data = two_sites(("l40s-4", "l40s-4"), ({"hourly": {"gco2_per_kwh": HOURS}},) * 2, minimise="co2")
+    data["workload"] |= {"tasks": 400, "arrivals": {"kind": "poisson", "rate_per_s": 0.02}}
+    problem = read_problem(written(tmp_path, data))
+    options = Options(1, processes=1)
+    with workers(options) as those:
+        (seen,) = Simulation(problem, conditions_of(problem, 1e-3), options, those).replicate(0, 0, range(1))
+    assert seen.over == pytest.approx(400, abs=5)
 
 
 def test_the_preview_is_instant_and_says_what_it_is(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from test_cli import printed
-from test_plan import servers, written
+from test_plan import OWNED, PRICED, servers, two_sites, written
 
 from hsim.description.yamlfile import read_document
 from hsim.errors import DescriptionError
@@ -73,6 +74,39 @@ def test_the_front_keeps_what_nothing_surely_betters(tmp_path: Path) -> None:
         assert each.axes["cost"] == Interval(each.fleet.usd_per_h)
         assert (each.standing == "dominated") == bool(each.by)
     assert found.csv().count("\n") == 1 + len(found.candidates)
+
+
+def test_the_front_counts_the_electricity_of_owned_servers(tmp_path: Path) -> None:
+    """The same server at a dear and at a cheap socket: as lean and as fast, and shown to cost less."""
+    data = two_sites(("l40s-4", "l40s-4"), OWNED) | PRICED
+    found = pareto(read_problem(written(tmp_path, data)), 2, Options(4, processes=1))
+    cheap, dear = found.candidates
+    assert cheap.fleet.choices["pools.decode.runs_on"] == "y.gpu"
+    assert cheap.character.startswith("cheapest")
+    assert (cheap.axes["cost"].high or 0) < (dear.axes["cost"].low or 0)
+    assert (cheap.fleet.usd_per_h or 0) < (cheap.axes["cost"].low or 0)
+
+
+TOKENS = {"kind": "constant", "value": 50}
+ALIKE = {"chat": {"input_tokens": TOKENS, "output_tokens": TOKENS, "max_output_tokens": 50}}
+
+
+def test_certified_break_even_counts_electricity_and_a_preview_says_that_it_does_not(tmp_path: Path) -> None:
+    file = written(tmp_path, two_sites(("l40s-4", "l40s-4"), OWNED) | PRICED)
+    asked = ("--arch", "pools.decode.runs_on=x.gpu,y.gpu", "--rates", "2", "--processes", "1")
+    certified = printed("breakeven", str(file), *asked, "--certify")
+    assert "Band        2 tasks/s: y.gpu" in certified
+    assert re.search(r"2\.\d+ ± 0\.\d+ USD/h, 1 x l40s-4 +1\.\d+ ± 0\.\d+ USD/h", certified)
+    assert "who takes least (cost, in servers alone)" in printed("breakeven", str(file), *asked)
+    shown = printed("plan", str(file), "--processes", "1")
+    assert re.search(r"Price +1\.71 USD an hour in servers, 1\.\d+ ± 0\.\d+ with their electricity in this run;", shown)
+    assert "costs less in servers than 1.71" in " ".join(shown.split())
+    assert "USD an hour, in servers" in shown
+    users = "workload.arrivals={kind: closed, users: 2}"  # nothing is left to chance, and no interval is shown
+    once = printed(
+        "plan", str(file), "--processes", "1", "--set", users, "--set", f"workload.classes={json.dumps(ALIKE)}"
+    )
+    assert re.search(r"Price +1\.71 USD an hour in servers, 1\.\d\d with their electricity in this run;", once)
 
 
 def test_inputs_are_the_rate_and_every_distribution(tmp_path: Path) -> None:

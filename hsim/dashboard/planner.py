@@ -59,7 +59,8 @@ def _find_form(state: State, system: System) -> None:
             asked[path] = values
     if is_split(system) and not any(path.endswith("runs_on") for path in choices):
         asked |= _without_cpu_tier(system)
-    budget = st.number_input("USD an hour at most", 0.0, value=None, placeholder="no limit", key=key("budget"))
+    of = "Rent; or, of servers that are owned, what they cost over their lifetime: their electricity comes on top."
+    budget = st.number_input("USD an hour at most", 0.0, value=None, placeholder="no limit", key=key("budget"), help=of)
     if budget:
         asked["plan.max_usd_per_h"] = budget
     asked["plan.minimise"] = aim
@@ -116,7 +117,7 @@ def _answer(found: Plan, state: State) -> None:
         st.error(f"**No fleet was certified.** {found.binding or found.claim}")
     else:
         fleet = found.chosen.fleet
-        price = f" at {fleet.usd_per_h:,.2f} USD an hour" if fleet.usd_per_h is not None else ""
+        price = f" at {fleet.usd_per_h:,.2f} USD an hour{_in_servers(found)}" if fleet.usd_per_h is not None else ""
         st.success(f"**{fleet.name}**{price}. {found.claim}")
         if found.study:
             tile_row(tiles(found.study, state))
@@ -127,13 +128,17 @@ def _answer(found: Plan, state: State) -> None:
         st.caption(f"{len(found.judged):,} fleets were judged; the {SHOWN} nearest to the answer are shown.")
 
 
+def _in_servers(found: Plan) -> str:
+    """Said of a price where electricity comes on top."""
+    return " in servers" if any(judged.fleet.electricity for judged in found.judged) else ""
+
+
 def _effort(found: Plan) -> str:
     bound = found.bound
     said = f"{found.replications:,} replications instead of {found.brute_force_replications:,}."
     if bound.milp_usd_per_h is not None:
-        said += (
-            f" No fleet of the {found.space:,} can do the work for less than {bound.milp_usd_per_h:,.2f} USD an hour."
-        )
+        least = f"{bound.milp_usd_per_h:,.2f} USD an hour{_in_servers(found)}"
+        said += f" No fleet of the {found.space:,} can do the work for less than {least}."
     if found.undecided:
         said += f" Undecided: {', '.join(judged.fleet.name for judged in found.undecided[:3])}."
     return said
@@ -144,7 +149,9 @@ def _why_not(found: Plan) -> Sequence[dict[str, str]]:
     return [
         {
             "fleet": judged.fleet.name,
-            "USD an hour": "–" if judged.fleet.usd_per_h is None else f"{judged.fleet.usd_per_h:,.2f}",
+            f"USD an hour{_in_servers(found)}": "–"
+            if judged.fleet.usd_per_h is None
+            else f"{judged.fleet.usd_per_h:,.2f}",
             "verdict": "WORSE" if judged.by == "worse" else judged.verdict,
             "why": judged.reason,
         }

@@ -486,7 +486,8 @@ class Planning(Strict):
     """What `hsim plan` is to find; other commands leave it aside.
 
     Wherever fleet and pools hold one value, a list stands for choices; a fleet is bought once for all loads.
-    `have` limits servers by the name of their profile. `max_w` limits what the fleet can draw at most, at the
+    `have` limits servers by the name of their profile. `max_usd_per_h` limits what servers cost: rent, or capex over the
+    lifetime, without the electricity of owned ones, which counts in the cost that is minimised. `max_w` limits what the fleet can draw at most, at the
     facility. Objectives must hold under the scenario's own load and under each of `loads`, which change it by
     `path: value`; what is minimised is that of the scenario's own load.
     """

@@ -85,17 +85,19 @@ def bill_of(log: Log, tables: dict[str, Any], accounts: Accounts, ledger: Ledger
 
 def bills_in(worlds: Sequence[Accounts], nominal: Accounts, ledger: Ledger, log: Log) -> Floats:
     """Bills of a ledger's window by the books of other worlds. Shape (worlds, BILLED)."""
+    if not worlds:
+        return np.empty((0, len(BILLED)))
     parts = stretches(nominal.sites, ledger.window)
-    tables = log.arrays() if len(parts) > 1 and worlds else {}
+    tables = log.arrays() if len(parts) > 1 else {}
     books = [ledger] if len(parts) == 1 else [keep_books(log, tables, nominal, _window(part)) for part in parts]
-    drawn = [site_joules_in(worlds, nominal, book, log) for book in books] if worlds else []
+    drawn = [site_joules_in(worlds, nominal, book, log) for book in books]
     bills = [
         _billed(
             world, ledger.window, parts, [{site: float(joules[k]) for site, joules in part.items()} for part in drawn]
         )
         for k, world in enumerate(worlds)
     ]
-    return np.array([[getattr(bill, key) for key in BILLED] for bill in bills]).reshape(len(worlds), len(BILLED))
+    return np.array([[getattr(bill, key) for key in BILLED] for bill in bills])
 
 
 def _window(part: Stretch) -> Window:

@@ -454,7 +454,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class TriedFleet:
-    """A fleet that a fair comparison tried: its name, and servers by that of their profile."""
+    """A fleet that a fair comparison tried: its name, and servers by that of their profile. `usd_per_h` is of its servers,
+    without the electricity of owned ones.
+    """
 
     fleet: str
     servers: dict[str, int]

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from hsim.description.scenario import Planning, UniformArrivals
+from hsim.description.scenario import Planning, Scenario, UniformArrivals
+from hsim.description.sites import Hourly
 from hsim.description.system import System
 from hsim.drivers.offered import needed_s
 from hsim.drivers.prepared import Prepared, prepare
@@ -100,7 +101,8 @@ def _alone(system: System, prepared: Prepared) -> tuple[dict[str, statistics.Flo
             "measure": "terminating",
         }
     )
-    alone = replace(system, scenario=system.scenario.model_copy(update={"workload": workload}))
+    scenario = system.scenario.model_copy(update={"workload": workload, **_at_every_hour_alike(system.scenario)})
+    alone = replace(system, scenario=scenario)
     path = replicate(Job(seeded(alone, ALONE_BLOCK % 2**32), 0, None)).path
     return {name: path.latency[name] for name in PER_TASK if name in path.latency}, path.cohort.tasks - path.served
 
@@ -122,6 +124,12 @@ def _helps(system: System, prepared: Prepared) -> bool:
         or any(pool.unloads or pool.switch or pool.governor for pool in engines)
         or _competes(system)
     )
+
+
+def _at_every_hour_alike(scenario: Scenario) -> dict[str, Any]:
+    """Its sites without their hours, for which books would be kept by the hour: the lonely tasks take centuries."""
+    flat = {name: site.model_copy(update={"hourly": Hourly()}) for name, site in scenario.sites.items()}
+    return {"site": scenario.site.model_copy(update={"hourly": Hourly()}), "sites": flat}
 
 
 # ---- one fleet after another
@@ -171,7 +179,8 @@ class Conditions:
             if count > planning.have.get(server, math.inf):
                 yield "inventory", f"{count} x {server}, and {planning.have[server]} are there"
         if planning.max_usd_per_h is not None and (fleet.usd_per_h or 0) > planning.max_usd_per_h:
-            yield "budget", f"{fleet.usd_per_h:,.2f} USD an hour of {planning.max_usd_per_h:,.2f}"
+            alone = " in servers alone" if fleet.electricity else ""
+            yield "budget", f"{fleet.usd_per_h:,.2f} USD an hour{alone} of {planning.max_usd_per_h:,.2f}"
         if planning.max_w is not None and (fleet.rated_w or 0) > planning.max_w:
             yield "power", f"can draw {fleet.rated_w:,.0f} W of {planning.max_w:,.0f}"
 
@@ -256,6 +265,8 @@ def _shown_late(late: Sequence[bool], allowed_fraction: float, risk: float) -> b
 
 def cost_bound(conditions: Conditions) -> Bound:
     """The cheapest servers that could do the work, inside the limits: by LP, and by MILP with whole servers.
+
+    Electricity of owned servers is left out, so that it bounds what they cost with it too.
 
     One design is chosen; of each of its tiers so many servers that each pool has the devices that its load keeps busy.
     """

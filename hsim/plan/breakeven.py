@@ -25,7 +25,8 @@ class Best:
     """The best fleet of an architecture at a rate: its name and what it takes (USD an hour, joules or grams a task).
 
     None where none holds. `low` and `high` where that is an estimate; `lp_usd_per_h` is what servers that could be bought
-    in parts would cost at least. `undecided` fleets of the architecture might be better.
+    in parts would cost at least. `undecided` fleets of the architecture might be better. Dollars are of servers alone
+    where they are a preview's, and `electricity` comes on top.
     """
 
     fleet: str | None
@@ -34,6 +35,7 @@ class Best:
     high: float | None = None
     lp_usd_per_h: float | None = None
     undecided: int = 0
+    electricity: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,9 +150,10 @@ def _previewed(problem: Problem) -> Best:
     conditions = conditions_of(problem, PREVIEW_RISK, alone=False)
     found = holding(previews(problem, conditions))
     lp = cost_bound(conditions).lp_usd_per_h
-    return (
-        Best(found.fleet.name, found.fleet.usd_per_h, lp_usd_per_h=lp) if found else Best(None, None, lp_usd_per_h=lp)
-    )
+    if found is None:
+        return Best(None, None, lp_usd_per_h=lp)
+    fleet = found.fleet
+    return Best(fleet.name, fleet.usd_per_h, lp_usd_per_h=lp, electricity=fleet.electricity)
 
 
 def _planned(found: Plan) -> Best:
@@ -158,6 +161,8 @@ def _planned(found: Plan) -> Best:
     if found.chosen is None or found.study is None:
         return Best(None, None, lp_usd_per_h=lp, undecided=undecided)
     name = found.chosen.fleet.name
+    if found.minimised == "cost" and (usd := found.usd_per_h):
+        return Best(name, usd.value, usd.low, usd.high, lp, undecided)
     if found.minimised == "cost":
         return Best(name, found.chosen.fleet.usd_per_h, lp_usd_per_h=lp, undecided=undecided)
     figure = found.study.figures()["tst_j" if found.minimised == "tst" else "gco2_per_task"]

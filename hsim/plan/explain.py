@@ -10,7 +10,6 @@ from hsim.comparison import compare
 from hsim.description.system import System
 from hsim.drivers.prepared import prepare
 from hsim.errors import DescriptionError
-from hsim.metrics.accounts import accounts_of
 from hsim.metrics.result import Comparison, Study
 from hsim.plan.bounds import Conditions
 from hsim.plan.problem import Problem, with_counts
@@ -54,23 +53,6 @@ def binding(conditions: Conditions, judged: Sequence[Judged]) -> str:
         return f"{said}; the nearest is {nearest.fleet.name}: {nearest.reason}"
     one = next(each for each in judged if each.by == by)
     return f"{said}, such as {one.fleet.name}: {one.reason}"
-
-
-def idle_w(system: System) -> float:
-    """Watts that a fleet draws at the facility at least, whatever it does; tiers that may be switched off count as 0."""
-    watts, accounts = 0.0, accounts_of(system)
-    for name, tier in accounts.tiers.items():
-        if tier.rest is not None:
-            continue
-        loaded_w = sum(
-            pool.replicas * pool.accelerators * system.figures.if_known(chip, "power.loaded_idle_w")
-            for pool_name, pool in system.engine_pools().items()
-            if system.tier_of(pool_name).name == name and (chip := system.tier_of(pool_name).chip)
-        )
-        host_w = system.tiers[name].count * tier.host.idle_w
-        wall_w = (tier.base_w + tier.spare_accelerators_w + loaded_w + host_w) / tier.psu_efficiency
-        watts += wall_w * accounts.sites[tier.site].pue
-    return watts
 
 
 def neighbours(problem: Problem, number: int, options: Options) -> tuple[tuple[str, ...], Comparison | None]:

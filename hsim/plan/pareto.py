@@ -10,13 +10,14 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from hsim.metrics.result import Interval, Study
-from hsim.metrics.statistics import CONFIDENCE
-from hsim.metrics.study import estimates_of, study_of
+from hsim.metrics.statistics import CONFIDENCE, Estimate
+from hsim.metrics.study import Material, estimates_of, study_of
 from hsim.metrics.summarise import unavailable_of
 from hsim.plan.bounds import conditions_of
 from hsim.plan.preview import previews
 from hsim.plan.problem import Problem
 from hsim.plan.result import Fleet, Progress, Step
+from hsim.plan.spending import cost_of
 from hsim.runs.studies import Options, gather, workers
 
 AXES = {"cost": "usd_per_h", "tst": "tst_j", "latency": "e2e.p95_s"}
@@ -70,13 +71,14 @@ class Front:
 def pareto(problem: Problem, most: int = 8, options: Options | None = None, progress: Progress | None = None) -> Front:
     """Simulate the fleets that promise most on any axis, and compare them on all.
 
-    Which are looked at the preview decides: of those that seem to hold the cheapest, the ones that draw least, and the
-    fastest, in turn. All are simulated on the same random numbers.
+    Which are looked at the preview decides: of those that seem to hold the ones with the cheapest servers, the ones that
+    draw least, and the fastest, in turn. The cost of owned servers is with their electricity. All are simulated on the same random numbers.
     """
     options = options or Options()
     numbers, left = _promising(problem, most)
     found: list[tuple[Fleet, Study, dict[str, Interval]]] = []
-    level = 1 - (1 - CONFIDENCE) / max(1, len(numbers) * (len(AXES) - 1))
+    random = len(AXES) - 1 + any(problem.fleets[number].electricity for number in numbers)
+    level = 1 - (1 - CONFIDENCE) / max(1, len(numbers) * random)
     with TemporaryDirectory() as here:
         running = options if options.out else replace(options, out=Path(here))
         with workers(running) as those:
@@ -85,18 +87,30 @@ def pareto(problem: Problem, most: int = 8, options: Options | None = None, prog
                 if progress:
                     progress(Step("screen", fleet.name, place + 1, len(numbers), place * options.replications, ""))
                 material, warm_up = gather(problem.system(number), running, those)
-                energy = "energy" not in unavailable_of(material.system)
-                estimates = estimates_of(material.paths, material.accounts, energy)
-                axes = {"cost": Interval(fleet.usd_per_h)}
-                for axis in ("tst", "latency"):
-                    estimate = estimates.get(AXES[axis])
-                    half = estimate.half_width(level) if estimate else math.nan
-                    exact = estimate is None or math.isnan(half)
-                    value = estimate.value if estimate else None
-                    axes[axis] = Interval(value) if exact else Interval(value, (value or 0) - half, (value or 0) + half)
-                found.append((fleet, study_of(material, warm_up), axes))
+                found.append((fleet, study_of(material, warm_up), _axes(fleet, material, level)))
     held = [(f, s, axes) for f, s, axes in found if s.slo and all((o.attained.value or 0) >= o.p for o in s.slo)]
     return Front(CONFIDENCE, tuple(_placed(held)), len(found) - len(held), left)
+
+
+def _axes(fleet: Fleet, material: Material, level: float) -> dict[str, Interval]:
+    """Its figures with intervals at a level; what it costs is exact where electricity is in the rent."""
+    energy = "energy" not in unavailable_of(material.system)
+    estimates = estimates_of(material.paths, material.accounts, energy)
+    if fleet.electricity:
+        estimates[AXES["cost"]] = cost_of(material.paths, material.system)
+    axes = {axis: _within(estimates.get(figure), level) for axis, figure in AXES.items()}
+    return axes if fleet.electricity else axes | {"cost": Interval(fleet.usd_per_h)}
+
+
+def _within(estimate: Estimate | None, level: float) -> Interval:
+    if estimate is None or math.isnan(estimate.value):
+        return Interval(None)
+    half = estimate.half_width(level)
+    return (
+        Interval(estimate.value)
+        if math.isnan(half)
+        else Interval(estimate.value, estimate.value - half, estimate.value + half)
+    )
 
 
 def _promising(problem: Problem, most: int) -> tuple[list[int], int]:
@@ -119,7 +133,7 @@ Held = tuple[Fleet, Study, dict[str, Interval]]
 
 def _placed(held: Sequence[Held]) -> list[Candidate]:
     candidates = []
-    for fleet, study, axes in sorted(held, key=lambda h: (h[0].usd_per_h or 0.0, h[0].number)):
+    for fleet, study, axes in sorted(held, key=lambda h: (h[2]["cost"].value or 0.0, h[0].number)):
         others = [(f, a) for f, _, a in held if f is not fleet]
         by = next((f.name for f, a in others if _surely_as_good(a, axes)), "")
         rivalled = any(_perhaps_as_good(a, axes) for _, a in others)

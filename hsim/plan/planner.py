@@ -11,18 +11,22 @@ from typing import Literal
 
 from hsim.errors import DescriptionError
 from hsim.metrics.accounts import accounts_of
+from hsim.metrics.result import Interval
+from hsim.metrics.study import interval
 from hsim.metrics.summarise import hsim_version, scenario_hash, unavailable_of
 from hsim.plan import explain
 from hsim.plan.bounds import PER_TASK, Conditions, conditions_of, cost_bound
 from hsim.plan.certificate import Trial
 from hsim.plan.problem import OWN, Problem
-from hsim.plan.result import Aim, Fleet, Judged, Missed, Plan, Progress, Step, Stop
+from hsim.plan.result import Aim, Fleet, Judged, Missed, Plan, Progress, Step, Stop, Verdict
 from hsim.plan.search import Found, Interrupted, Rules, Search
 from hsim.plan.simulation import Simulation, faster
+from hsim.plan.spending import UNITS, cost_of, least_spent
 from hsim.runs.store import as_json, write_atomically
 from hsim.runs.studies import Options, Workers, is_one_path, workers
 
 AIMS = {"cost": "costs less", "tst": "takes fewer joules a task", "co2": "emits less CO2 a task"}
+WITH_ELECTRICITY = "costs less an hour, servers and their electricity together"
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def plan(
 
     The plan is the same, byte for byte, for the same problem and seed, whatever the number of processes and however
     often it was interrupted. Ctrl-C, or `stop` that says True, ends it early: then it is not complete. Raises
-    DescriptionError for servers without a price or power without figures, where those are to be minimised.
+    DescriptionError for servers without a price, power or CO2 without figures, where those are to be minimised.
     """
     options = options or PlanOptions()
     found = planned(problem, options, progress, stop)
@@ -128,7 +132,7 @@ class _Planner:
             seed=first.scenario.seed,
             minimised=self.aim,
             confidence=problem.planning.confidence,
-            claim=_claim(searched, problem, self.aim),
+            claim=_claim(searched, problem),
             complete=searched.complete,
             space=len(problem.fleets),
             chosen=searched.chosen,
@@ -150,16 +154,17 @@ class _Planner:
     def _search(self, alive: Sequence[Fleet], refuted: dict[int, Judged]) -> _Searched:
         done: list[Found] = []
         complete, best = True, None
-        search = Search(self.rules, self.simulation.replicate, self.simulation.gate, self._looker(alive, done))
+        look = self._looker(alive, done)
+        search = Search(self.rules, self.simulation.replicate, self.simulation.gate, look, unit=UNITS[self.aim])
         try:
             if alive and is_one_path(self.problem.system(alive[0].number)):
                 best = self._exactly(alive, done)
-            elif self.aim == "cost":
+            elif not self.problem.aim_is_simulated:
                 search.cheapest([fleet.number for fleet in alive], done)
                 best = next((found for found in done if found.verdict == "PASS"), None)
             else:
-                order = sorted(alive, key=lambda fleet: (self._floor_j(fleet.number), fleet.number))
-                best = search.leanest([fleet.number for fleet in order], self._floor_j, done)
+                order = sorted(alive, key=lambda fleet: (self._floor(fleet.number), fleet.number))
+                best = search.leanest([fleet.number for fleet in order], self._floor, done)
         except (KeyboardInterrupt, Interrupted):
             self.workers.stop()
             complete = False
@@ -177,25 +182,32 @@ class _Planner:
         return look
 
     def _exactly(self, alive: Sequence[Fleet], done: list[Found]) -> Found | None:
-        """Where nothing is left to chance one path says all: the cheapest fleet that holds on it."""
+        """Where nothing is left to chance one path says all: of the fleets that hold on it the one that takes least."""
         for fleet in alive:
-            (only,) = self.simulation.replicate(fleet.number, 0, range(1))
-            trials = [Trial(limit) for limit in self.rules.limits]
-            for trial, value in zip(trials, only.missed, strict=True):
-                trial.add([value])
-            done.append(found := Found(fleet.number, trials, replications=1))
-            found.verdict = "PASS" if all(t.mean <= t.limit for t in trials) else "FAIL"
-            found.by = "" if found.verdict == "PASS" else "slo"
-            found.reason = "holds on these very tasks"
-            if found.verdict == "PASS":
+            done.append(found := self._on_its_path(fleet.number))
+            if found.verdict == "PASS" and not self.problem.aim_is_simulated:
                 return found
-        return None
+        held = [found for found in done if found.verdict == "PASS"]
+        best = min(held, key=_taken, default=None)
+        for found in held:
+            if best and found is not best:
+                found.verdict, found.by = "FAIL", "worse"
+                found.reason = f"takes {_taken(found) - _taken(best):.3g} {UNITS[self.aim]} more than the best"
+        return best
 
-    def _floor_j(self, number: int) -> float:
-        """Joules a task that a fleet draws at least under the scenario's load: idle, all of it."""
-        system = self.problem.system(number)
+    def _on_its_path(self, number: int) -> Found:
+        only = self.simulation.replicate(number, 0, range(1))
+        trials = [Trial(limit) for limit in self.rules.limits]
+        for trial, value in zip(trials, only[0].missed, strict=True):
+            trial.add([value])
+        held = all(trial.mean <= trial.limit for trial in trials)
+        verdict: Verdict = "PASS" if held else "FAIL"
+        return Found(number, trials, verdict, "" if held else "slo", "holds on these very tasks", 1, list(only))
+
+    def _floor(self, number: int) -> float:
+        """What a fleet takes at least under the scenario's load: idle, all of it."""
         rate = self.conditions.needs[self.problem.places[number].design, OWN].rate_per_s
-        return explain.idle_w(system) / rate if rate else 0.0
+        return least_spent(self.aim, self.problem.system(number), rate)
 
     def _searched(
         self,
@@ -208,7 +220,7 @@ class _Planner:
         fleets = self.problem.fleets
         seen = {found.fleet: self._judged(found) for found in done}
         chosen = seen[best.fleet] if best else None
-        if chosen and self.aim == "cost":
+        if chosen and not self.problem.aim_is_simulated:
             nearer = [judged for n, judged in refuted.items() if _by_price(fleets[n]) < _by_price(chosen.fleet)]
         else:
             nearer = list(refuted.values())
@@ -256,7 +268,21 @@ class _Planner:
             neighbours=neighbours,
             neighbour_names=names,
             headroom=headroom,
+            usd_per_h=self._usd_per_h(found.chosen.fleet),
         )
+
+    def _usd_per_h(self, fleet: Fleet) -> Interval | None:
+        """What a fleet costs in its own run where electricity comes on top of its servers."""
+        material, _ = self.simulation.material(fleet.number)
+        if not fleet.electricity or math.isnan((cost := cost_of(material.paths, material.system)).value):
+            return None
+        return interval(cost)
+
+
+def _taken(found: Found) -> float:
+    """What a fleet takes on its one path of what is minimised."""
+    (only,) = found.common
+    return only.spent / only.over
 
 
 def _by_price(fleet: Fleet) -> tuple[float, int, int]:
@@ -291,21 +317,26 @@ def _check_figures(problem: Problem, conditions: Conditions, aim: Aim) -> None:
             raise DescriptionError(
                 at, f"{fleet.name}: what it can draw is unknown", "leave plan.max_w out, or assume it"
             )
-        if aim != "cost" and (without := unavailable_of(system).get("energy")):
-            raise DescriptionError(at, f"energy is unavailable: {without}", "minimise cost, or assume it")
+        needed = {"tst": "energy", "co2": "CO2", "cost": "money"}[aim]
+        if problem.aim_is_simulated and (without := unavailable_of(system).get(needed.lower())):
+            alone = "set usd_per_kwh to 0 for what servers cost alone"
+            other = alone if aim == "cost" else "minimise cost"
+            raise DescriptionError(at, f"{needed} is unavailable: {without}", f"{other}, or assume it")
 
 
-def _claim(searched: _Searched, problem: Problem, aim: Aim) -> str:
+def _claim(searched: _Searched, problem: Problem) -> str:
     """What is claimed, and of what."""
     if not searched.complete:
         return "Interrupted: nothing is claimed yet; the same command goes on."
     if searched.chosen is None:
         return "No fleet of the space was certified."
+    aim = problem.planning.minimise
+    worse = WITH_ELECTRICITY if aim == "cost" and problem.aim_is_simulated else AIMS[aim]
     undecided = sum(judged.verdict == "UNDECIDED" for judged in searched.judged)
     but = f", except perhaps the {undecided} listed as undecided" if undecided else ""
     if searched.certified_by == 1:
-        return f"On these very tasks this fleet meets the objectives and no other that does {AIMS[aim]}: nothing is left to chance."
+        return f"On these very tasks this fleet meets the objectives and no other that does {worse}: nothing is left to chance."
     return (
         f"With at least {problem.planning.confidence:.0%} confidence, in this model and counting sampling error only, this "
-        f"fleet meets the objectives, and no other of the {len(problem.fleets):,} that does {AIMS[aim]}{but}."
+        f"fleet meets the objectives, and no other of the {len(problem.fleets):,} that does {worse}{but}."
     )

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hsim.description.yamlfile import Document, validated, with_settings
 from hsim.errors import DescriptionError
 from hsim.metrics.accounts import accounts_of
 from hsim.plan.result import Fleet
+from hsim.plan.spending import buys_electricity
 from hsim.policies.own import refuse_code
 from hsim.units import HOUR_S
 
@@ -87,11 +89,15 @@ class Problem:
 
     @property
     def loads(self) -> tuple[str, ...]:
-        """The loads of which something is asked: an objective, or joules."""
+        """The loads of which something is asked: an objective, or what a task takes."""
         asked = {objective.load for objective in self.objectives}
-        random = self.planning.minimise != "cost"
         every = (OWN, *self.planning.loads, *self.losses)
-        return tuple(load for load in every if load in asked or (random and load == OWN))
+        return tuple(load for load in every if load in asked or (self.aim_is_simulated and load == OWN))
+
+    @cached_property
+    def aim_is_simulated(self) -> bool:
+        """Whether replications alone know what is minimised: all but the price of servers whose electricity is in it."""
+        return self.planning.minimise != "cost" or any(fleet.electricity for fleet in self.fleets)
 
     def concerns(self, number: int, load: str) -> bool:
         """Whether a fleet has what a loss takes; other loads concern every fleet."""
@@ -322,6 +328,7 @@ def _fleet(number: int, design: Design, place: Place, tiers: Sequence[str], boug
         cores=sum(tier.count * tier.cores_per_server for tier in system.tiers.values()),
         usd_per_h=None if math.isnan(usd_per_h) else usd_per_h,
         rated_w=None if math.isnan(rated_w) else rated_w,
+        electricity=any(buys_electricity(site) for site in system.scenario.sites_in_use().values()),
     )
 
 

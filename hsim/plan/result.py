@@ -20,7 +20,8 @@ class Fleet:
     """One fleet of a space: what was chosen where the scenario lists choices, and what that buys.
 
     `choices` are by path, as `--set` takes them; `servers` by name of the profile. `usd_per_h` (None: a price is
-    unknown) is by the site's cost basis; `rated_w` (None: a figure is unknown) is what the fleet can draw at most at the
+    unknown) is what its servers cost, by the site's cost basis: rent, electricity included; or capex over the lifetime,
+    and then `electricity` comes on top. `rated_w` (None: a figure is unknown) is what the fleet can draw at most at the
     facility: every accelerator at its cap and every core busy.
     """
 
@@ -31,6 +32,7 @@ class Fleet:
     cores: int
     usd_per_h: float | None
     rated_w: float | None
+    electricity: bool = False
 
     @property
     def name(self) -> str:
@@ -65,8 +67,8 @@ class Judged:
     """A fleet and what was found of it.
 
     `verdict` FAIL: `by` says by what it was refuted: a limit (inventory, budget, power), a bound (memory, capacity,
-    alone: a task that has the fleet for itself is late), replications (slo, stability), or, where joules are minimised,
-    a paired difference (worse). `by` is empty for PASS and UNDECIDED.
+    alone: a task that has the fleet for itself is late), replications (slo, stability), or, where
+    joules, CO2 or the electricity of owned servers are minimised, a paired difference (worse). `by` is empty for PASS and UNDECIDED.
     """
 
     fleet: Fleet
@@ -81,7 +83,7 @@ class Judged:
 class Bound:
     """What no fleet of the space can cost less than: the relaxation (LP), and with whole servers (MILP).
 
-    Necessary conditions alone: the servers do the work that tasks bring, inside the limits. None: unavailable, see `why`.
+    In servers alone: the electricity of owned ones comes on top. Necessary conditions alone: the servers do the work that tasks bring, inside the limits. None: unavailable, see `why`.
     """
 
     lp_usd_per_h: float | None
@@ -124,7 +126,8 @@ class Plan:
 
     `chosen` None: no fleet was certified; `binding` then names the constraint that stands in the way. `judged` are
     all fleets that were looked at, in the order of the search; `dearer` more cost more than the chosen one, and
-    were not. `study` are the chosen fleet's own figures. `neighbours` compares it with one server more or fewer of
+    were not. `study` are the chosen fleet's own figures, and `usd_per_h` what it costs in that run where electricity
+    comes on top of its servers. `neighbours` compares it with one server more or fewer of
     a kind, as `neighbour_names` say.
     """
 
@@ -150,6 +153,7 @@ class Plan:
     neighbours: Comparison | None = None
     neighbour_names: tuple[str, ...] = ()
     headroom: Headroom | None = None
+    usd_per_h: Interval | None = None
 
     @property
     def undecided(self) -> tuple[Judged, ...]:

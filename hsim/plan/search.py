@@ -20,16 +20,17 @@ LOOKS = (4, 8, 16, 32, 64, 128)  # replications by which a fleet must be refuted
 PROMISING = 8  # replications before a fleet may be tried for a certificate
 GROUP = 16  # replications of a trial between looks
 MOST_PER_LIMIT = 75  # replications of a trial at most, over what may be missed: 1,500 for p = 0.95
+ROUNDING = 1e-9  # of what a fleet takes: two that are rented at one price take the same
 ACCEPT_SHARE = 0.8  # of the risk is spent on the fleet that is accepted; refuting needs little
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What one replication showed: the fraction missed of each objective; joules and tasks where joules are minimised."""
+    """What one replication showed: the fraction missed of each objective; what is minimised, and over how much."""
 
     missed: tuple[float, ...]
-    joules: float = math.nan
-    tasks: float = math.nan
+    spent: float = math.nan
+    over: float = math.nan
 
 
 Replicate = Callable[[int, int, range], Sequence[Observation]]
@@ -87,13 +88,17 @@ class Interrupted(Exception):  # it is no error
 
 @dataclass
 class Search:
-    """One search. `on_look` is told after every group of replications, and may raise Interrupted."""
+    """One search. `on_look` is told after every group of replications, and may raise Interrupted.
+
+    `unit` is that of what is minimised, where replications alone know it.
+    """
 
     rules: Rules
     replicate: Replicate
     gate: Gate
     on_look: Callable[[Found, str], None]
     attempts: int = 0
+    unit: str = ""
 
     def cheapest(self, fleets: Sequence[int], done: list[Found]) -> Found | None:
         """Look at fleets in order of price until one passes, and return it. What is found goes into `done`."""
@@ -160,13 +165,13 @@ class Search:
             found.verdict, found.by = "FAIL", "slo"
         return worst is not None
 
-    # ---- a random objective: joules a task
+    # ---- where replications alone know what a fleet takes
 
-    def leanest(self, fleets: Sequence[int], floor_j: Callable[[int], float], done: list[Found]) -> Found | None:
-        """Look at fleets in order of the joules that they cannot stay below, until that exceeds what the best takes."""
+    def leanest(self, fleets: Sequence[int], floor: Callable[[int], float], done: list[Found]) -> Found | None:
+        """Look at fleets in order of what they cannot stay below, until that exceeds what the best takes."""
         best: Found | None = None
         for fleet in fleets:
-            if best is not None and floor_j(fleet) > self._most_joules(best):
+            if best is not None and floor(fleet) >= self._most(best) * (1 - ROUNDING):
                 break
             done.append(found := self._looked_at(fleet))
             if not self.promises(found) or (best is not None and not self._beats(found, best)):
@@ -175,33 +180,33 @@ class Search:
             if found.verdict == "PASS":
                 if best is not None:
                     best.verdict, best.by = "FAIL", "worse"
-                    best.reason = "meets the objectives, and takes more joules a task than the chosen fleet"
+                    best.reason = "meets the objectives, and takes more than the chosen fleet"
                 best = found
         return best
 
-    def _most_joules(self, found: Found) -> float:
-        """The upper end of the interval of a fleet's joules a task."""
-        estimate = _joules_a_task(found.common)
+    def _most(self, found: Found) -> float:
+        """The upper end of the interval of what a fleet takes."""
+        estimate = _taken(found.common)
         return estimate.value + estimate.half_width(1 - 2 * self.rules.refuting)
 
     def _beats(self, found: Found, best: Found) -> bool:
-        """Whether a fleet takes fewer joules than the best so far, by paired differences; else why it does not."""
+        """Whether a fleet takes less than the best so far, by paired differences; else why it does not."""
         confidence = 1 - 2 * self.rules.refuting / len(LOOKS)
         for look in LOOKS[1:]:
             for either in (found, best):
                 if len(either.common) < look:
                     self._observe(either, 0, range(len(either.common), look), "screen")
-            difference = _joules_a_task(found.common[:look]).minus(_joules_a_task(best.common[:look]))
+            difference = _taken(found.common[:look]).minus(_taken(best.common[:look]))
             half = difference.half_width(confidence)
             if difference.value - half > 0:
                 found.verdict, found.by = "FAIL", "worse"
-                found.reason = f"takes {difference.value:.3g} ± {half:.2g} J a task more than the best"
+                found.reason = f"takes {difference.value:.3g} ± {half:.2g} {self.unit} more than the best"
                 return False
             if difference.value + half < 0:
                 return True
-        found.reason = f"{difference.value:+.3g} ± {half:.2g} J a task beside the best: no difference shown"
+        found.reason = f"{difference.value:+.3g} ± {half:.2g} {self.unit} beside the best: no difference shown"
         return False
 
 
-def _joules_a_task(observed: Sequence[Observation]) -> statistics.Estimate:
-    return statistics.ratio([o.joules for o in observed], [o.tasks for o in observed])
+def _taken(observed: Sequence[Observation]) -> statistics.Estimate:
+    return statistics.ratio([o.spent for o in observed], [o.over for o in observed])

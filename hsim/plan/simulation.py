@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from hsim.description.system import System
@@ -13,11 +13,11 @@ from hsim.errors import DescriptionError, ResultError
 from hsim.metrics.measured import Cohort
 from hsim.metrics.result import Study, WarmUp
 from hsim.metrics.study import PASSAGES, Material, Replication, cohort_after, stability_of, study_of
-from hsim.metrics.summarise import unavailable_of
 from hsim.plan.bounds import Conditions, Needs
 from hsim.plan.problem import OWN, Problem
 from hsim.plan.result import Verdict
 from hsim.plan.search import Observation
+from hsim.plan.spending import Spent, changes_by_the_hour, spent_in
 from hsim.runs.paths import Job, seeded
 from hsim.runs.store import run_key, write_atomically
 from hsim.runs.studies import Options, Workers, gather, is_steady
@@ -31,8 +31,7 @@ class Kept:
     """What is kept of a replication under one load. `missed` is by metric; an objective without points is not there."""
 
     missed: dict[str, float]
-    joules: float
-    tasks: int
+    spent: Spent = field(default_factory=Spent)
 
 
 class Simulation:
@@ -62,8 +61,8 @@ class Simulation:
         observed = []
         for i in range(len(numbers)):
             missed = tuple(kept[o.load][i].missed.get(o.metric, 0.0) for o in self.problem.objectives)
-            own = kept[OWN][i] if OWN in kept else Kept({}, math.nan, 0)
-            observed.append(Observation(missed, own.joules, own.tasks))
+            own = kept[OWN][i] if OWN in kept else Kept({})
+            observed.append(Observation(missed, *own.spent.by(self.problem.planning.minimise)))
         return observed
 
     def gate(self, fleet: int, risk: float) -> tuple[Verdict, str]:
@@ -100,7 +99,7 @@ class Simulation:
 
         While only latencies are looked at, and tasks are never faster than alone, a passage of tasks that are alone will do
         for a warm-up: it is too short, so that a fleet appears better than it is, and is refuted only the later. What
-        an empty fleet draws says nothing of joules, and where company helps an empty fleet may be slower than a full one.
+        an empty fleet draws says nothing of what a busy one spends, and where company helps an empty fleet may be slower than a full one.
         """
         system = self.system(fleet, load)
         workload = system.scenario.workload
@@ -108,12 +107,14 @@ class Simulation:
             return None
         assert workload.tasks is not None
         needs = self._needs(fleet, load)
-        if block or not needs.alone_s or self.problem.planning.minimise != "cost":
+        if block or not needs.alone_s or self.problem.aim_is_simulated:
             _, warm_up = self.material(fleet, load)
             assert warm_up is not None
             skipped = warm_up.tasks
         else:
             skipped = math.ceil(PASSAGES * (needs.rate_per_s or 0.0) * needs.passage_s)
+        if changes_by_the_hour(self.problem.planning.minimise, system):  # all hours of the scenario must be seen
+            return cohort_after(skipped, workload.tasks)
         return cohort_after(skipped, min(workload.tasks, max(skipped, SHORTEST)))
 
     def _needs(self, fleet: int, load: str) -> Needs:
@@ -122,17 +123,16 @@ class Simulation:
 
     def _observe(self, fleet: int, load: str, block: int, numbers: range) -> list[Kept]:
         if self._base is None and not self.problem.concerns(fleet, load):
-            return [Kept({}, math.nan, 0)] * len(numbers)  # it has nothing of what is lost
+            return [Kept({})] * len(numbers)  # it has nothing of what is lost
         system, cohort = self.system(fleet, load), self._cohort(fleet, load, block)
         file = self._file(fleet, load, block, cohort)
         known = self._runs.setdefault((fleet, load, block, cohort), _read(file))
         missing = [number for number in numbers if number not in known]
         jobs = [Job(seeded(system, BLOCK * block + number), number, cohort) for number in missing]
         metrics = [o.metric for o in self.problem.objectives if o.load == load]
-        energy = "energy" not in unavailable_of(system)
         try:
             for place, replication in self.workers(jobs):
-                known[missing[place]] = _kept(replication, metrics, energy)
+                known[missing[place]] = _kept(replication, metrics, system)
         finally:
             if file and missing:
                 rows = {str(number): asdict(known[number]) for number in sorted(known)}
@@ -151,20 +151,21 @@ class Simulation:
         return self.options.out / "runs" / f"{stem}-{self._keys[fleet, load]}" / f"search-{block}-{length}.json"
 
 
-def _kept(replication: Replication, metrics: Sequence[str], energy: bool) -> Kept:
+def _kept(replication: Replication, metrics: Sequence[str], system: System) -> Kept:
     path = replication.path
     missed = {o.metric: 1 - o.within / o.points for o in path.objectives}
     if path.served == 0:  # nobody was served, and no latency has a point
         missed = dict.fromkeys(metrics, 1.0)
-    return Kept(missed, path.ledger.joules() if energy else math.nan, path.completed)
+    return Kept(missed, spent_in(path, system))
 
 
 def _read(file: Path | None) -> dict[int, Kept]:
     if file is None or not file.is_file():
         return {}
     try:
-        return {int(number): Kept(**row) for number, row in json.loads(file.read_text()).items()}
-    except (OSError, ValueError, TypeError) as error:
+        rows = json.loads(file.read_text()).items()
+        return {int(number): Kept(row["missed"], Spent(**row["spent"])) for number, row in rows}
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ResultError(f"{file}: is not what a search of hsim wrote ({error}); delete it") from None
 
 

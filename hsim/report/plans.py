@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hsim.metrics.result import Comparison, Difference
+from hsim.metrics.result import Comparison, Difference, Interval
 from hsim.plan.breakeven import Band, Best, BreakEven
 from hsim.plan.pareto import Front
-from hsim.plan.result import Bound, Judged, Plan, Preview
+from hsim.plan.result import Bound, Fleet, Judged, Plan, Preview
 from hsim.plan.sensitivity import Flip, Sensitivity
 from hsim.plan.survive import Survival
 from hsim.report.names import SHORT_NAMES, figure_name
@@ -57,13 +57,16 @@ def _head(plan: Plan) -> list[tuple[str, str]]:
     else:
         lines = [(f"{name}: {chosen.fleet.name}", "bold green"), (f"Certificate {plan.claim}", "")]
         if chosen.fleet.usd_per_h is not None:
-            lines.append((f"Price       {chosen.fleet.usd_per_h:,.2f} USD an hour; {_bound(plan.bound)}", ""))
+            lines.append((f"Price       {_price(plan, chosen.fleet)}; {_bound(plan.bound, chosen.fleet)}", ""))
         if chosen.fleet.rated_w is not None:
             lines.append((f"Power       can draw {readable(chosen.fleet.rated_w, 'W')} at most", ""))
     if plan.study and plan.study.energy:
         energy = plan.study.energy
         tst = _cell(energy.tst_j["full"]["facility"], "J")
         lines.append((f"Energy      {tst} a task (TST); mean power {_cell(energy.mean_w, 'W')}", ""))
+    if plan.study and plan.study.gco2_per_task and plan.minimised == "co2":
+        parts = " and ".join(plan.study.gco2_of)
+        lines.append((f"CO2         {_cell(plan.study.gco2_per_task, 'g')} a task ({parts})", ""))
     if plan.cores_per_accelerator:
         lines.append((f"Cores       {plan.cores_per_accelerator}", ""))
     if plan.headroom:
@@ -85,10 +88,33 @@ def _space(plan: Plan) -> str:
     return f"{fleets} ({', '.join(said)})" if said else fleets
 
 
-def _bound(bound: Bound) -> str:
+def _price(plan: Plan, fleet: Fleet) -> str:
+    """What servers cost, and with their electricity where that is not in it."""
+    servers = f"{fleet.usd_per_h or 0:,.2f} USD an hour"
+    if not fleet.electricity:
+        return servers
+    total = plan.usd_per_h
+    return f"{servers} in servers{f', {_dollars(total)} with their electricity in this run' if total else ''}"
+
+
+def _dollars(usd: Interval) -> str:
+    """Exact ones to the cent."""
+    value = usd.value or 0.0
+    return f"{value:,.2f}" if usd.half_width is None else plain_error(value, usd.half_width)
+
+
+def _bound(bound: Bound, fleet: Fleet) -> str:
     if bound.milp_usd_per_h is None or bound.lp_usd_per_h is None:
         return f"no lower bound: {bound.why}"
-    return f"none that can do the work costs less than {bound.milp_usd_per_h:,.2f} (MILP; LP {bound.lp_usd_per_h:,.2f})"
+    costs = "costs less in servers" if fleet.electricity else "costs less"
+    return f"none that can do the work {costs} than {bound.milp_usd_per_h:,.2f} (MILP; LP {bound.lp_usd_per_h:,.2f})"
+
+
+def _titles(fleets: Iterable[Fleet]) -> tuple[str, str]:
+    """How a table of fleets calls them, and what they cost."""
+    if any(fleet.electricity for fleet in fleets):
+        return "Fleet, cheapest servers first", "USD an hour, in servers"
+    return "Fleet, cheapest first", "USD an hour"
 
 
 def _headroom(plan: Plan) -> str:
@@ -117,7 +143,7 @@ def _objectives_table(chosen: Judged) -> Table:
 
 def _why_not(judged: Sequence[Judged], everything: bool) -> Table:
     """The fleets that were simulated, and of the others some of each reason: nearest to the answer first."""
-    table = _table("Fleet, cheapest first", "USD an hour", "runs", "verdict", "why")
+    table = _table(*_titles(each.fleet for each in judged), "runs", "verdict", "why")
     table.columns[0].no_wrap = False
     table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
     simulated = [each for each in judged if each.replications]
@@ -188,7 +214,9 @@ def survival_tables(found: Survival) -> RenderableType:
     if found.hardened and found.hardened.chosen:
         one = found.hardened.chosen.fleet
         more = (one.usd_per_h or 0) - (chosen.fleet.usd_per_h or 0)
-        line = f"To survive  {one.name}: {one.usd_per_h or 0:,.2f} USD an hour, {more:+,.2f}. {found.hardened.claim}"
+        servers = " in servers" if one.electricity or chosen.fleet.electricity else ""
+        usd = f"{one.usd_per_h or 0:,.2f} USD an hour{servers}, {more:+,.2f}"
+        line = f"To survive  {one.name}: {usd}. {found.hardened.claim}"
         parts.append(Text(line, style="bold"))
     elif found.hardened:
         parts.append(Text(f"To survive  no fleet of the space was certified. In the way: {found.hardened.binding}"))
@@ -200,7 +228,8 @@ def breakeven_tables(found: BreakEven) -> RenderableType:
     """Bands first, then every rate."""
     simple = found.architectures[0]
     how = "certified" if found.certified else "PREVIEW by a queueing approximation, no certificate"
-    lines = [Text(f"{found.choice}: who takes least ({found.minimised}), by load; {how}", style="bold")]
+    alone = ", in servers alone" if any(best.electricity for p in found.points for best in p.best.values()) else ""
+    lines = [Text(f"{found.choice}: who takes least ({found.minimised}{alone}), by load; {how}", style="bold")]
     if found.first_per_s is None:
         lines.append(Text(f"First       {simple} was never shown to be beaten at these rates"))
     else:
@@ -232,7 +261,10 @@ def _best(best: Best, minimised: str) -> str:
     unit = {"cost": "USD/h", "tst": "J", "co2": "g"}[minimised]
     half = None if best.high is None else best.high - best.value
     but = f" ({best.undecided} undecided)" if best.undecided else ""
-    value = f"{best.value:,.2f} {unit}" if minimised == "cost" else readable_error(best.value, half, unit)
+    if minimised == "cost":
+        value = f"{best.value:,.2f} {unit}" if half is None else f"{plain_error(best.value, half)} {unit}"
+    else:
+        value = readable_error(best.value, half, unit)
     return f"{value}, {best.fleet}{but}"
 
 
@@ -242,7 +274,7 @@ def pareto_tables(found: Front) -> RenderableType:
     table.columns[0].no_wrap = False
     styles = {"certain": "green", "possible": "yellow", "dominated": "dim"}
     for each in found.candidates:
-        usd = f"{each.axes['cost'].value or 0:,.2f}"
+        usd = _dollars(each.axes["cost"])
         cells = [_cell(each.axes["tst"], "J"), _cell(each.axes["latency"], "s")]
         table.add_row(each.fleet.name, usd, *cells, each.character, Text(each.standing, style=styles[each.standing]))
     lines: list[RenderableType] = [
@@ -298,7 +330,7 @@ def _relative(difference: Difference | None) -> str:
 def preview_tables(found: Sequence[Preview], everything: bool = False) -> RenderableType:
     """Fleets by the queueing approximation: labelled as what it is."""
     head = Text("PREVIEW by a queueing approximation: instant, no simulation, no certificate", style="bold yellow")
-    table = _table("Fleet, cheapest first", "USD an hour", "busiest pool", "end to end, mean", "attained", "seems")
+    table = _table(*_titles(each.fleet for each in found), "busiest pool", "end to end, mean", "attained", "seems")
     table.columns[0].no_wrap = False
     for each in found if everything else found[:SHOWN]:
         attained = ", ".join(f"{name.removeprefix('own.')} {value:.1%}" for name, value in each.attained.items())

@@ -377,7 +377,7 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
     """Each scenario beside the first: figures, differences, and what rough figures do to those."""
     parts: list[RenderableType] = []
     for tried in comparison.fleets:
-        parts += [_fleets_table(tried), Text()]
+        parts += [_fleets_table(tried, _in_servers(comparison.studies)), Text()]
     studies = comparison.studies
     if not studies:
         return Group(*parts, Text("No fleet that was tried meets the objectives.", style="bold red"))
@@ -417,8 +417,13 @@ def _paired(ratio: float) -> str:
     return f"{ratio / 1000:,.0f}k x" if ratio >= 10_000 else f"{ratio:,.{ratio < 10:d}f} x"
 
 
-def _fleets_table(tried: Iterable[TriedFleet]) -> Table:
-    table = _table("Fleet, cheapest first", "USD an hour", "replications", "verdict", "why")
+def _in_servers(studies: Iterable[Study]) -> str:
+    """Said of what servers cost where some are owned, and their electricity comes on top."""
+    return ", in servers" if any(study.money and "own" in study.money.basis for study in studies) else ""
+
+
+def _fleets_table(tried: Iterable[TriedFleet], in_servers: str) -> Table:
+    table = _table("Fleet, cheapest first", f"USD an hour{in_servers}", "replications", "verdict", "why")
     table.columns[-1].justify = "left"
     for fleet in tried:
         verdict = Text(fleet.verdict, style=VERDICT_STYLES.get(fleet.verdict, "bold red"))
@@ -443,7 +448,8 @@ def placement_tables(placement: Placement) -> RenderableType:
 
 def placement_parts(placement: Placement) -> list[Table]:
     """The figures by rate and architecture, and the differences with the first, if there are any."""
-    table = _table("Tasks/s", "architecture", "its certified fleet", "USD/h", "USD for 1,000", "TST")
+    in_servers = _in_servers(study for point in placement.points for study in point.comparison.studies)
+    table = _table("Tasks/s", "architecture", "its certified fleet", f"USD/h{in_servers}", "USD for 1,000", "TST")
     table.columns[1].justify = table.columns[2].justify = "left"
     for point in placement.points:
         for i, name in enumerate(placement.architectures):
