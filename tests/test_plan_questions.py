@@ -18,7 +18,7 @@ from hsim.plan import PlanOptions, explain, plan, read_problem
 from hsim.plan.breakeven import Architectures, Best, BreakEven, Point, breakeven
 from hsim.plan.pareto import pareto
 from hsim.plan.sensitivity import Around, inputs_of, sensitivity
-from hsim.report.plans import sensitivity_tables
+from hsim.report.plans import breakeven_tables, sensitivity_tables
 from hsim.runs import Options
 
 
@@ -45,6 +45,27 @@ def test_bands_switches_and_regret_are_those_of_the_points() -> None:
     assert found.first_per_s == (2, 3)
     assert found.most_regret_fraction == pytest.approx(0.5)
     assert points[4].regret_fraction("simple") is None
+
+
+@pytest.mark.parametrize(
+    ("winners", "first_per_s", "words"),
+    [
+        (("split", "split"), (None, 1), "was not shown to be the best at any rate looked at; 1 is the lowest"),
+        ((None, "split", "simple"), (None, 2), "was not shown to be the best up to 2 tasks/s; 1 is the lowest"),
+        (("simple", None, "split"), (1, 3), "ceases to be the best between 1 and 3 tasks/s"),
+        (("simple", None), None, "was never shown to be beaten at these rates"),
+    ],
+)
+def test_what_was_never_the_best_does_not_cease_to_be(
+    winners: tuple[str | None, ...], first_per_s: tuple[float | None, float] | None, words: str
+) -> None:
+    """No rate below the lowest that was looked at is spoken of, and none at which no winner was shown."""
+    found = BreakEven("path", "cost", True, tuple(point(rate, 10, 20, w) for rate, w in enumerate(winners, 1)))
+    assert found.first_per_s == first_per_s
+    assert found.as_dict()["first_per_s"] == first_per_s
+    console = Console(width=124, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(breakeven_tables(found))
+    assert f"First       simple {words}" in console.export_text()
 
 
 def test_architectures_are_each_at_their_own_best_fleet(tmp_path: Path) -> None:

@@ -201,11 +201,7 @@ def breakeven_tables(found: BreakEven) -> RenderableType:
     simple = found.architectures[0]
     how = "certified" if found.certified else "PREVIEW by a queueing approximation, no certificate"
     lines = [Text(f"{found.choice}: who takes least ({found.minimised}), by load; {how}", style="bold")]
-    if found.first_per_s is None:
-        lines.append(Text(f"First       {simple} was never shown to be beaten at these rates"))
-    else:
-        low, high = found.first_per_s
-        lines.append(Text(f"First       {simple} ceases to be the best between {low:g} and {high:g} tasks/s"))
+    lines.append(Text(f"First       {_first(found)}"))
     lines += [Text(f"Band        {_rates(band)} tasks/s: {band.winner or 'no winner shown'}") for band in found.bands]
     if found.most_regret_fraction is not None:
         lines.append(
@@ -219,6 +215,19 @@ def breakeven_tables(found: BreakEven) -> RenderableType:
     for column in table.columns:
         column.no_wrap = False
     return Group(*lines, Text(), table)
+
+
+def _first(found: BreakEven) -> str:
+    """Where the simple architecture is first beaten, of the rates that were looked at."""
+    simple = found.architectures[0]
+    if found.first_per_s is None:
+        return f"{simple} was never shown to be beaten at these rates"
+    low, high = found.first_per_s
+    if low is not None:
+        return f"{simple} ceases to be the best between {low:g} and {high:g} tasks/s"
+    lowest = found.points[0].rate_per_s
+    at = f"up to {high:g} tasks/s" if any(point.winner == simple for point in found.points) else "at any rate looked at"
+    return f"{simple} was not shown to be the best {at}; {lowest:g} is the lowest that was looked at"
 
 
 def _rates(band: Band) -> str:
