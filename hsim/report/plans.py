@@ -249,25 +249,28 @@ def pareto_tables(found: Front) -> RenderableType:
     """The front, cheapest first."""
     table = _table("Fleet, cheapest first", "USD an hour", "TST", "end to end, p95", "", "is")
     table.columns[0].no_wrap = False
-    styles = {"certain": "green", "possible": "yellow", "dominated": "dim"}
+    styles = {"certain": "green", "possible": "yellow", "dominated": "dim", "undecided": "yellow"}
     for each in found.candidates:
         usd = f"{each.axes['cost'].value or 0:,.2f}"
         cells = [_cell(each.axes["tst"], "J"), _cell(each.axes["latency"], "s")]
         table.add_row(each.fleet.name, usd, *cells, each.character, Text(each.standing, style=styles[each.standing]))
-    lines: list[RenderableType] = [
-        Text(
-            f"{len(found.candidates)} fleets that hold, their intervals together at {found.confidence:.0%}",
-            style="bold",
-        )
-    ]
     note = (
-        "certain: no other could be as good on every axis. possible: within the intervals one might. dominated: one is."
+        "certain: no other could be as good on every axis. possible: within the intervals one might. dominated: one is. "
+        "undecided: neither, and not shown to keep its objectives."
     )
-    lines += [Text(), table, Text(), Text(note, style="dim")]
+    lines: list[RenderableType] = [Text(_who_hold(found), style="bold"), Text(), table, Text(), Text(note, style="dim")]
     if found.missing or found.not_looked_at:
         said = f"{found.missing} more missed an objective; {found.not_looked_at} that seem to hold were not looked at (--most)."
         lines.append(Text(said, style="dim"))
     return Group(*lines)
+
+
+def _who_hold(found: Front) -> str:
+    """How many fleets are shown to hold, how many are not yet, and what the intervals claim."""
+    hold = len(found.candidates) - found.undecided
+    said = "1 fleet that holds" if hold == 1 else f"{hold} fleets that hold"
+    more = f", {found.undecided} undecided (simulate more)" if found.undecided else ""
+    return f"{said}{more}; verdicts at {found.confidence:.0%} for each objective, intervals together at {found.confidence:.0%}"
 
 
 def sensitivity_tables(found: Sensitivity) -> RenderableType:
