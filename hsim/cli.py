@@ -344,6 +344,7 @@ def plan(
     from hsim.plan import PlanOptions, read_problem
     from hsim.plan import plan as run
     from hsim.plan import preview as previewed
+    from hsim.plan.result import Previews
     from hsim.report.plans import plan_tables, preview_tables
     from hsim.runs import as_json
 
@@ -353,7 +354,8 @@ def plan(
     asked_for = [f"{path}={value}" for path, value in asked.items() if value is not None]
     problem = read_problem(scenario, [*settings, *asked_for], allow_code)
     if preview:
-        _print(preview_tables(previewed(problem), everything))
+        fleets = previewed(problem)
+        print(as_json(Previews(scenario, fleets)), end="") if json else _print(preview_tables(fleets, everything))
         return
     with _Steps() as steps:
         found = run(problem, PlanOptions(processes, out, neighbours, headroom), steps)

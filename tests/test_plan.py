@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from systems import generate_only
+from test_cli import printed
 
 from hsim.errors import DescriptionError
 from hsim.plan import Plan, PlanOptions, Problem, Step, plan, preview, read_problem
 from hsim.plan.bounds import cheapest_mix, conditions_of, cost_bound
 from hsim.plan.problem import OWN, with_losses
+from hsim.plan.result import Previews
 from hsim.plan.survive import losses_of, survive
 from hsim.runs import Options, as_json, study
 
@@ -260,6 +264,18 @@ def test_the_preview_is_instant_and_says_what_it_is(tmp_path: Path) -> None:
     assert used == sorted(used, reverse=True)
     assert found[-1].holds
     assert all(each.bottleneck == "decode" for each in found)
+
+
+def test_a_preview_as_json_is_json_that_says_what_it_is(tmp_path: Path) -> None:
+    """Also of a fleet that cannot keep up, whose waits have no end: JSON knows no infinity."""
+    file = written(tmp_path, servers([4, 8]))
+    fleets = preview(read_problem(file))
+    found = json.loads(printed("plan", str(file), "--preview", "--json"))
+    assert found["method"] == "queueing approximation, no simulation, no certificate"
+    assert [each["fleet"]["servers"] for each in found["fleets"]] == [each.fleet.servers for each in fleets]
+    assert [each["attained"] for each in found["fleets"]] == [each.attained for each in fleets]
+    endless = replace(fleets[0], e2e_mean_s=math.inf)
+    assert json.loads(as_json(Previews("a", (endless,))))["fleets"][0]["e2e_mean_s"] is None
 
 
 # ---- losses
