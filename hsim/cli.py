@@ -808,13 +808,14 @@ def trace_show(
 @traces.command("convert")
 def trace_convert(
     file: TraceFile,
-    out: Annotated[Path, typer.Argument(help="The CSV to write; gzipped if its name ends in .gz.")],
+    out: Annotated[Path, typer.Argument(help="The CSV to write: .csv, or .csv.gz, which is gzipped.")],
     tokenizer: Tokenizer = None,
 ) -> None:
     """Write a trace as hsim's own CSV, which reads back as the same trace."""
     from hsim.workload.traces import read_trace
-    from hsim.workload.traces.convert import write_trace
+    from hsim.workload.traces.convert import check_target, write_trace
 
+    check_target(file, out)
     trace = read_trace(file, tokenizer)
     write_trace(trace, out)
     notes = "".join(f"; {note}" for note in trace.notes)

@@ -75,6 +75,25 @@ def test_convert_writes_the_same_trace(agents: Path) -> None:
     assert (after.format, after.input_tokens.tolist()) == ("hsim", before.input_tokens.tolist())
 
 
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("agents.csv", r"agents\.csv: is the trace itself, which would be overwritten; choose another file"),
+        ("deeper/../agents.csv", "is the trace itself"),
+        ("link.csv", "is the trace itself"),
+        ("out.json", r"out\.json: is no \.csv and no \.csv\.gz, which is what is written; name it out\.csv"),
+        ("out.gz", r"name it out\.csv"),
+    ],
+)
+def test_convert_writes_nothing_over_its_source_and_nothing_but_csv(agents: Path, target: str, message: str) -> None:
+    (agents.parent / "deeper").mkdir()
+    (agents.parent / "link.csv").symlink_to(agents)
+    with pytest.raises(DescriptionError, match=message):
+        hsim("trace", "convert", agents, agents.parent / target)
+    assert agents.read_text() == AGENTS
+    assert not list(agents.parent.glob("out.*"))
+
+
 def test_a_trace_that_is_not_there_is_named(tmp_path: Path) -> None:
     for command in (("show",), ("convert",)):
         with pytest.raises(DescriptionError, match=r"no\.csv: there is no such trace file"):
