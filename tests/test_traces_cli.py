@@ -96,9 +96,19 @@ def test_convert_writes_nothing_over_its_source_and_nothing_but_csv(agents: Path
 
 def test_a_trace_that_is_not_there_is_named(tmp_path: Path) -> None:
     for command in (("show",), ("convert",)):
-        with pytest.raises(DescriptionError, match=r"no\.csv: there is no such trace file"):
+        with pytest.raises(DescriptionError, match=r"no\.csv: there is no such trace file; check its name"):
             hsim("trace", *command, tmp_path / "no.csv", *([tmp_path / "out.csv"] if command == ("convert",) else []))
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_trace_that_a_scenario_names_is_told_by_the_key_that_names_it(agents: Path) -> None:
+    scenario = agents.parent / "agents.yaml"
+    with pytest.raises(DescriptionError, match=r"no\.csv: there is no such trace file; set workload.arrivals.file"):
+        hsim("simulate", scenario, "--set", "workload.arrivals.file=no.csv")
+    drawn = ("workload.arrivals={kind: poisson, rate_per_s: 1}", "workload.tasks=2")
+    drawn = (*drawn, "workload.classes.agent.sampled_from={file: no.csv}")
+    with pytest.raises(DescriptionError, match=r"no\.csv: there is no such trace file; set the class's sampled_from"):
+        hsim("simulate", scenario, *(word for setting in drawn for word in ("--set", setting)))
 
 
 def test_sessions_are_simulated_round_by_round(agents: Path) -> None:
