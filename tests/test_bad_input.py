@@ -357,6 +357,12 @@ CASES: dict[str, tuple[Edit, str, str]] = {
         "pools.decode: llama-3.1-70b in bf16 has 141.1 GB of weights; 1 x h100-sxm leave 68.0 GB for weights and KV cache; "
         "use tensor_parallel 4 or more, or a lower precision",
     ),
+    "a model that no server of the tier holds": (
+        ("model: llama-3.1-8b", "model: llama-3.1-405b"),
+        "decode:",
+        "pools.decode: llama-3.1-405b in bf16 has 811.7 GB of weights; 1 x h100-sxm leave 68.0 GB for weights and KV cache; "
+        "a server has 8 of them: use a lower precision, or a server with more or larger accelerators",
+    ),
     "a prompt longer than the model allows": (
         ("input_tokens: 500", "input_tokens: 131072"),
         "workload:",
