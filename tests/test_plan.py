@@ -18,8 +18,9 @@ from hsim.errors import DescriptionError
 from hsim.plan import Plan, PlanOptions, Problem, Step, plan, preview, read_problem
 from hsim.plan.bounds import cheapest_mix, conditions_of, cost_bound
 from hsim.plan.problem import OWN, with_losses
-from hsim.plan.result import Previews
+from hsim.plan.result import Judged, Previews
 from hsim.plan.survive import losses_of, survive
+from hsim.report.plans import _one_each
 from hsim.runs import Options, as_json, study
 
 ALONE = PlanOptions(processes=1)
@@ -264,6 +265,14 @@ def test_the_preview_is_instant_and_says_what_it_is(tmp_path: Path) -> None:
     assert used == sorted(used, reverse=True)
     assert found[-1].holds
     assert all(each.bottleneck == "decode" for each in found)
+
+
+def test_of_each_reason_the_fleet_that_came_nearest_is_shown(tmp_path: Path) -> None:
+    """One server is already over the budget, and no more servers say more; too few to do the work say most as many."""
+    fleets = read_problem(written(tmp_path, servers([1, 2, 3, 4]))).fleets
+    for by, nearest in (("budget", 0), ("power", 0), ("inventory", 0), ("memory", 0), ("capacity", 3), ("alone", 3)):
+        judged = [Judged(fleet, "FAIL", by, "") for fleet in fleets]  # type: ignore[arg-type]
+        assert [each.fleet.number for each in _one_each(judged)] == [nearest]
 
 
 def test_a_preview_as_json_is_json_that_says_what_it_is(tmp_path: Path) -> None:

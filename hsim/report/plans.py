@@ -35,6 +35,8 @@ BY_NAMES = {
     "worse": "take more",
 }
 
+TOO_MUCH = ("inventory", "budget", "power", "memory")  # a fleet that asks for more than there is; others are too little
+
 
 def plan_tables(plan: Plan, everything: bool = False) -> RenderableType:
     """A plan at a glance."""
@@ -134,8 +136,13 @@ def _why_not(judged: Sequence[Judged], everything: bool) -> Table:
 
 
 def _one_each(bounded: Sequence[Judged]) -> list[Judged]:
-    """Of each way to be ruled out without a run, the dearest fleet."""
-    return list({each.by: each for each in bounded}.values())
+    """Of each way to be ruled out without a run, the fleet that came nearest: the cheapest beyond a limit, the dearest
+    that is too little.
+    """
+    by_price = sorted(bounded, key=lambda each: (each.fleet.usd_per_h or 0.0, each.fleet.number))
+    cheapest = {each.by: each for each in reversed(by_price) if each.by in TOO_MUCH}
+    dearest = {each.by: each for each in by_price if each.by not in TOO_MUCH}
+    return [*cheapest.values(), *dearest.values()]
 
 
 def _neighbours_table(names: Sequence[str], comparison: Comparison) -> Table:
