@@ -139,7 +139,9 @@ def simulate(
     study = runs.study(system, runs.Options(replications, processes, worlds, out, stepwise))
     print(runs.as_json(study), end="") if json else _print(study_tables(study, explain))
     if not study.complete:
-        kept = f"; what was finished is kept in {out}, and the same command goes on with it" if out else ""
+        kept = (
+            f"; what was finished is kept in {out}, and the same command goes on with it" if out else "; --out keeps it"
+        )
         print(f"hsim: interrupted after {study.replications} of {study.wanted} replications{kept}", file=sys.stderr)
         raise typer.Exit(130)
 
@@ -893,6 +895,24 @@ def _print(tables: RenderableType) -> None:
     console.print(tables)
 
 
+# With which option a command keeps what it has finished, to go on with.
+STUDIES = ("simulate", "compare", "plan", "survive", "breakeven", "pareto", "sensitivity", "sweep")
+KEEPS = dict.fromkeys(STUDIES, "--out") | {"report": "--runs"}
+
+
+def _what_is_kept(arguments: list[str]) -> str:
+    """What became of finished work where Ctrl-C ended a command of these arguments before it could say so itself."""
+    command = arguments[0] if arguments else ""
+    if command == "calibrate":
+        return "what was measured is kept, and the same command with --resume goes on with it"
+    option = KEEPS.get(command)
+    if option is None:
+        return "nothing was kept"
+    if any(argument.partition("=")[0] == option for argument in arguments):
+        return f"what was finished is kept where {option} says, and the same command goes on with it"
+    return f"nothing was kept; with {option} FOLDER what is finished would be"
+
+
 def main() -> None:
     """Run the command line; what is the user's to mend ends with one clear line and exit code 2."""
     try:
@@ -902,7 +922,7 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as end:
         if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):  # typer ends it without a word
-            print("hsim: interrupted; what was finished is kept where --out says so", file=sys.stderr)
+            print(f"hsim: interrupted; {_what_is_kept(sys.argv[1:])}", file=sys.stderr)
         raise
     except KeyboardInterrupt:  # before typer began
         print("hsim: interrupted", file=sys.stderr)
