@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsim.errors import HsimError
+from hsim.errors import DescriptionError, HsimError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -289,6 +289,9 @@ def report(
     from hsim.runs import Options, system_of, write_atomically
     from hsim.runs.closeup import close_up
 
+    if runs and not runs.is_dir():
+        remedy = "name the folder that simulate --out wrote, make an empty one, or leave --runs out"
+        raise DescriptionError(f"--runs {runs}", "there is no such folder", remedy)
     system = system_of(scenario, settings, allow_code)
     plotly_script()  # what is missing shall show before anything runs
     closeup = close_up(system, Options(replications, processes, worlds, runs))
