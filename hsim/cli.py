@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hsim.errors import HsimError
+from hsim.errors import DescriptionError, HsimError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -139,7 +139,9 @@ def simulate(
     study = runs.study(system, runs.Options(replications, processes, worlds, out, stepwise))
     print(runs.as_json(study), end="") if json else _print(study_tables(study, explain))
     if not study.complete:
-        kept = f"; what was finished is kept in {out}, and the same command goes on with it" if out else ""
+        kept = (
+            f"; what was finished is kept in {out}, and the same command goes on with it" if out else "; --out keeps it"
+        )
         print(f"hsim: interrupted after {study.replications} of {study.wanted} replications{kept}", file=sys.stderr)
         raise typer.Exit(130)
 
@@ -287,6 +289,9 @@ def report(
     from hsim.runs import Options, system_of, write_atomically
     from hsim.runs.closeup import close_up
 
+    if runs and not runs.is_dir():
+        remedy = "name the folder that simulate --out wrote, make an empty one, or leave --runs out"
+        raise DescriptionError(f"--runs {runs}", "there is no such folder", remedy)
     system = system_of(scenario, settings, allow_code)
     plotly_script()  # what is missing shall show before anything runs
     closeup = close_up(system, Options(replications, processes, worlds, runs))
@@ -347,6 +352,7 @@ def plan(
     from hsim.plan import PlanOptions, read_problem
     from hsim.plan import plan as run
     from hsim.plan import preview as previewed
+    from hsim.plan.result import Previews
     from hsim.report.plans import plan_tables, preview_tables
     from hsim.runs import as_json
 
@@ -356,7 +362,8 @@ def plan(
     asked_for = [f"{path}={value}" for path, value in asked.items() if value is not None]
     problem = read_problem(scenario, [*settings, *asked_for], allow_code)
     if preview:
-        _print(preview_tables(previewed(problem), everything))
+        fleets = previewed(problem)
+        print(as_json(Previews(scenario, fleets)), end="") if json else _print(preview_tables(fleets, everything))
         return
     with _Steps() as steps:
         found = run(problem, PlanOptions(processes, out, neighbours, headroom), steps)
@@ -809,13 +816,14 @@ def trace_show(
 @traces.command("convert")
 def trace_convert(
     file: TraceFile,
-    out: Annotated[Path, typer.Argument(help="The CSV to write; gzipped if its name ends in .gz.")],
+    out: Annotated[Path, typer.Argument(help="The CSV to write: .csv, or .csv.gz, which is gzipped.")],
     tokenizer: Tokenizer = None,
 ) -> None:
     """Write a trace as hsim's own CSV, which reads back as the same trace."""
     from hsim.workload.traces import read_trace
-    from hsim.workload.traces.convert import write_trace
+    from hsim.workload.traces.convert import check_target, write_trace
 
+    check_target(file, out)
     trace = read_trace(file, tokenizer)
     write_trace(trace, out)
     notes = "".join(f"; {note}" for note in trace.notes)
@@ -893,6 +901,24 @@ def _print(tables: RenderableType) -> None:
     console.print(tables)
 
 
+# With which option a command keeps what it has finished, to go on with.
+STUDIES = ("simulate", "compare", "plan", "survive", "breakeven", "pareto", "sensitivity", "sweep")
+KEEPS = dict.fromkeys(STUDIES, "--out") | {"report": "--runs"}
+
+
+def _what_is_kept(arguments: list[str]) -> str:
+    """What became of finished work where Ctrl-C ended a command of these arguments before it could say so itself."""
+    command = arguments[0] if arguments else ""
+    if command == "calibrate":
+        return "what was measured is kept, and the same command with --resume goes on with it"
+    option = KEEPS.get(command)
+    if option is None:
+        return "nothing was kept"
+    if any(argument.partition("=")[0] == option for argument in arguments):
+        return f"what was finished is kept where {option} says, and the same command goes on with it"
+    return f"nothing was kept; with {option} FOLDER what is finished would be"
+
+
 def main() -> None:
     """Run the command line; what is the user's to mend ends with one clear line and exit code 2."""
     try:
@@ -902,7 +928,7 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as end:
         if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):  # typer ends it without a word
-            print("hsim: interrupted; what was finished is kept where --out says so", file=sys.stderr)
+            print(f"hsim: interrupted; {_what_is_kept(sys.argv[1:])}", file=sys.stderr)
         raise
     except KeyboardInterrupt:  # before typer began
         print("hsim: interrupted", file=sys.stderr)

@@ -357,6 +357,12 @@ CASES: dict[str, tuple[Edit, str, str]] = {
         "pools.decode: llama-3.1-70b in bf16 has 141.1 GB of weights; 1 x h100-sxm leave 68.0 GB for weights and KV cache; "
         "use tensor_parallel 4 or more, or a lower precision",
     ),
+    "a model that no server of the tier holds": (
+        ("model: llama-3.1-8b", "model: llama-3.1-405b"),
+        "decode:",
+        "pools.decode: llama-3.1-405b in bf16 has 811.7 GB of weights; 1 x h100-sxm leave 68.0 GB for weights and KV cache; "
+        "a server has 8 of them: use a lower precision, or a server with more or larger accelerators",
+    ),
     "a prompt longer than the model allows": (
         ("input_tokens: 500", "input_tokens: 131072"),
         "workload:",
@@ -524,6 +530,10 @@ SETTINGS = {
     "pools.decode.runs_on=gpu-tear.gpu": "pools.decode.runs_on: the fleet has no tier 'gpu-tear'; did you mean 'gpu-tier'?",
     "slo.ttft.max_s=1": "slo.ttft.p: 'p' is missing; add it",
     "sloe.ttft.max_s=1": "sloe: unknown key 'sloe'; did you mean 'slo'?",
+    "pools.decod.tensor_parallel=8": "there is no pool 'decod'; did you mean 'decode'?",
+    "fleet.gpu-teir.count=2": "there is no tier 'gpu-teir'; did you mean 'gpu-tier'?",
+    "fleet.third.count=2": "there is no tier 'third'; known: cpu-tier, gpu-tier",
+    "pools.more={cores: 2}": "pools.more.runs_on: 'runs_on' is missing; add it",
     "workload.tasks=4=5": "workload.tasks: is '4=5'; input should be a valid integer",
 }
 
@@ -536,6 +546,12 @@ def test_a_bad_setting_is_refused_by_its_own_name(setting: str, tmp_path: Path) 
 def test_settings_that_are_not_yaml_are_refused(tmp_path: Path) -> None:
     assert "is not valid YAML" in refused(tmp_path, settings=["model=[1"])
     assert "has an alias" in refused(tmp_path, settings=["seed=*x"])
+
+
+def test_a_setting_may_add_a_whole_pool_or_tier_or_one_key_by_key(tmp_path: Path) -> None:
+    tiers = ["fleet.more.server=hgx-h100-8", "fleet.more.count=1"]
+    found = prepared(tmp_path, settings=[*tiers, "pools.more={runs_on: more.gpu}", "pools.other.runs_on=more.cpu"])
+    assert {"more", "other"} < found.system.scenario.pools.keys()
 
 
 def test_settings_edit_the_parsed_scenario(tmp_path: Path) -> None:

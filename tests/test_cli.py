@@ -9,8 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from hsim import cli
 from hsim.cli import app
 from hsim.description.catalogue import shipped
 from hsim.description.scenario import TraceArrivals, load
@@ -124,6 +126,39 @@ if __name__ == "__main__":
 
 
 SCENARIOS = sorted(file.stem for file in shipped("scenarios").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("pareto a.yaml", "nothing was kept; with --out FOLDER what is finished would be"),
+        (
+            "pareto a.yaml --out=kept",
+            "what was finished is kept where --out says, and the same command goes on with it",
+        ),
+        ("report a.yaml --out a.html", "nothing was kept; with --runs FOLDER what is finished would be"),
+        ("report a.yaml --out a.html --runs kept", "what was finished is kept where --runs says, and the same command"),
+        ("export a.yaml --out kept", "nothing was kept"),
+    ],
+)
+def test_ctrl_c_says_what_is_kept_and_what_would_keep_it(
+    words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Typer ends an interrupted command by an exit of its own, made of the interrupt."""
+
+    def interrupted() -> None:
+        try:
+            raise typer.Abort from KeyboardInterrupt()
+        except typer.Abort:
+            sys.exit(130)
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    monkeypatch.setattr(sys, "argv", ["hsim", *words.split()])
+    with pytest.raises(SystemExit):
+        cli.main()
+    err = capsys.readouterr().err
+    assert err.startswith(f"hsim: interrupted; {said}")
+    assert (said == "nothing was kept") == ("FOLDER" not in err and "where" not in err)
 
 
 def test_scenarios_are_listed_with_their_questions() -> None:

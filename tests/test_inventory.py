@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,37 @@ def test_a_calibrated_profile_shows_the_errors_of_its_calibration(tmp_path: Path
         ("rent_usd_per_h", 4.76, "4.76 USD/h"),
         ("kernels.gemm.bf16.bandwidth_fraction", 0.9, "0.9"),
         ("capex_usd", None, "unknown"),
+        ("bytes_per_s", 1.17e10, "11.7 GB/s"),
+        ("kernels.all_reduce.bytes_per_s", 2.03e11, "203 GB/s"),
+        ("host_s_per_sequence_and_peer", 9.164e-07, "916 ns"),
+        ("host_s_per_expert_layer.fused", 9.248e-06, "9.25 µs"),
+        ("products.flops_per_core_per_s.bf16", 1.5e11, "150 GFLOP/s"),
+        ("representations.text.bytes_per_token", 3.6, "3.6 B"),
+        ("embodied_kgco2", 1500.0, "1500 kg CO2"),
+        ("operations.my_s.contention_slowdown", 1.3, "1.3"),
     ],
 )
 def test_figures_are_told_with_the_unit_that_their_name_ends_in(path: str, value: float | None, text: str) -> None:
     assert told(path, value) == text
+
+
+# What a figure may be in whose name these letters stand, the first that fits: figures by precision have it inside.
+SHOWN_IN = (
+    (r"flops_per_(core_per_)?s\b", "FLOP/s"), (r"bytes_per_s$", "B/s"), (r"joules_per_flop$", "J/FLOP"),
+    (r"joules_per_\w*byte$", "J/B"), (r"joules_per_", "J"), (r"usd_per_h$", "USD/h"), (r"usd$", "USD"), (r"kgco2$", "kg CO2"),
+    (r"\bhost_s_per_|_s$", "s"), (r"_w$", "W"), (r"_hz$", "Hz"), (r"bytes_per_|_bytes$", "B"), (r"", ""),
+)  # fmt: skip
+
+
+def test_no_figure_of_a_shipped_profile_is_shown_with_a_wrong_unit() -> None:
+    """Nor without the one that its name says: a value, a prefix and that unit, and nothing for counts and fractions."""
+    wrong = {}
+    for entry in inventory():
+        for path, figure in entry.figures.items():
+            unit = next(unit for letters, unit in SHOWN_IN if re.search(letters, path))
+            number = r"-?[\d.]+(e[-+]\d+)?"
+            right = rf"{number} [TGMkmµn]?{unit}" if unit else number
+            for value in (figure.value, figure.low, figure.high):
+                if value is not None and not re.fullmatch(right, told(path, value)):
+                    wrong[path] = told(path, value)
+    assert not wrong

@@ -83,6 +83,12 @@ def test_rates_that_are_none_are_refused(text: str) -> None:
         rates_of(text)
 
 
+def test_a_range_of_rates_that_falls_is_refused_as_that_of_a_sweep_is() -> None:
+    with pytest.raises(ValueError, match="'4:1' does not rise; write the smaller number first"):
+        rates_of("4:1")
+    assert rates_of("4:4") == (4,)
+
+
 def test_each_stands_at_its_own_certified_fleet(tmp_path: Path) -> None:
     """One replica cannot serve what two can."""
     data = one_and_two()

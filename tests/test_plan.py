@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from systems import generate_only, prepared_of, run
+from test_cli import printed
 
 from hsim.drivers.offered import needed_s
 from hsim.errors import DescriptionError
@@ -17,11 +20,12 @@ from hsim.metrics.result import Study
 from hsim.plan import Plan, PlanOptions, Problem, Step, plan, preview, read_problem
 from hsim.plan.bounds import cheapest_mix, conditions_of, cost_bound
 from hsim.plan.problem import OWN, with_losses
-from hsim.plan.result import Aim
+from hsim.plan.result import Aim, Judged, Previews
 from hsim.plan.search import Observation
 from hsim.plan.simulation import Simulation
 from hsim.plan.spending import least_spent
 from hsim.plan.survive import losses_of, survive
+from hsim.report.plans import _one_each
 from hsim.runs import Options, as_json, study
 from hsim.runs.studies import workers
 
@@ -519,6 +523,26 @@ def test_the_preview_is_instant_and_says_what_it_is(tmp_path: Path) -> None:
     assert used == sorted(used, reverse=True)
     assert found[-1].holds
     assert all(each.bottleneck == "decode" for each in found)
+
+
+def test_of_each_reason_the_fleet_that_came_nearest_is_shown(tmp_path: Path) -> None:
+    """One server is already over the budget, and no more servers say more; too few to do the work say most as many."""
+    fleets = read_problem(written(tmp_path, servers([1, 2, 3, 4]))).fleets
+    for by, nearest in (("budget", 0), ("power", 0), ("inventory", 0), ("memory", 0), ("capacity", 3), ("alone", 3)):
+        judged = [Judged(fleet, "FAIL", by, "") for fleet in fleets]  # type: ignore[arg-type]
+        assert [each.fleet.number for each in _one_each(judged)] == [nearest]
+
+
+def test_a_preview_as_json_is_json_that_says_what_it_is(tmp_path: Path) -> None:
+    """Also of a fleet that cannot keep up, whose waits have no end: JSON knows no infinity."""
+    file = written(tmp_path, servers([4, 8]))
+    fleets = preview(read_problem(file))
+    found = json.loads(printed("plan", str(file), "--preview", "--json"))
+    assert found["method"] == "queueing approximation, no simulation, no certificate"
+    assert [each["fleet"]["servers"] for each in found["fleets"]] == [each.fleet.servers for each in fleets]
+    assert [each["attained"] for each in found["fleets"]] == [each.attained for each in fleets]
+    endless = replace(fleets[0], e2e_mean_s=math.inf)
+    assert json.loads(as_json(Previews("a", (endless,))))["fleets"][0]["e2e_mean_s"] is None
 
 
 # ---- losses

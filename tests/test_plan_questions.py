@@ -5,27 +5,34 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from rich.console import Console
+from rich.console import Console, RenderableType
 from test_cli import printed
 from test_plan import OWNED, PRICED, servers, two_sites, written
 
+import hsim
 from hsim.description.yamlfile import read_document
 from hsim.errors import DescriptionError
 from hsim.metrics.result import Interval
 from hsim.plan import PlanOptions, explain, plan, read_problem
 from hsim.plan.breakeven import Architectures, Best, BreakEven, Point, breakeven
-from hsim.plan.pareto import pareto
+from hsim.plan.pareto import AXES, _placed, pareto
 from hsim.plan.sensitivity import Around, inputs_of, sensitivity
-from hsim.report.plans import sensitivity_tables
-from hsim.runs import Options
+from hsim.report.plans import breakeven_tables, pareto_tables, sensitivity_tables
+from hsim.runs import Options, study
 
 
 def point(rate_per_s: float, simple: float | None, split: float | None, winner: str | None) -> Point:
     best = {name: Best(name, value) for name, value in (("simple", simple), ("split", split))}
     return Point(rate_per_s, best, winner)
+
+
+def exported(tables: RenderableType) -> str:
+    console = Console(width=124, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(tables)
+    return console.export_text()
 
 
 def test_bands_switches_and_regret_are_those_of_the_points() -> None:
@@ -46,6 +53,25 @@ def test_bands_switches_and_regret_are_those_of_the_points() -> None:
     assert found.first_per_s == (2, 3)
     assert found.most_regret_fraction == pytest.approx(0.5)
     assert points[4].regret_fraction("simple") is None
+
+
+@pytest.mark.parametrize(
+    ("winners", "first_per_s", "words"),
+    [
+        (("split", "split"), (None, 1), "was not shown to be the best at any rate looked at; 1 is the lowest"),
+        ((None, "split", "simple"), (None, 2), "was not shown to be the best up to 2 tasks/s; 1 is the lowest"),
+        (("simple", None, "split"), (1, 3), "ceases to be the best between 1 and 3 tasks/s"),
+        (("simple", None), None, "was never shown to be beaten at these rates"),
+    ],
+)
+def test_what_was_never_the_best_does_not_cease_to_be(
+    winners: tuple[str | None, ...], first_per_s: tuple[float | None, float] | None, words: str
+) -> None:
+    """No rate below the lowest that was looked at is spoken of, and none at which no winner was shown."""
+    found = BreakEven("path", "cost", True, tuple(point(rate, 10, 20, w) for rate, w in enumerate(winners, 1)))
+    assert found.first_per_s == first_per_s
+    assert found.as_dict()["first_per_s"] == first_per_s
+    assert f"First       simple {words}" in exported(breakeven_tables(found))
 
 
 def test_architectures_are_each_at_their_own_best_fleet(tmp_path: Path) -> None:
@@ -107,6 +133,34 @@ def test_certified_break_even_counts_electricity_and_a_preview_says_that_it_does
         "plan", str(file), "--processes", "1", "--set", users, "--set", f"workload.classes={json.dumps(ALIKE)}"
     )
     assert re.search(r"Price +1\.71 USD an hour in servers, 1\.\d\d with their electricity in this run;", once)
+
+
+def test_a_fleet_whose_objectives_are_undecided_is_not_said_to_hold(tmp_path: Path) -> None:
+    """By the verdict that simulate gives of the same replications, whatever the point estimate."""
+    file = written(tmp_path, servers([4], rate_per_s=4))
+    settings, options = ["workload.tasks=20"], Options(2, processes=1)
+    (verdict,) = (slo.verdict for slo in study(hsim.load(file, [*settings, "fleet.gpu-tier.count=4"]), options).slo)
+    found = pareto(read_problem(file, settings), 1, options)
+    (only,) = found.candidates
+    assert (verdict, only.verdict, only.standing, only.character) == ("UNDECIDED", "UNDECIDED", "undecided", "")
+    assert found.csv().splitlines()[1].split(",")[1:3] == ["UNDECIDED", "undecided"]
+    shown = exported(pareto_tables(found))
+    assert "0 fleets that hold, 1 undecided (simulate more)" in shown
+    one_path = pareto(read_problem(file, settings), 1, Options(1, processes=1))
+    assert [each.standing for each in one_path.candidates] == ["undecided"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "standings"), [("PASS", ["certain", "dominated"]), ("UNDECIDED", ["undecided", "possible"])]
+)
+def test_what_is_not_shown_to_hold_dominates_nothing(
+    verdict: Literal["PASS", "UNDECIDED"], standings: list[str], tmp_path: Path
+) -> None:
+    file = written(tmp_path, servers([3, 4], rate_per_s=4))
+    problem, own = read_problem(file), study(hsim.load(file, ["fleet.gpu-tier.count=4"]), Options(2, processes=1))
+    cheap, dear = ({axis: Interval(value) for axis in AXES} for value in (1.0, 2.0))
+    placed = _placed([(problem.fleets[0], own, cheap, verdict), (problem.fleets[1], own, dear, "PASS")])
+    assert [each.standing for each in placed] == standings
 
 
 def test_inputs_are_the_rate_and_every_distribution(tmp_path: Path) -> None:
@@ -192,6 +246,4 @@ def test_a_flip_is_looked_for_downwards_where_objectives_are_missed(tmp_path: Pa
     assert shorter.fails_times is not None
     assert 0.5 <= shorter.holds_times < shorter.fails_times <= 1
     assert (flips["arrival rate"].holds_times, flips["arrival rate"].fails_times) == (None, 0.5)
-    console = Console(width=124, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(sensitivity_tables(found))
-    assert "arrival rate: the objectives are missed even at 0.5 times" in console.export_text()
+    assert "arrival rate: the objectives are missed even at 0.5 times" in exported(sensitivity_tables(found))

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from hsim.cli import app
 from hsim.comparison import compare
-from hsim.errors import HsimError
+from hsim.errors import DescriptionError, HsimError
 from hsim.metrics.study import Replication
 from hsim.report import figures
 from hsim.report import page as pages
@@ -264,6 +264,15 @@ def test_without_plotly_the_remedy_is_told_before_anything_runs(
     done = CliRunner().invoke(app, ["report", "agents-split", "--out", str(tmp_path / "report.html")])
     assert isinstance(done.exception, HsimError)
     assert str(done.exception) == "plotly is not installed; a report holds its script: pip install plotly"
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_that_are_not_there_are_not_made_anew_in_silence(tmp_path: Path) -> None:
+    words = ["report", "agents-split", "--runs", str(tmp_path / "none"), "--out", str(tmp_path / "page.html")]
+    with pytest.raises(
+        DescriptionError, match=r"--runs .*none: there is no such folder; name the folder that simulate"
+    ):
+        CliRunner().invoke(app, words, catch_exceptions=False)
     assert not list(tmp_path.iterdir())
 
 

@@ -349,7 +349,7 @@ def test_no_file_makes_a_reader_stumble(
 
 
 def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DescriptionError, match=r"none.csv: there is no such trace file; set workload.arrivals.file"):
+    with pytest.raises(DescriptionError, match=r"none.csv: there is no such trace file; check its name and the folder"):
         read_trace(tmp_path / "none.csv")
     with pytest.raises(DescriptionError, match="cannot be read"):
         read_trace(tmp_path)

@@ -75,11 +75,40 @@ def test_convert_writes_the_same_trace(agents: Path) -> None:
     assert (after.format, after.input_tokens.tolist()) == ("hsim", before.input_tokens.tolist())
 
 
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("agents.csv", r"agents\.csv: is the trace itself, which would be overwritten; choose another file"),
+        ("deeper/../agents.csv", "is the trace itself"),
+        ("link.csv", "is the trace itself"),
+        ("out.json", r"out\.json: is no \.csv and no \.csv\.gz, which is what is written; name it out\.csv"),
+        ("out.gz", r"name it out\.csv"),
+    ],
+)
+def test_convert_writes_nothing_over_its_source_and_nothing_but_csv(agents: Path, target: str, message: str) -> None:
+    (agents.parent / "deeper").mkdir()
+    (agents.parent / "link.csv").symlink_to(agents)
+    with pytest.raises(DescriptionError, match=message):
+        hsim("trace", "convert", agents, agents.parent / target)
+    assert agents.read_text() == AGENTS
+    assert not list(agents.parent.glob("out.*"))
+
+
 def test_a_trace_that_is_not_there_is_named(tmp_path: Path) -> None:
     for command in (("show",), ("convert",)):
-        with pytest.raises(DescriptionError, match=r"no\.csv: there is no such trace file"):
+        with pytest.raises(DescriptionError, match=r"no\.csv: there is no such trace file; check its name"):
             hsim("trace", *command, tmp_path / "no.csv", *([tmp_path / "out.csv"] if command == ("convert",) else []))
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_trace_that_a_scenario_names_is_told_by_the_key_that_names_it(agents: Path) -> None:
+    scenario = agents.parent / "agents.yaml"
+    with pytest.raises(DescriptionError, match=r"no\.csv: there is no such trace file; set workload.arrivals.file"):
+        hsim("simulate", scenario, "--set", "workload.arrivals.file=no.csv")
+    drawn = ("workload.arrivals={kind: poisson, rate_per_s: 1}", "workload.tasks=2")
+    drawn = (*drawn, "workload.classes.agent.sampled_from={file: no.csv}")
+    with pytest.raises(DescriptionError, match=r"no\.csv: there is no such trace file; set the class's sampled_from"):
+        hsim("simulate", scenario, *(word for setting in drawn for word in ("--set", setting)))
 
 
 def test_sessions_are_simulated_round_by_round(agents: Path) -> None:

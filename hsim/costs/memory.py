@@ -12,11 +12,17 @@ from hsim.units import GB
 
 
 def kv_capacity_tokens(
-    placement: Placement, gpu_memory_utilization: float, figures: Figures, where: str, also_bytes: float = 0.0
+    placement: Placement,
+    gpu_memory_utilization: float,
+    figures: Figures,
+    where: str,
+    also_bytes: float = 0.0,
+    most: int | None = None,
 ) -> int:
     """Tokens of context that one replica holds beside its weights and `also_bytes`.
 
-    Raises DescriptionError where the weights alone do not fit.
+    Raises DescriptionError where the weights alone do not fit, which advises no more than the `most` accelerators that a
+    server has.
 
     Layers with a window count in full, as in an engine that keeps all layers' blocks alike: too few tokens rather than
     too many. States of a fixed size are left to reserved_bytes.
@@ -38,18 +44,24 @@ def kv_capacity_tokens(
             f"{model.name} in {placement.precision} has {kept_bytes / GB:.1f} GB of weights; {ways} x "
             f"{placement.chip.name} leave {max(0.0, ways * usable) / GB:.1f} GB for weights and KV cache"
         )
-        raise DescriptionError(where, what, _what_holds(placement, kept_bytes + kv_bytes, usable))
+        raise DescriptionError(where, what, _what_holds(placement, kept_bytes + kv_bytes, usable, most))
     return tokens
 
 
-def _what_holds(placement: Placement, needed_bytes: float, usable_bytes: float) -> str:
-    """How many accelerators hold a model and a token of context, each giving so many bytes."""
+def _what_holds(placement: Placement, needed_bytes: float, usable_bytes: float, most: int | None) -> str:
+    """How many accelerators hold a model and a token of context, each giving so many bytes, or what helps beside them."""
     if usable_bytes <= 0:
         return f"{placement.chip.name} keeps all of its memory for the engine: use another engine or chip"
     least = max(1, ceil(needed_bytes / placement.data_parallel / usable_bytes))
-    if placement.chip.kernels.hop is None:
-        return f"use tensor_parallel {_next_power_of_two(least)} or more, or a lower precision"
     stages = ceil(least / placement.tensor_parallel)
+    split = (
+        placement.chip.kernels.hop is None
+    )  # over tensor_parallel alone, for nothing is known of a hop between stages
+    group = _next_power_of_two(least) if split else stages * placement.tensor_parallel
+    if most is not None and group * placement.data_parallel > most:
+        return f"a server has {most} of them: use a lower precision, or a server with more or larger accelerators"
+    if split:
+        return f"use tensor_parallel {group} or more, or a lower precision"
     held = f"it takes {least} of them; use pipeline_parallel {stages} with tensor_parallel {placement.tensor_parallel}"
     return f"{held}, or a lower precision"
 

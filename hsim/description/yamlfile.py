@@ -193,6 +193,20 @@ def validated(document: Document, model: type[M]) -> M:
         raise _explained(first, document, model) from None
 
 
+NAMED = {("pools",): "pool", ("fleet",): "tier"}  # sections whose keys a scenario chooses: what each is
+
+
+def _misnamed(document: Document, path: KeyPath) -> DescriptionError | None:
+    """What is wrong where a key is missing from a pool or tier that only a setting of one of its other keys made."""
+    section, name, place = path[:1], path[1:2], document.places.get(path[:2], "")
+    keys = place.removeprefix("--set ").partition("=")[0].split(".")
+    if section not in NAMED or not place.startswith("--set ") or len(keys) <= 2:
+        return None
+    known = [other for other in document.data[section[0]] if other != name[0]]
+    remedy = did_you_mean(str(name[0]), known)
+    return DescriptionError(place, f"there is no {NAMED[section]} {name[0]!r}", remedy)
+
+
 def _severity(error: Any) -> tuple[int, int]:
     # A misspelt key also makes its right spelling missing: the misspelling is the one to tell.
     return (0 if error["type"] == "extra_forbidden" else 1, len(error["loc"]))
@@ -205,7 +219,7 @@ def _explained(error: Any, document: Document, model: type[BaseModel]) -> Descri
         known = sorted(_siblings(error["loc"], model))
         return DescriptionError(document.where(path), f"unknown key {path[-1]!r}", did_you_mean(str(path[-1]), known))
     if error["type"] == "missing":
-        return DescriptionError(where, f"{path[-1]!r} is missing", "add it")
+        return _misnamed(document, path) or DescriptionError(where, f"{path[-1]!r} is missing", "add it")
     if error["type"] == "union_tag_not_found":
         kinds = sorted(kind for m in _models_at((*error["loc"], ""), model) for kind in _kinds_of(m))
         return DescriptionError(where, "has no kind", f"say which: {', '.join(kinds)}")

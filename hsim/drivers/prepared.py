@@ -292,12 +292,16 @@ def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
 def _kv_tokens(system: System, name: str, placement: Placement, other: Placement | None) -> int:
     """Tokens of KV cache that a replica's weights leave, the larger of two sets, or both where both are in memory."""
     pool, at = system.engine_pools()[name], system.document.where(("pools", name))
-    utilization, figures = pool.gpu_memory_utilization, system.figures
+    utilization, figures, most = (
+        pool.gpu_memory_utilization,
+        system.figures,
+        system.tier_of(name).accelerators_per_server,
+    )
     if other is None or pool.switch is None:
-        return kv_capacity_tokens(placement, utilization, figures, at)
+        return kv_capacity_tokens(placement, utilization, figures, at, most=most)
     if pool.switch.weights == "resident":
-        return kv_capacity_tokens(placement, utilization, figures, at, also_bytes=weight_bytes(other))
-    return min(kv_capacity_tokens(each, utilization, figures, at) for each in (placement, other))
+        return kv_capacity_tokens(placement, utilization, figures, at, weight_bytes(other), most)
+    return min(kv_capacity_tokens(each, utilization, figures, at, most=most) for each in (placement, other))
 
 
 def _switch(system: System, name: str, own: Placement, other: Placement) -> SwitchSpec:

@@ -82,13 +82,16 @@ class BreakEven:
         return tuple(Band(run[0].rate_per_s, run[-1].rate_per_s, run[0].winner) for run in runs)
 
     @property
-    def first_per_s(self) -> tuple[float, float] | None:
-        """The rates between which the simple architecture stops to be the best for the first time."""
-        simple, before = self.architectures[0], 0.0
+    def first_per_s(self) -> tuple[float | None, float] | None:
+        """The rates between which the simple architecture stops to be the best for the first time.
+
+        The first is the last at which it was shown to be the best before, and None where it was at none.
+        """
+        simple, before = self.architectures[0], None
         for point in self.points:
             if point.winner not in (simple, None):
                 return before, point.rate_per_s
-            before = point.rate_per_s
+            before = point.rate_per_s if point.winner == simple else before
         return None
 
     @property

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from hsim.description.system import System
 from hsim.metrics.result import Interval, Study
 from hsim.metrics.statistics import CONFIDENCE, Estimate
 from hsim.metrics.study import Material, estimates_of, study_of
@@ -16,26 +17,29 @@ from hsim.metrics.summarise import unavailable_of
 from hsim.plan.bounds import conditions_of
 from hsim.plan.preview import previews
 from hsim.plan.problem import Problem
-from hsim.plan.result import Fleet, Progress, Step
+from hsim.plan.result import Fleet, Progress, Step, Verdict
 from hsim.plan.spending import cost_of
-from hsim.runs.studies import Options, gather, workers
+from hsim.runs.studies import Options, gather, is_one_path, workers
 
 AXES = {"cost": "usd_per_h", "tst": "tst_j", "latency": "e2e.p95_s"}
 PREVIEW_RISK = 1e-6
-Standing = Literal["certain", "possible", "dominated"]
+Standing = Literal["certain", "possible", "dominated", "undecided"]
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A fleet and its axes, each with an interval; all intervals of the front hold together.
 
-    `certain`: no other is shown to be at least as good on every axis, and none could be. `possible`: no other is shown
-    to be, but within the intervals one might. `dominated`: `by` is as good on every axis and better on one.
+    `verdict` is that of its study on its objectives, the worst of them: PASS, or UNDECIDED. `certain`: it keeps them, no
+    other is shown to be at least as good on every axis, and none could be. `possible`: no other is shown to be, but within
+    the intervals one might. `dominated`: `by` keeps them, is as good on every axis and better on one. `undecided`: it is
+    not shown to keep its objectives, nor to be dominated.
     """
 
     fleet: Fleet
     axes: dict[str, Interval]
     attained: dict[str, Interval]
+    verdict: Verdict
     standing: Standing
     by: str = ""
     character: str = ""
@@ -43,12 +47,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Front:
-    """Candidates, cheapest first. Those that miss an objective by their point estimate were left out, and counted."""
+    """Candidates, cheapest first. Those that are shown to miss an objective were left out, and counted."""
 
     confidence: float
     candidates: tuple[Candidate, ...]
     missing: int
     not_looked_at: int
+
+    @property
+    def undecided(self) -> int:
+        """How many candidates are not shown to keep their objectives."""
+        return sum(each.verdict == "UNDECIDED" for each in self.candidates)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready data."""
@@ -57,10 +66,16 @@ class Front:
     def csv(self) -> str:
         """A table of all candidates."""
         names = list(AXES)
-        head = ["fleet", "standing", "character", *(f"{n}{end}" for n in names for end in ("", "_low", "_high"))]
+        head = [
+            "fleet",
+            "verdict",
+            "standing",
+            "character",
+            *(f"{n}{end}" for n in names for end in ("", "_low", "_high")),
+        ]
         lines = [",".join(head)]
         for each in self.candidates:
-            cells = [f'"{each.fleet.name}"', each.standing, each.character]
+            cells = [f'"{each.fleet.name}"', each.verdict, each.standing, f'"{each.character}"']
             for name in names:
                 axis = each.axes[name]
                 cells += ["" if v is None else f"{v:.6g}" for v in (axis.value, axis.low, axis.high)]
@@ -76,7 +91,7 @@ def pareto(problem: Problem, most: int = 8, options: Options | None = None, prog
     """
     options = options or Options()
     numbers, left = _promising(problem, most)
-    found: list[tuple[Fleet, Study, dict[str, Interval]]] = []
+    found: list[Held] = []
     random = len(AXES) - 1 + any(problem.fleets[number].electricity for number in numbers)
     level = 1 - (1 - CONFIDENCE) / max(1, len(numbers) * random)
     with TemporaryDirectory() as here:
@@ -87,8 +102,9 @@ def pareto(problem: Problem, most: int = 8, options: Options | None = None, prog
                 if progress:
                     progress(Step("screen", fleet.name, place + 1, len(numbers), place * options.replications, ""))
                 material, warm_up = gather(problem.system(number), running, those)
-                found.append((fleet, study_of(material, warm_up), _axes(fleet, material, level)))
-    held = [(f, s, axes) for f, s, axes in found if s.slo and all((o.attained.value or 0) >= o.p for o in s.slo)]
+                study = study_of(material, warm_up)
+                found.append((fleet, study, _axes(fleet, material, level), _verdict(study, material.system)))
+    held = [each for each in found if each[-1] != "FAIL"]
     return Front(CONFIDENCE, tuple(_placed(held)), len(found) - len(held), left)
 
 
@@ -128,18 +144,28 @@ def _promising(problem: Problem, most: int) -> tuple[list[int], int]:
     return list(chosen), len(seen) - len(chosen)
 
 
-Held = tuple[Fleet, Study, dict[str, Interval]]
+def _verdict(study: Study, system: System) -> Verdict:
+    """The worst of a study's verdicts on objectives; FAIL without a steady state. One path of several bears none."""
+    verdicts = [slo.verdict for slo in study.slo]
+    if not verdicts or "FAIL" in verdicts:
+        return "FAIL"
+    left_to_chance = study.replications == 1 and not is_one_path(system)
+    return "UNDECIDED" if "UNDECIDED" in verdicts or left_to_chance else "PASS"
+
+
+Held = tuple[Fleet, Study, dict[str, Interval], Verdict]
 
 
 def _placed(held: Sequence[Held]) -> list[Candidate]:
     candidates = []
-    for fleet, study, axes in sorted(held, key=lambda h: (h[2]["cost"].value or 0.0, h[0].number)):
-        others = [(f, a) for f, _, a in held if f is not fleet]
-        by = next((f.name for f, a in others if _surely_as_good(a, axes)), "")
-        rivalled = any(_perhaps_as_good(a, axes) for _, a in others)
-        standing: Standing = "dominated" if by else "possible" if rivalled else "certain"
+    for fleet, study, axes, verdict in sorted(held, key=lambda h: (h[2]["cost"].value or 0.0, h[0].number)):
+        others = [(f, a, v) for f, _, a, v in held if f is not fleet]
+        by = next((f.name for f, a, v in others if v == "PASS" and _surely_as_good(a, axes)), "")
+        rivalled = any(_perhaps_as_good(a, axes) for _, a, _ in others)
+        standing: Standing = "possible" if rivalled else "certain"
+        standing = "dominated" if by else "undecided" if verdict == "UNDECIDED" else standing
         attained = {slo.metric: slo.attained for slo in study.slo}
-        candidates.append(Candidate(fleet, axes, attained, standing, by))
+        candidates.append(Candidate(fleet, axes, attained, verdict, standing, by))
     return _characterised(candidates)
 
 
@@ -163,10 +189,10 @@ def _bottom(axis: Interval) -> float:
 
 
 def _characterised(candidates: list[Candidate]) -> list[Candidate]:
-    """One word for the best of each axis, and for the fewest kinds of servers."""
+    """One word for the best of each axis, of those that are shown to keep their objectives."""
     words: dict[int, list[str]] = {}
     for axis, word in (("cost", "cheapest"), ("tst", "greenest"), ("latency", "fastest")):
-        known = [c for c in candidates if c.axes[axis].value is not None]
+        known = [c for c in candidates if c.verdict == "PASS" and c.axes[axis].value is not None]
         if known:
             best = min(known, key=lambda c: c.axes[axis].value or 0.0)
             words.setdefault(best.fleet.number, []).append(word)

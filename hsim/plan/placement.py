@@ -54,6 +54,8 @@ def rates_of(text: str) -> tuple[float, ...]:
         rates = [float(part) for part in text.split(",")]
     else:
         first, last = float(low), float(high)
+        if last < first:
+            raise ValueError(f"{text!r} does not rise; write the smaller number first, as in 1:16")
         rates = [first]
         while 0 < rates[-1] < last:
             rates.append(min(2 * rates[-1], last))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -108,6 +109,22 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Previews:
+    """The fleets of a scenario by the queueing approximation, cheapest first, and that they are no more than that."""
+
+    scenario: str
+    fleets: tuple[Preview, ...]
+    method: str = "queueing approximation, no simulation, no certificate"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready data. `e2e_mean_s` None: tasks bring a pool more work than it can do, and waits have no end."""
+        found = asdict(self)
+        for fleet in found["fleets"]:
+            fleet["e2e_mean_s"] = fleet["e2e_mean_s"] if math.isfinite(fleet["e2e_mean_s"]) else None
+        return found
+
+
+@dataclass(frozen=True)
 class Headroom:
     """How much the rate may grow: `holds_times` the scenario's was certified, `beyond_times` was not.
 
@@ -202,6 +219,6 @@ Progress = Callable[[Step], None]
 Stop = Callable[[], bool]
 
 __all__ = [
-    "Aim", "Bound", "Fleet", "Headroom", "Interval", "Judged", "Missed", "Plan", "Preview", "Progress", "Step", "Stop",
-    "Verdict",
+    "Aim", "Bound", "Fleet", "Headroom", "Interval", "Judged", "Missed", "Plan", "Preview", "Previews", "Progress", "Step",
+    "Stop", "Verdict",
 ]  # fmt: skip

@@ -13,11 +13,15 @@ from hsim.description.quantities import Figure
 from hsim.report.tables import _table
 from hsim.units import readable
 
-# The unit of a figure is the end of its name; the longest ending that fits is it.
+# The unit of a figure stands in its name: by whole words of it, the first that fits.
 UNITS = {
-    "_flops_per_s": "FLOP/s", "_bytes_per_s": "B/s", "_per_byte": "J/B", "_per_flop": "J/FLOP", "_per_output_token": "J",
-    "_usd_per_h": "USD/h", "_usd": "USD", "_bytes": "B", "_hz": "Hz", "_w": "W", "_s": "s", "bytes_per_s": "B/s",
+    "flops_per_s": "FLOP/s", "flops_per_core_per_s": "FLOP/s", "bytes_per_s": "B/s", "joules_per_flop": "J/FLOP",
+    "joules_per_byte": "J/B", "joules_per_unpacked_byte": "J/B", "joules_per_output_token": "J", "usd_per_h": "USD/h",
+    "usd": "USD", "kgco2": "kg CO2", "bytes": "B", "hz": "Hz", "w": "W", "s": "s",
 }  # fmt: skip
+PER = ("s_per_", "bytes_per_")  # seconds and bytes of each layer, sequence, token ...: how the rest of a name may begin
+PLAIN = ("USD", "kg")  # no prefix goes before these
+BY_KIND = ("peak_flops_per_s", "flops_per_core_per_s", "host_s_per_expert_layer")  # figures by precision, by kernel
 WHAT_SHOWN = 30  # letters of a description
 SMALLEST = 1e-9  # prefixes end there
 
@@ -109,14 +113,26 @@ def _times(figure: Figure | None, own: Figure | None) -> str:
 
 
 def told(path: str, value: float | None) -> str:
-    """A figure's value with the unit that its name ends in."""
+    """A figure's value with the unit that its name says."""
     if value is None:
         return "unknown"
-    named = path.rpartition(".")[0] if "peak_flops_per_s." in path else path
-    unit = next((unit for ending, unit in UNITS.items() if named.endswith(ending)), None)
-    if unit is not None and 0 < abs(value) < SMALLEST:
+    unit = unit_of(path)
+    if unit is None:
+        return f"{value:.4g}"
+    if unit == "B" and 0 < abs(value) < 1e4:  # of each token, weight ...: few, and parts of a byte have no prefix
+        return f"{value:.4g} B"
+    if 0 < abs(value) < SMALLEST:
         return f"{value:.3g} {unit}"
-    return f"{value:.4g}" if unit is None else f"{value:.4g} {unit}" if "USD" in unit else readable(value, unit)
+    return f"{value:.4g} {unit}" if unit.startswith(PLAIN) else readable(value, unit)
+
+
+def unit_of(path: str) -> str | None:
+    """The unit of a figure by its name, which is the last part of its path but where figures stand by kind."""
+    parts = path.split(".")
+    name = next((part for part in parts if part in BY_KIND), parts[-1])
+    words = f"_{name}"
+    ends = next((unit for ending, unit in UNITS.items() if words.endswith(f"_{ending}")), None)
+    return ends or next((UNITS[per.partition("_")[0]] for per in PER if f"_{per}" in words), None)
 
 
 def _bounds(path: str, figure: Figure) -> str:

@@ -35,6 +35,8 @@ BY_NAMES = {
     "worse": "take more",
 }
 
+TOO_MUCH = ("inventory", "budget", "power", "memory")  # a fleet that asks for more than there is; others are too little
+
 
 def plan_tables(plan: Plan, everything: bool = False) -> RenderableType:
     """A plan at a glance."""
@@ -160,8 +162,13 @@ def _why_not(judged: Sequence[Judged], everything: bool) -> Table:
 
 
 def _one_each(bounded: Sequence[Judged]) -> list[Judged]:
-    """Of each way to be ruled out without a run, the dearest fleet."""
-    return list({each.by: each for each in bounded}.values())
+    """Of each way to be ruled out without a run, the fleet that came nearest: the cheapest beyond a limit, the dearest
+    that is too little.
+    """
+    by_price = sorted(bounded, key=lambda each: (each.fleet.usd_per_h or 0.0, each.fleet.number))
+    cheapest = {each.by: each for each in reversed(by_price) if each.by in TOO_MUCH}
+    dearest = {each.by: each for each in by_price if each.by not in TOO_MUCH}
+    return [*cheapest.values(), *dearest.values()]
 
 
 def _neighbours_table(names: Sequence[str], comparison: Comparison) -> Table:
@@ -230,11 +237,7 @@ def breakeven_tables(found: BreakEven) -> RenderableType:
     how = "certified" if found.certified else "PREVIEW by a queueing approximation, no certificate"
     alone = ", in servers alone" if any(best.electricity for p in found.points for best in p.best.values()) else ""
     lines = [Text(f"{found.choice}: who takes least ({found.minimised}{alone}), by load; {how}", style="bold")]
-    if found.first_per_s is None:
-        lines.append(Text(f"First       {simple} was never shown to be beaten at these rates"))
-    else:
-        low, high = found.first_per_s
-        lines.append(Text(f"First       {simple} ceases to be the best between {low:g} and {high:g} tasks/s"))
+    lines.append(Text(f"First       {_first(found)}"))
     lines += [Text(f"Band        {_rates(band)} tasks/s: {band.winner or 'no winner shown'}") for band in found.bands]
     if found.most_regret_fraction is not None:
         lines.append(
@@ -248,6 +251,19 @@ def breakeven_tables(found: BreakEven) -> RenderableType:
     for column in table.columns:
         column.no_wrap = False
     return Group(*lines, Text(), table)
+
+
+def _first(found: BreakEven) -> str:
+    """Where the simple architecture is first beaten, of the rates that were looked at."""
+    simple = found.architectures[0]
+    if found.first_per_s is None:
+        return f"{simple} was never shown to be beaten at these rates"
+    low, high = found.first_per_s
+    if low is not None:
+        return f"{simple} ceases to be the best between {low:g} and {high:g} tasks/s"
+    lowest = found.points[0].rate_per_s
+    at = f"up to {high:g} tasks/s" if any(point.winner == simple for point in found.points) else "at any rate looked at"
+    return f"{simple} was not shown to be the best {at}; {lowest:g} is the lowest that was looked at"
 
 
 def _rates(band: Band) -> str:
@@ -272,25 +288,28 @@ def pareto_tables(found: Front) -> RenderableType:
     """The front, cheapest first."""
     table = _table("Fleet, cheapest first", "USD an hour", "TST", "end to end, p95", "", "is")
     table.columns[0].no_wrap = False
-    styles = {"certain": "green", "possible": "yellow", "dominated": "dim"}
+    styles = {"certain": "green", "possible": "yellow", "dominated": "dim", "undecided": "yellow"}
     for each in found.candidates:
         usd = _dollars(each.axes["cost"])
         cells = [_cell(each.axes["tst"], "J"), _cell(each.axes["latency"], "s")]
         table.add_row(each.fleet.name, usd, *cells, each.character, Text(each.standing, style=styles[each.standing]))
-    lines: list[RenderableType] = [
-        Text(
-            f"{len(found.candidates)} fleets that hold, their intervals together at {found.confidence:.0%}",
-            style="bold",
-        )
-    ]
     note = (
-        "certain: no other could be as good on every axis. possible: within the intervals one might. dominated: one is."
+        "certain: no other could be as good on every axis. possible: within the intervals one might. dominated: one is. "
+        "undecided: neither, and not shown to keep its objectives."
     )
-    lines += [Text(), table, Text(), Text(note, style="dim")]
+    lines: list[RenderableType] = [Text(_who_hold(found), style="bold"), Text(), table, Text(), Text(note, style="dim")]
     if found.missing or found.not_looked_at:
         said = f"{found.missing} more missed an objective; {found.not_looked_at} that seem to hold were not looked at (--most)."
         lines.append(Text(said, style="dim"))
     return Group(*lines)
+
+
+def _who_hold(found: Front) -> str:
+    """How many fleets are shown to hold, how many are not yet, and what the intervals claim."""
+    hold = len(found.candidates) - found.undecided
+    said = "1 fleet that holds" if hold == 1 else f"{hold} fleets that hold"
+    more = f", {found.undecided} undecided (simulate more)" if found.undecided else ""
+    return f"{said}{more}; verdicts at {found.confidence:.0%} for each objective, intervals together at {found.confidence:.0%}"
 
 
 def sensitivity_tables(found: Sensitivity) -> RenderableType:

@@ -94,5 +94,7 @@ def check_class_fits(name: str, kind: TaskClass, rows: TraceRows) -> None:
 
 
 def _read(named: TraceFile, beside: Path) -> Trace:
-    trace = read_trace(found(named.file, beside), found(named.tokenizer, beside) if named.tokenizer else None)
+    key = "workload.arrivals.file" if isinstance(named, TraceArrivals) else "the class's sampled_from.file"
+    tokenizer = found(named.tokenizer, beside) if named.tokenizer else None
+    trace = read_trace(found(named.file, beside), tokenizer, f"set {key}")
     return trace.with_prompts_up_to(named.max_input_tokens, named.file) if named.max_input_tokens else trace

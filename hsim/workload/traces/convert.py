@@ -12,8 +12,21 @@ from typing import TextIO
 
 import numpy as np
 
-from hsim.errors import ResultError
+from hsim.errors import DescriptionError, ResultError
 from hsim.workload.traces.trace import Trace
+
+ENDINGS = (".csv", ".csv.gz")
+
+
+def check_target(source: Path, target: Path) -> None:
+    """Raises DescriptionError where a converted trace would go over its own source, or under a name that is none of CSV."""
+    if not target.name.lower().endswith(ENDINGS):
+        stem = target.name.partition(".")[0] or "trace"
+        raise DescriptionError(
+            str(target), "is no .csv and no .csv.gz, which is what is written", f"name it {stem}.csv"
+        )
+    if target.exists() and source.exists() and target.samefile(source):
+        raise DescriptionError(str(target), "is the trace itself, which would be overwritten", "choose another file")
 
 
 def write_trace(trace: Trace, file: Path) -> None:

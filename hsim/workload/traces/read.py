@@ -12,12 +12,14 @@ from hsim.workload.traces import csv_formats, json_formats
 from hsim.workload.traces.trace import Columns, Trace, in_order
 
 
-def read_trace(file: Path, tokenizer: Path | None = None) -> Trace:
+def read_trace(
+    file: Path, tokenizer: Path | None = None, remedy: str = "check its name and the folder that it is in"
+) -> Trace:
     """Read a trace, gzipped or not. `tokenizer` counts the tokens of formats that hold text.
 
-    Raises DescriptionError with the line of the first fault.
+    Raises DescriptionError with the line of the first fault, and with `remedy` where there is no such file.
     """
-    with open_text(file, "trace file", "set workload.arrivals.file") as stream:
+    with open_text(file, "trace file", remedy) as stream:
         return in_order(_read(stream, str(file), tokenizer), str(file))
 
 
