@@ -95,12 +95,47 @@ def test_price_and_power_are_those_of_the_servers(tmp_path: Path) -> None:
         ({"fleet": {"gpu-tier": {"server": "hgx-h100-8", "count": [[1]]}}}, "is no choice"),
         ({"plan": {"have": {"hgx-h10-8": 1}}}, "did you mean 'hgx-h100-8'"),
         ({"plan": {"minimize": "cost"}}, "did you mean 'minimise'"),
-        ({"fleet": {"gpu-tier": {"server": "hgx-h10-8", "count": [1]}}}, "no choice can run"),
+        ({"fleet": {"gpu-tier": {"server": "hgx-h10-8", "count": [1]}}}, "did you mean 'hgx-h100-8'"),
+        ({"fleet": {"gpu-tier": {"server": "l4-1", "count": [1]}}}, "no choice can run"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(DescriptionError, match=message):
         read_problem(written(tmp_path, servers() | change))
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "message"),
+    [
+        ("pools.decode.router", "[round-robin, round-robbin]", "there is no router 'round-robbin'; did you mean"),
+        ("pools.decode.engine", "[vllm, vlm]", "there is no hardware profile 'vlm'; did you mean 'vllm'"),
+        ("fleet.gpu-tier.server", "[hgx-h100-8, hgx-h10-8]", "'hgx-h10-8'; did you mean 'hgx-h100-8'"),
+        ("fleet.gpu-tier.server", "[hgx-h100-8, xeon-8480c]", "it must be of kind 'server'"),
+        ("fleet.gpu-tier.site", "[site, sight]", "there is no site 'sight'; did you mean 'site'"),
+        ("pools.decode.model", "[llama-3.1-8b, llama-3.1-8]", "'llama-3.1-8'; did you mean 'llama-3.1-8b'"),
+        ("pools.decode.tool_gaps", "[cache, cash]", "there is no policy 'cash'; did you mean 'cache'"),
+        ("pools.decode.priority", "[started-first, started-fist]", "did you mean 'started-first'"),
+        ("pools.decode.host_link", "[pcie5-pinned, pcie5-pind]", "did you mean 'pcie5-pinned'"),
+    ],
+)
+def test_no_choice_is_left_out_for_a_name_that_stands_for_nothing(
+    tmp_path: Path, path: str, values: str, message: str
+) -> None:
+    """Were it one that cannot run, a slip of the pen would take what was meant out of a certified answer."""
+    with pytest.raises(DescriptionError, match=re.escape(message)) as refused:
+        preview(read_problem(written(tmp_path, servers([2])), [f"{path}={values}"]))
+    assert path in refused.value.where
+
+
+def test_why_a_choice_cannot_run_names_the_choice(tmp_path: Path) -> None:
+    problem = read_problem(written(tmp_path, servers([2])), ["fleet.gpu-tier.server=[hgx-h100-8, l4-1]"])
+    assert not problem.designs[0].impossible
+    assert "8 accelerators do not fit in one l4-1 with 1" in problem.designs[1].impossible
+    settings = ["pools.decode.tensor_parallel=[8, 16]"]
+    problem = read_problem(written(tmp_path, servers([2])), settings)
+    assert problem.designs[1].impossible.startswith(
+        "--set pools.decode.tensor_parallel=16: pools.decode.tensor_parallel:"
+    )
 
 
 def test_a_server_without_a_price_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hsim.description.scenario import Planning, UniformArrivals
 from hsim.description.system import System
 from hsim.drivers.offered import needed_s
 from hsim.drivers.prepared import Prepared, prepare
-from hsim.errors import DescriptionError
+from hsim.errors import DescriptionError, MistakeError
 from hsim.metrics import statistics
 from hsim.plan.certificate import Evidence
 from hsim.plan.problem import OWN, Objective, Problem, each_server
@@ -192,6 +192,8 @@ def conditions_of(problem: Problem, risk: float, alone: bool = True) -> Conditio
                 system = problem.system(problem.largest(number), load)
                 needs[number, load] = needs[number, OWN] if known else needs_of(system, alone, before.get(load))
                 before[load] = needs[number, load].prepared
+        except MistakeError:
+            raise  # a slip of the pen is no reason to leave a choice out
         except DescriptionError as error:
             impossible[number] = design.impossible or str(error)
     return Conditions(problem, needs, impossible, risk)

@@ -16,7 +16,7 @@ from hsim.description.hardware import ServerProfile
 from hsim.description.scenario import Planning, Scenario, Slo, checked, read_scenario
 from hsim.description.system import System, Tier, resolve
 from hsim.description.yamlfile import Document, validated, with_settings
-from hsim.errors import DescriptionError
+from hsim.errors import DescriptionError, MistakeError
 from hsim.metrics.accounts import accounts_of
 from hsim.plan.result import Fleet
 from hsim.policies.own import refuse_code
@@ -267,6 +267,8 @@ def _design(bought: Document, chosen: Mapping[tuple[str, ...], Choice], planning
         scenario = checked(document)
         try:
             systems[load] = _resolved(scenario, document)
+        except MistakeError:
+            raise  # else a slip of the pen would leave a choice out
         except DescriptionError as error:
             return Design(choices, {}, str(error))
     return Design(choices, systems)
