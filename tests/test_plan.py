@@ -127,6 +127,13 @@ def test_no_choice_is_left_out_for_a_name_that_stands_for_nothing(
     assert path in refused.value.where
 
 
+@pytest.mark.parametrize("runs_on", ["[gpu-tier.cpu, cpu-teir.cpu]", "cpu-teir.cpu"])
+def test_a_misspelt_tier_is_looked_for_in_the_whole_fleet(runs_on: str) -> None:
+    """Nothing would run on the tier that was meant, and what nothing runs on is not bought."""
+    with pytest.raises(DescriptionError, match=r"no tier 'cpu-teir'; did you mean 'cpu-tier'\?"):
+        read_problem("agents-plan", [f"pools.agents.runs_on={runs_on}"])
+
+
 def test_why_a_choice_cannot_run_names_the_choice(tmp_path: Path) -> None:
     problem = read_problem(written(tmp_path, servers([2])), ["fleet.gpu-tier.server=[hgx-h100-8, l4-1]"])
     assert not problem.designs[0].impossible

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -631,14 +631,19 @@ def _with_architecture(document: Document) -> Document:
     return Document(document.file, {**data, **sections}, places)
 
 
-def _check_references(scenario: Scenario, document: Document) -> None:
-    for name, pool in scenario.pools.items():
-        tier, _, part = pool.runs_on.rpartition(".")
+def check_tiers(runs_on: Mapping[str, str], tiers: Sequence[str], document: Document) -> None:
+    """Raises DescriptionError where a pool, by name, is to run on what is no part of any of these tiers."""
+    for name, part_of_tier in runs_on.items():
+        tier, _, part = part_of_tier.rpartition(".")
         at = document.where(("pools", name, "runs_on"))
         if part not in ("cpu", "gpu"):
-            raise DescriptionError(at, f"is {pool.runs_on!r}", "write tier.cpu or tier.gpu, such as gpu-tier.gpu")
-        if tier not in scenario.fleet:
-            raise DescriptionError(at, f"the fleet has no tier {tier!r}", did_you_mean(tier, list(scenario.fleet)))
+            raise DescriptionError(at, f"is {part_of_tier!r}", "write tier.cpu or tier.gpu, such as gpu-tier.gpu")
+        if tier not in tiers:
+            raise DescriptionError(at, f"the fleet has no tier {tier!r}", did_you_mean(tier, tiers))
+
+
+def _check_references(scenario: Scenario, document: Document) -> None:
+    check_tiers({name: pool.runs_on for name, pool in scenario.pools.items()}, list(scenario.fleet), document)
     _check_memories(scenario, document)
     for stage, kinds in (
         ("understand", (CorePool, EnginePool)),

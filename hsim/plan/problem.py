@@ -13,7 +13,7 @@ from typing import Any
 from hsim.description.catalogue import load_profile
 from hsim.description.choices import Choice, Choices, choices_of, first_of, with_chosen
 from hsim.description.hardware import ServerProfile
-from hsim.description.scenario import Planning, Scenario, Slo, checked, read_scenario
+from hsim.description.scenario import Planning, Scenario, Slo, check_tiers, checked, read_scenario
 from hsim.description.system import System, Tier, resolve
 from hsim.description.yamlfile import Document, validated, with_settings
 from hsim.errors import DescriptionError, MistakeError
@@ -238,12 +238,15 @@ def _bought(document: Document, chosen: Mapping[tuple[str, ...], Choice]) -> Doc
     """Only what serves: no pool that no stage uses, no tier on which no pool runs, no link that joins nothing.
 
     A pool that was free to choose its tier needs no link to another on the same one, as in a scenario that says so.
+    Raises DescriptionError for a tier that is not there.
     """
     data = {key: value for key, value in document.data.items() if key != "plan"}
     named = [[value] if isinstance(value, str) else value for value in data["stages"].values() if value]
     used = {name for names in named for name in names} | {(data.get("keep") or {}).get("pool")}
     pools = {name: pool for name, pool in data["pools"].items() if name in used}
-    tier_of = {name: pool["runs_on"].rpartition(".")[0] for name, pool in pools.items()}
+    runs_on = {name: str(pool["runs_on"]) for name, pool in pools.items()}
+    check_tiers(runs_on, list(data["fleet"]), document)  # while all are there: one misspelt would not be bought
+    tier_of = {name: part_of_tier.rpartition(".")[0] for name, part_of_tier in runs_on.items()}
     free = {path[1] for path in chosen if path[0] == "pools" and path[-1] == "runs_on"}
     hands_over = {data["stages"].get("prefill"), data["stages"]["generate"]}
     links = {}
