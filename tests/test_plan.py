@@ -14,6 +14,7 @@ from systems import generate_only
 from hsim.errors import DescriptionError
 from hsim.plan import Plan, PlanOptions, Problem, Step, plan, preview, read_problem
 from hsim.plan.bounds import cheapest_mix, conditions_of, cost_bound
+from hsim.plan.breakeven import Architectures, breakeven
 from hsim.plan.problem import OWN, with_losses
 from hsim.plan.survive import losses_of, survive
 from hsim.runs import Options, as_json, study
@@ -152,6 +153,48 @@ def test_a_server_without_a_price_is_named(tmp_path: Path) -> None:
     data["pools"]["decode"]["tensor_parallel"] = 1
     with pytest.raises(DescriptionError, match=r"has no price: .*set assume\.l4-1\.rent_usd_per_h"):
         planned(tmp_path, data)
+
+
+def sleeping_or_not(**assume: float) -> dict[str, Any]:
+    """Two tiers of one kind of server to choose from: one of them sleeps, and has watts and seconds for that assumed."""
+    data = servers([1])
+    asleep = {"server": "hgx-h100-8", "count": 2, "sleep_after_s": 120, "stay_on": 1}
+    data["fleet"]["napping"] = asleep
+    data["pools"]["decode"]["runs_on"] = ["napping.gpu", "gpu-tier.gpu"]
+    return data | {"assume": {"hgx-h100-8": {"off_w": 20, "boot_w": 600, "boot_s": 120, **assume}}}
+
+
+def test_what_one_choice_alone_uses_may_be_assumed(tmp_path: Path) -> None:
+    """A choice that never sleeps is no choice that cannot run for that."""
+    problem = read_problem(written(tmp_path, sleeping_or_not()))
+    assert conditions_of(problem, 1e-3, alone=False).impossible == {}
+    observed = study(problem.system(1), Options(1, processes=1))  # nor when it is simulated
+    assert "hgx-h100-8.off_w" not in {each.name for each in observed.assumptions}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["assume.hgx-h100-8.boot_ss=1"], "boot_ss: is not a figure that any choice uses; did you mean"),
+        (["assume.hgx-h10-8.boot_s=1"], "is not a figure that any choice uses; did you mean 'hgx-h100-8.boot_s'"),
+        (["assume.l4-1.boot_s=1"], "is not a figure that any choice uses"),
+        (["pools.decode.runs_on=gpu-tier.gpu"], "off_w: is not a figure that any choice uses"),
+        (["pools.decode.tensor_parallel=[8, 16]", "assume.hgx-h100-8.boot_ss=1"], "did you mean 'hgx-h100-8.boot_s'"),
+    ],
+)
+def test_what_no_choice_uses_may_not_be_assumed(tmp_path: Path, settings: list[str], message: str) -> None:
+    with pytest.raises(DescriptionError, match=re.escape(message)):
+        preview(read_problem(written(tmp_path, sleeping_or_not()), settings))
+
+
+def test_of_several_problems_none_has_to_use_all_that_is_assumed(tmp_path: Path) -> None:
+    """Architectures that are planned each by itself share what is assumed; a figure that nothing has is still refused."""
+    file = written(tmp_path, sleeping_or_not())
+    tiers = Architectures("pools.decode.runs_on", ("napping.gpu", "gpu-tier.gpu"))
+    (point,) = breakeven(file, (), tiers, [1.0]).points
+    assert all(best.fleet for best in point.best.values())
+    with pytest.raises(DescriptionError, match="is not a figure that any choice uses"):
+        breakeven(file, ["assume.hgx-h100-8.boot_ss=1"], tiers, [1.0])
 
 
 # ---- bounds

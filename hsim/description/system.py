@@ -48,7 +48,8 @@ class FigureUse:
 class Figures:
     """Reads figures out of profiles, puts the scenario's assumptions in their place, and remembers which were used.
 
-    `cautions` are what the cost models that were made of them say of themselves, each once.
+    `cautions` are what the cost models that were made of them say of themselves, each once. With `shared`, others that
+    are chosen from have the assumptions too, and this run need not use them all.
     """
 
     assume: Mapping[str, float]
@@ -56,6 +57,11 @@ class Figures:
     unknown: dict[str, str] = field(default_factory=dict)
     cautions: dict[str, None] = field(default_factory=dict)
     documents: dict[str, Document] = field(default_factory=dict)
+    shared: bool = False
+
+    def unread(self, assume: Mapping[str, float] | None = None) -> Figures:
+        """The same of which nothing was read yet, perhaps with other assumptions."""
+        return Figures(self.assume if assume is None else assume, documents=self.documents, shared=self.shared)
 
     def value(self, profile: Profile, path: str) -> float:
         """The figure at `path` (dotted) of a profile. Raises DescriptionError where it is unknown and not assumed."""
@@ -89,7 +95,7 @@ class Figures:
 
     def check_all_assumptions_used(self, scenario: Document) -> None:
         """Raises DescriptionError for an assumption about a figure that this run does not use."""
-        for name in self.assume:
+        for name in () if self.shared else self.assume:
             if name not in self.used:
                 where = scenario.where(("assume", *name.split(".")))
                 raise DescriptionError(
