@@ -15,7 +15,9 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
@@ -134,6 +136,7 @@ class ClosedArrivals(Strict):
 
 
 OpenArrivals = PoissonArrivals | UniformArrivals | GammaArrivals | WeibullArrivals | OnOffArrivals | HourlyArrivals
+WITHOUT_STEADY_STATE = {"trace": "a trace ends", "hourly": "the rate of hourly arrivals changes by the hour"}
 Arrivals = Annotated[OpenArrivals | TraceArrivals | ClosedArrivals, Field(discriminator="kind")]
 
 
@@ -188,9 +191,9 @@ class Workload(Strict):
 
     `measure: steady` looks for the steady state of arrivals that go on: a warm-up comes before the `tasks` tasks that
     are measured, and others arrive until those have ended. `measure: terminating` measures all of a run of `tasks`
-    tasks from an empty system to an empty one. Left out, arrivals at a constant mean rate are steady, and traces and
-    closed loops terminating. Clients stand at the site `arrives_at`: what goes to another, and the answer, crosses the
-    network between the two.
+    tasks from an empty system to an empty one. Left out, arrivals at a constant mean rate are steady; traces, hourly
+    arrivals and closed loops are terminating, of which only closed loops can be steady. Clients stand at the site
+    `arrives_at`: what goes to another, and the answer, crosses the network between the two.
     """
 
     arrivals: Arrivals
@@ -199,11 +202,14 @@ class Workload(Strict):
     measure: Literal["steady", "terminating"] | None = None
     classes: dict[str, TaskClass] = Field(default={"request": {}}, validate_default=True, min_length=1)
 
-    @model_validator(mode="after")
-    def _a_trace_ends(self) -> Workload:
-        if self.measure == "steady" and self.arrivals.kind == "trace":
-            raise ValueError("measure is steady, and a trace ends; leave measure out, or choose terminating")
-        return self
+    @field_validator("measure")
+    @classmethod
+    def _has_a_steady_state(cls, measure: str | None, info: ValidationInfo) -> str | None:
+        kind = getattr(info.data.get("arrivals"), "kind", None)  # none where they are refused themselves
+        if measure == "steady" and kind in WITHOUT_STEADY_STATE:
+            what = f"is steady, and {WITHOUT_STEADY_STATE[kind]}; leave it out, or say measure: terminating"
+            raise ValueError(what)
+        return measure
 
     @model_validator(mode="after")
     def _lengths_come_from_somewhere(self) -> Workload:
