@@ -2,6 +2,7 @@
 
 HsimError
     DescriptionError   a scenario, profile, model or trace that cannot be used; raised before time zero
+        MistakeError   one that is wrong in itself, whatever else of it is chosen
     BackendError       live work that failed, or that cannot be done on this machine
     CalibrationError   a calibration that cannot begin, go on or be written
     ResultError        results that cannot be written or read
@@ -29,6 +30,13 @@ class ExplainedError(HsimError):
 
 class DescriptionError(ExplainedError):
     """What is asked for cannot be run; `where` is `file:line: path.to.key`."""
+
+
+class MistakeError(DescriptionError):
+    """Wrong whatever else is chosen: a name that stands for nothing, a file that is not right. No plan goes on without it.
+
+    Other errors of a description may be those of one combination, such as a model that a server cannot hold.
+    """
 
 
 class BackendError(ExplainedError):

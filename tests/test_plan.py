@@ -19,6 +19,7 @@ from hsim.errors import DescriptionError
 from hsim.metrics.result import Study
 from hsim.plan import Plan, PlanOptions, Problem, Step, plan, preview, read_problem
 from hsim.plan.bounds import cheapest_mix, conditions_of, cost_bound
+from hsim.plan.breakeven import Architectures, breakeven
 from hsim.plan.problem import OWN, with_losses
 from hsim.plan.result import Aim, Judged, Previews
 from hsim.plan.search import Observation
@@ -106,12 +107,54 @@ def test_price_and_power_are_those_of_the_servers(tmp_path: Path) -> None:
         ({"fleet": {"gpu-tier": {"server": "hgx-h100-8", "count": [[1]]}}}, "is no choice"),
         ({"plan": {"have": {"hgx-h10-8": 1}}}, "did you mean 'hgx-h100-8'"),
         ({"plan": {"minimize": "cost"}}, "did you mean 'minimise'"),
-        ({"fleet": {"gpu-tier": {"server": "hgx-h10-8", "count": [1]}}}, "no choice can run"),
+        ({"fleet": {"gpu-tier": {"server": "hgx-h10-8", "count": [1]}}}, "did you mean 'hgx-h100-8'"),
+        ({"fleet": {"gpu-tier": {"server": "l4-1", "count": [1]}}}, "no choice can run"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(DescriptionError, match=message):
         read_problem(written(tmp_path, servers() | change))
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "message"),
+    [
+        ("pools.decode.router", "[round-robin, round-robbin]", "there is no router 'round-robbin'; did you mean"),
+        ("pools.decode.engine", "[vllm, vlm]", "there is no hardware profile 'vlm'; did you mean 'vllm'"),
+        ("fleet.gpu-tier.server", "[hgx-h100-8, hgx-h10-8]", "'hgx-h10-8'; did you mean 'hgx-h100-8'"),
+        ("fleet.gpu-tier.server", "[hgx-h100-8, xeon-8480c]", "it must be of kind 'server'"),
+        ("fleet.gpu-tier.site", "[site, sight]", "there is no site 'sight'; did you mean 'site'"),
+        ("pools.decode.model", "[llama-3.1-8b, llama-3.1-8]", "'llama-3.1-8'; did you mean 'llama-3.1-8b'"),
+        ("pools.decode.tool_gaps", "[cache, cash]", "there is no policy 'cash'; did you mean 'cache'"),
+        ("pools.decode.priority", "[started-first, started-fist]", "did you mean 'started-first'"),
+        ("pools.decode.host_link", "[pcie5-pinned, pcie5-pind]", "did you mean 'pcie5-pinned'"),
+    ],
+)
+def test_no_choice_is_left_out_for_a_name_that_stands_for_nothing(
+    tmp_path: Path, path: str, values: str, message: str
+) -> None:
+    """Were it one that cannot run, a slip of the pen would take what was meant out of a certified answer."""
+    with pytest.raises(DescriptionError, match=re.escape(message)) as refused:
+        preview(read_problem(written(tmp_path, servers([2])), [f"{path}={values}"]))
+    assert path in refused.value.where
+
+
+@pytest.mark.parametrize("runs_on", ["[gpu-tier.cpu, cpu-teir.cpu]", "cpu-teir.cpu"])
+def test_a_misspelt_tier_is_looked_for_in_the_whole_fleet(runs_on: str) -> None:
+    """Nothing would run on the tier that was meant, and what nothing runs on is not bought."""
+    with pytest.raises(DescriptionError, match=r"no tier 'cpu-teir'; did you mean 'cpu-tier'\?"):
+        read_problem("agents-plan", [f"pools.agents.runs_on={runs_on}"])
+
+
+def test_why_a_choice_cannot_run_names_the_choice(tmp_path: Path) -> None:
+    problem = read_problem(written(tmp_path, servers([2])), ["fleet.gpu-tier.server=[hgx-h100-8, l4-1]"])
+    assert not problem.designs[0].impossible
+    assert "8 accelerators do not fit in one l4-1 with 1" in problem.designs[1].impossible
+    settings = ["pools.decode.tensor_parallel=[8, 16]"]
+    problem = read_problem(written(tmp_path, servers([2])), settings)
+    assert problem.designs[1].impossible.startswith(
+        "--set pools.decode.tensor_parallel=16: pools.decode.tensor_parallel:"
+    )
 
 
 def test_a_server_without_a_price_is_named(tmp_path: Path) -> None:
@@ -121,6 +164,48 @@ def test_a_server_without_a_price_is_named(tmp_path: Path) -> None:
     data["pools"]["decode"]["tensor_parallel"] = 1
     with pytest.raises(DescriptionError, match=r"has no price: .*set assume\.l4-1\.rent_usd_per_h"):
         planned(tmp_path, data)
+
+
+def sleeping_or_not(**assume: float) -> dict[str, Any]:
+    """Two tiers of one kind of server to choose from: one of them sleeps, and has watts and seconds for that assumed."""
+    data = servers([1])
+    asleep = {"server": "hgx-h100-8", "count": 2, "sleep_after_s": 120, "stay_on": 1}
+    data["fleet"]["napping"] = asleep
+    data["pools"]["decode"]["runs_on"] = ["napping.gpu", "gpu-tier.gpu"]
+    return data | {"assume": {"hgx-h100-8": {"off_w": 20, "boot_w": 600, "boot_s": 120, **assume}}}
+
+
+def test_what_one_choice_alone_uses_may_be_assumed(tmp_path: Path) -> None:
+    """A choice that never sleeps is no choice that cannot run for that."""
+    problem = read_problem(written(tmp_path, sleeping_or_not()))
+    assert conditions_of(problem, 1e-3, alone=False).impossible == {}
+    observed = study(problem.system(1), Options(1, processes=1))  # nor when it is simulated
+    assert "hgx-h100-8.off_w" not in {each.name for each in observed.assumptions}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["assume.hgx-h100-8.boot_ss=1"], "boot_ss: is not a figure that any choice uses; did you mean"),
+        (["assume.hgx-h10-8.boot_s=1"], "is not a figure that any choice uses; did you mean 'hgx-h100-8.boot_s'"),
+        (["assume.l4-1.boot_s=1"], "is not a figure that any choice uses"),
+        (["pools.decode.runs_on=gpu-tier.gpu"], "off_w: is not a figure that any choice uses"),
+        (["pools.decode.tensor_parallel=[8, 16]", "assume.hgx-h100-8.boot_ss=1"], "did you mean 'hgx-h100-8.boot_s'"),
+    ],
+)
+def test_what_no_choice_uses_may_not_be_assumed(tmp_path: Path, settings: list[str], message: str) -> None:
+    with pytest.raises(DescriptionError, match=re.escape(message)):
+        preview(read_problem(written(tmp_path, sleeping_or_not()), settings))
+
+
+def test_of_several_problems_none_has_to_use_all_that_is_assumed(tmp_path: Path) -> None:
+    """Architectures that are planned each by itself share what is assumed; a figure that nothing has is still refused."""
+    file = written(tmp_path, sleeping_or_not())
+    tiers = Architectures("pools.decode.runs_on", ("napping.gpu", "gpu-tier.gpu"))
+    (point,) = breakeven(file, (), tiers, [1.0]).points
+    assert all(best.fleet for best in point.best.values())
+    with pytest.raises(DescriptionError, match="is not a figure that any choice uses"):
+        breakeven(file, ["assume.hgx-h100-8.boot_ss=1"], tiers, [1.0])
 
 
 # ---- bounds

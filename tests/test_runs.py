@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -297,11 +298,32 @@ def test_even_arrivals_of_even_tasks_leave_nothing_to_chance() -> None:
     assert (found.kind, found.replications, found.wanted, found.tasks_per_s.low) == ("steady", 1, 1, None)
 
 
-def test_a_steady_trace_is_refused(tmp_path: Path) -> None:
+HOURLY = {"kind": "hourly", "rate_per_s": 4, "relative_rates": [0.1] * 12 + [1.9] * 12}
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "why"),
+    [
+        ({"kind": "trace", "file": "t.csv"}, "a trace ends"),
+        (HOURLY, "the rate of hourly arrivals changes by the hour"),
+    ],
+)
+def test_what_has_no_steady_state_is_not_measured_in_one(arrivals: dict[str, Any], why: str) -> None:
+    """Of a day only its first hour would be seen, and called steady."""
     data = generate_only()
-    data["workload"] = {"arrivals": {"kind": "trace", "file": "t.csv"}, "measure": "steady"}
-    with pytest.raises(DescriptionError, match="measure is steady, and a trace ends; leave measure out"):
+    data["workload"] |= {"arrivals": arrivals, "measure": "steady"}
+    with pytest.raises(DescriptionError) as refused:
         system_of(data)
+    assert re.fullmatch(r".*test\.yaml:\d+: workload\.measure", refused.value.where)
+    assert refused.value.problem == f"is steady, and {why}"
+    assert refused.value.remedy == "leave it out, or say measure: terminating"
+
+
+@pytest.mark.parametrize("measure", [None, "terminating"])
+def test_a_day_by_the_hour_is_terminating(measure: str | None) -> None:
+    data = generate_only()
+    data["workload"] |= {"arrivals": HOURLY, "measure": measure}
+    assert not studies.is_steady(system_of(data).scenario.workload)
 
 
 def test_arrivals_go_on_until_the_cohort_has_ended() -> None:

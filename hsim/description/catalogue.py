@@ -9,7 +9,7 @@ from hsim.description.hardware import PROFILE_KINDS, Profile, ToolCatalogue
 from hsim.description.huggingface import from_hugging_face
 from hsim.description.model import ModelArchitecture
 from hsim.description.yamlfile import Document, did_you_mean, read_document, validated
-from hsim.errors import DescriptionError
+from hsim.errors import MistakeError
 
 P = TypeVar("P", bound=Profile)
 
@@ -27,7 +27,7 @@ def _find(name: str, folders: tuple[Path, ...], where: str, what: str) -> Path:
         if (file := folder / f"{name}.yaml").is_file():
             return file
     known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
-    raise DescriptionError(where, f"there is no {what} {name!r}", did_you_mean(name, known))
+    raise MistakeError(where, f"there is no {what} {name!r}", did_you_mean(name, known))
 
 
 def scenario_file(name_or_path: str) -> Path:
@@ -48,7 +48,7 @@ def load_profile(name: str, kind: type[P], where: str, beside: Path = Path()) ->
     profile, document = read_profile(file)
     if not isinstance(profile, kind):
         needed = next(k for k, v in PROFILE_KINDS.items() if v is kind)
-        raise DescriptionError(
+        raise MistakeError(
             where, f"{name!r} is a profile of kind {document.data['kind']!r}", f"it must be of kind {needed!r}"
         )
     return profile, document
@@ -64,12 +64,12 @@ def read_profile(file: Path) -> tuple[Profile, Document]:
     document = read_document(file)
     kind = document.data.get("kind") if isinstance(document.data, dict) else None
     if kind not in PROFILE_KINDS:
-        raise DescriptionError(
+        raise MistakeError(
             document.where(("kind",)), f"kind is {kind!r}", did_you_mean(str(kind), sorted(PROFILE_KINDS))
         )
     profile = validated(document, PROFILE_KINDS[kind])
     if profile.name != file.stem:
-        raise DescriptionError(
+        raise MistakeError(
             document.where(("name",)), f"is {profile.name!r}", f"a profile has the name of its file, {file.stem!r}"
         )
     return profile, document

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hsim.description.yamlfile import Document, KeyPath
+from hsim.description.yamlfile import SETTING, Document, KeyPath
 from hsim.errors import DescriptionError
 
 SECTIONS = ("fleet", "pools")  # where one value stands, a list stands for choices
@@ -57,4 +57,8 @@ def with_chosen(document: Document, chosen: Mapping[tuple[str, ...], Any]) -> Do
             at = at[key]
         at[path[-1]] = value
     places: dict[KeyPath, str] = {p: at for p, at in document.places.items() if p[:-1] not in chosen}
-    return Document(document.file, data, places, first_of_many={".".join(p): str(v) for p, v in chosen.items()})
+    said = {".".join(path): str(value) for path, value in chosen.items()}
+    for path in chosen:
+        if places.get(path, "").startswith(SETTING):  # a setting that listed choices: name the one
+            places[path] = f"{SETTING}{'.'.join(path)}={said['.'.join(path)]}"
+    return Document(document.file, data, places, first_of_many=said)

@@ -9,7 +9,7 @@ from typing import Any
 
 from hsim.description.model import ModelArchitecture
 from hsim.description.yamlfile import Document, validated
-from hsim.errors import DescriptionError
+from hsim.errors import DescriptionError, MistakeError
 
 Config = Mapping[str, Any]
 Parts = dict[str, Any]
@@ -20,11 +20,11 @@ def from_hugging_face(file: Path) -> ModelArchitecture:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DescriptionError(str(file), "there is no such file") from None
+        raise MistakeError(str(file), "there is no such file") from None
     except (OSError, ValueError) as error:
-        raise DescriptionError(str(file), f"is not a readable JSON file ({error})") from None
+        raise MistakeError(str(file), f"is not a readable JSON file ({error})") from None
     if not isinstance(config, Mapping):
-        raise DescriptionError(str(file), "is not a Hugging Face model configuration")
+        raise MistakeError(str(file), "is not a Hugging Face model configuration")
     name = config.get("_name_or_path") or file.parent.name or file.stem
     if isinstance(config.get("text_config"), Mapping):  # of a model that also sees: its language part
         config = {"model_type": config.get("model_type"), **config["text_config"]}

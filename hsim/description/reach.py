@@ -7,7 +7,7 @@ from itertools import combinations
 from hsim.description.scenario import Scenario
 from hsim.description.sites import HERE
 from hsim.description.yamlfile import Document, did_you_mean
-from hsim.errors import DescriptionError
+from hsim.errors import DescriptionError, MistakeError
 
 STAGES = ("understand", "tool", "prefill", "generate")
 
@@ -62,19 +62,19 @@ def _check_names(scenario: Scenario, document: Document) -> None:
     for tier, its in scenario.fleet.items():
         at = document.where(("fleet", tier, "site"))
         if its.site is not None and its.site not in known:
-            raise DescriptionError(at, f"there is no site {its.site!r}", did_you_mean(its.site, known))
+            raise MistakeError(at, f"there is no site {its.site!r}", did_you_mean(its.site, known))
         if its.site is None and scenario.sites and "site" not in scenario.model_fields_set:
             remedy = f"name one of {', '.join(scenario.sites)}, or describe `site`, where the others stand"
             raise DescriptionError(at, "is missing, and the scenario has several sites", remedy)
     clients = scenario.workload.arrives_at
     if clients is not None and clients not in known:
         at = document.where(("workload", "arrives_at"))
-        raise DescriptionError(at, f"there is no site {clients!r}", did_you_mean(clients, known))
+        raise MistakeError(at, f"there is no site {clients!r}", did_you_mean(clients, known))
     named = {f"{a}-{b}" for a in known for b in known if a != b}
     for name in scenario.site_links:
         if name not in named:
             at = document.where(("site_links", name))
-            raise DescriptionError(at, f"{name!r} does not name two sites", did_you_mean(name, sorted(named)))
+            raise MistakeError(at, f"{name!r} does not name two sites", did_you_mean(name, sorted(named)))
 
 
 def _check_links_stay(scenario: Scenario, document: Document) -> None:

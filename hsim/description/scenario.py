@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,9 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
@@ -134,6 +136,7 @@ class ClosedArrivals(Strict):
 
 
 OpenArrivals = PoissonArrivals | UniformArrivals | GammaArrivals | WeibullArrivals | OnOffArrivals | HourlyArrivals
+WITHOUT_STEADY_STATE = {"trace": "a trace ends", "hourly": "the rate of hourly arrivals changes by the hour"}
 Arrivals = Annotated[OpenArrivals | TraceArrivals | ClosedArrivals, Field(discriminator="kind")]
 
 
@@ -188,9 +191,9 @@ class Workload(Strict):
 
     `measure: steady` looks for the steady state of arrivals that go on: a warm-up comes before the `tasks` tasks that
     are measured, and others arrive until those have ended. `measure: terminating` measures all of a run of `tasks`
-    tasks from an empty system to an empty one. Left out, arrivals at a constant mean rate are steady, and traces and
-    closed loops terminating. Clients stand at the site `arrives_at`: what goes to another, and the answer, crosses the
-    network between the two.
+    tasks from an empty system to an empty one. Left out, arrivals at a constant mean rate are steady; traces, hourly
+    arrivals and closed loops are terminating, of which only closed loops can be steady. Clients stand at the site
+    `arrives_at`: what goes to another, and the answer, crosses the network between the two.
     """
 
     arrivals: Arrivals
@@ -199,11 +202,14 @@ class Workload(Strict):
     measure: Literal["steady", "terminating"] | None = None
     classes: dict[str, TaskClass] = Field(default={"request": {}}, validate_default=True, min_length=1)
 
-    @model_validator(mode="after")
-    def _a_trace_ends(self) -> Workload:
-        if self.measure == "steady" and self.arrivals.kind == "trace":
-            raise ValueError("measure is steady, and a trace ends; leave measure out, or choose terminating")
-        return self
+    @field_validator("measure")
+    @classmethod
+    def _has_a_steady_state(cls, measure: str | None, info: ValidationInfo) -> str | None:
+        kind = getattr(info.data.get("arrivals"), "kind", None)  # none where they are refused themselves
+        if measure == "steady" and kind in WITHOUT_STEADY_STATE:
+            what = f"is steady, and {WITHOUT_STEADY_STATE[kind]}; leave it out, or say measure: terminating"
+            raise ValueError(what)
+        return measure
 
     @model_validator(mode="after")
     def _lengths_come_from_somewhere(self) -> Workload:
@@ -632,14 +638,19 @@ def _with_architecture(document: Document) -> Document:
     return Document(document.file, {**data, **sections}, places)
 
 
-def _check_references(scenario: Scenario, document: Document) -> None:
-    for name, pool in scenario.pools.items():
-        tier, _, part = pool.runs_on.rpartition(".")
+def check_tiers(runs_on: Mapping[str, str], tiers: Sequence[str], document: Document) -> None:
+    """Raises DescriptionError where a pool, by name, is to run on what is no part of any of these tiers."""
+    for name, part_of_tier in runs_on.items():
+        tier, _, part = part_of_tier.rpartition(".")
         at = document.where(("pools", name, "runs_on"))
         if part not in ("cpu", "gpu"):
-            raise DescriptionError(at, f"is {pool.runs_on!r}", "write tier.cpu or tier.gpu, such as gpu-tier.gpu")
-        if tier not in scenario.fleet:
-            raise DescriptionError(at, f"the fleet has no tier {tier!r}", did_you_mean(tier, list(scenario.fleet)))
+            raise DescriptionError(at, f"is {part_of_tier!r}", "write tier.cpu or tier.gpu, such as gpu-tier.gpu")
+        if tier not in tiers:
+            raise DescriptionError(at, f"the fleet has no tier {tier!r}", did_you_mean(tier, tiers))
+
+
+def _check_references(scenario: Scenario, document: Document) -> None:
+    check_tiers({name: pool.runs_on for name, pool in scenario.pools.items()}, list(scenario.fleet), document)
     _check_memories(scenario, document)
     for stage, kinds in (
         ("understand", (CorePool, EnginePool)),

@@ -29,7 +29,7 @@ from hsim.description.quantities import Figure
 from hsim.description.reach import STAGES, check_sites, site_of_pool
 from hsim.description.scenario import CorePool, EnginePool, Scenario
 from hsim.description.yamlfile import Document, did_you_mean
-from hsim.errors import DescriptionError
+from hsim.errors import DescriptionError, MistakeError
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class FigureUse:
 class Figures:
     """Reads figures out of profiles, puts the scenario's assumptions in their place, and remembers which were used.
 
-    `cautions` are what the cost models that were made of them say of themselves, each once.
+    `cautions` are what the cost models that were made of them say of themselves, each once. With `shared`, others that
+    are chosen from have the assumptions too, and this run need not use them all.
     """
 
     assume: Mapping[str, float]
@@ -56,6 +57,11 @@ class Figures:
     unknown: dict[str, str] = field(default_factory=dict)
     cautions: dict[str, None] = field(default_factory=dict)
     documents: dict[str, Document] = field(default_factory=dict)
+    shared: bool = False
+
+    def unread(self, assume: Mapping[str, float] | None = None) -> Figures:
+        """The same of which nothing was read yet, perhaps with other assumptions."""
+        return Figures(self.assume if assume is None else assume, documents=self.documents, shared=self.shared)
 
     def value(self, profile: Profile, path: str) -> float:
         """The figure at `path` (dotted) of a profile. Raises DescriptionError where it is unknown and not assumed."""
@@ -89,7 +95,7 @@ class Figures:
 
     def check_all_assumptions_used(self, scenario: Document) -> None:
         """Raises DescriptionError for an assumption about a figure that this run does not use."""
-        for name in self.assume:
+        for name in () if self.shared else self.assume:
             if name not in self.used:
                 where = scenario.where(("assume", *name.split(".")))
                 raise DescriptionError(
@@ -317,7 +323,7 @@ def _wires(system: System, find: Callable[..., Any]) -> WireProfile:
         name = getattr(payload, key)
         if name is not None and name not in known:
             at = system.document.where(("payload", key))
-            raise DescriptionError(at, f"there is no {key} {name!r}", did_you_mean(name, sorted(known)))
+            raise MistakeError(at, f"there is no {key} {name!r}", did_you_mean(name, sorted(known)))
     return wires
 
 
@@ -335,7 +341,7 @@ def _sparsity(system: System, find: Callable[..., Any]) -> SparsityProfile | Non
                 profile = profile or find("sparsity", SparsityProfile, path)
                 if pattern not in profile.patterns:
                     remedy = did_you_mean(pattern, sorted(profile.patterns))
-                    raise DescriptionError(system.document.where(path), f"there is no pattern {pattern!r}", remedy)
+                    raise MistakeError(system.document.where(path), f"there is no pattern {pattern!r}", remedy)
     return profile
 
 
@@ -374,7 +380,7 @@ def _ends(name: str, scenario: Scenario, document: Document) -> frozenset[str]:
             if a != b and name == f"{a}-{b}":
                 return frozenset((a, b))
     remedy = did_you_mean(name, [f"{a}-{b}" for a in pools for b in pools if a != b])
-    raise DescriptionError(document.where(("links", name)), f"{name!r} does not name two pools", remedy)
+    raise MistakeError(document.where(("links", name)), f"{name!r} does not name two pools", remedy)
 
 
 def _check_tools(system: System) -> None:
@@ -388,7 +394,7 @@ def _check_tools(system: System) -> None:
         for tool in kind.tools:
             at = where(("workload", "classes", name, "tools", tool))
             if tool not in system.tools:
-                raise DescriptionError(at, f"there is no tool {tool!r}", did_you_mean(tool, sorted(system.tools)))
+                raise MistakeError(at, f"there is no tool {tool!r}", did_you_mean(tool, sorted(system.tools)))
             for pool in stages.pools("tool"):
                 _check_operation(system, system.tools[tool].operation, pool, at)
 
@@ -485,7 +491,7 @@ def _check_links(system: System) -> None:
         for network in () if isinstance(way, str) else way:
             if network not in system.scenario.networks:
                 remedy = did_you_mean(network, list(system.scenario.networks))
-                raise DescriptionError(where(("links", name)), f"there is no network {network!r}", remedy)
+                raise MistakeError(where(("links", name)), f"there is no network {network!r}", remedy)
     used = list(dict.fromkeys(p for s in STAGES for p in system.scenario.serving(s)))
     for a in used:
         for b in used:

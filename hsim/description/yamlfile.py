@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hsim.errors import DescriptionError
+from hsim.errors import MistakeError
 
 KeyPath = tuple[str | int, ...]
+SETTING = "--set "  # with which the place of what a setting gave begins
 
 
 class Strict(BaseModel):
@@ -85,9 +86,9 @@ def read_document(file: str | Path) -> Document:
     try:
         text = Path(file).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise DescriptionError(str(file), "there is no such file") from None
+        raise MistakeError(str(file), "there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DescriptionError(str(file), f"cannot be read ({error})") from None
+        raise MistakeError(str(file), f"cannot be read ({error})") from None
     return parse_document(text, str(file))
 
 
@@ -99,9 +100,9 @@ def parse_document(text: str, file: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{file}:{mark.line + 1}" if mark else file
-        raise DescriptionError(place, f"is not valid YAML: {error.problem or error.context}") from None
+        raise MistakeError(place, f"is not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
-        raise DescriptionError(file, f"is not valid YAML: {error}") from None
+        raise MistakeError(file, f"is not valid YAML: {error}") from None
     document = Document(file, None)
     data = None if node is None else _build(node, (), document)
     return Document(file, data, document.places)
@@ -112,7 +113,7 @@ def _refuse_aliases(text: str, file: str) -> None:
     for event in yaml.parse(text, _LOADER) if "*" in text else ():
         if isinstance(event, yaml.AliasEvent) and event.start_mark is not None:
             place = f"{file}:{event.start_mark.line + 1}"
-            raise DescriptionError(place, "has an alias (*name), which hsim does not read", "write the value out")
+            raise MistakeError(place, "has an alias (*name), which hsim does not read", "write the value out")
 
 
 def _build(node: yaml.Node, path: KeyPath, document: Document) -> Any:
@@ -121,7 +122,7 @@ def _build(node: yaml.Node, path: KeyPath, document: Document) -> Any:
         plain = node.style not in ("'", '"', "|", ">")
         if plain and len(node.value) > MOST_DIGITS and _INT.match(node.value):
             place = f"{document.file}:{node.start_mark.line + 1}"
-            raise DescriptionError(place, f"is a number of {len(node.value):,} digits", f"use at most {MOST_DIGITS}")
+            raise MistakeError(place, f"is a number of {len(node.value):,} digits", f"use at most {MOST_DIGITS}")
         return parse_scalar(node.value) if plain else node.value
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*path, i), document) for i, item in enumerate(node.value)]
@@ -131,11 +132,11 @@ def _build(node: yaml.Node, path: KeyPath, document: Document) -> Any:
         key = _build(key_node, (*path, "?"), document)
         place = f"{document.file}:{key_node.start_mark.line + 1}"
         if not isinstance(key, str | int) or isinstance(key, bool):
-            raise DescriptionError(place, f"a key must be a word, not {key!r}", "quote it")
+            raise MistakeError(place, f"a key must be a word, not {key!r}", "quote it")
         key = str(key)
         if key in built:
             first = document.places[(*path, key)]
-            raise DescriptionError(place, f"the key {key!r} is given twice (first at {first})", "remove one")
+            raise MistakeError(place, f"the key {key!r} is given twice (first at {first})", "remove one")
         document.places[(*path, key)] = place
         built[key] = _build(value_node, (*path, key), document)
     return built
@@ -147,10 +148,10 @@ def with_settings(document: Document, settings: Sequence[str]) -> Document:
         return document
     data, places = _copy(document.data), dict(document.places)
     for setting in settings:
-        place = f"--set {setting}"
+        place = f"{SETTING}{setting}"
         dotted, equals, text = setting.partition("=")
         if not equals or not dotted:
-            raise DescriptionError(place, "has no value", "write --set path.to.key=value")
+            raise MistakeError(place, "has no value", "write --set path.to.key=value")
         path = _set(data, dotted.split("."), parse_document(text, place).data, place)
         places = {p: at for p, at in places.items() if p[: len(path)] != path}
         for length in range(1, len(path)):
@@ -174,7 +175,7 @@ def _set(data: Any, keys: list[str], value: Any, place: str) -> KeyPath:
         settable = isinstance(at, dict) or (isinstance(at, list) and isinstance(here, int) and here < len(at))
         if not settable:
             what = f"{'.'.join(keys[:i])} is {at!r}" if i else "the scenario is no mapping"
-            raise DescriptionError(place, what, f"no key {key!r} can be set in it")
+            raise MistakeError(place, what, f"no key {key!r} can be set in it")
         if last:
             at[here] = value
         else:
@@ -185,7 +186,7 @@ def _set(data: Any, keys: list[str], value: Any, place: str) -> KeyPath:
 def validated(document: Document, model: type[M]) -> M:
     """The document as `model`. Raises DescriptionError that names file, line, key and remedy of the first fault."""
     if not isinstance(document.data, dict):
-        raise DescriptionError(document.file, "is empty or not a mapping", f"write the keys of a {model.__name__}")
+        raise MistakeError(document.file, "is empty or not a mapping", f"write the keys of a {model.__name__}")
     try:
         return model.model_validate(document.data)
     except ValidationError as error:
@@ -196,7 +197,7 @@ def validated(document: Document, model: type[M]) -> M:
 NAMED = {("pools",): "pool", ("fleet",): "tier"}  # sections whose keys a scenario chooses: what each is
 
 
-def _misnamed(document: Document, path: KeyPath) -> DescriptionError | None:
+def _misnamed(document: Document, path: KeyPath) -> MistakeError | None:
     """What is wrong where a key is missing from a pool or tier that only a setting of one of its other keys made."""
     section, name, place = path[:1], path[1:2], document.places.get(path[:2], "")
     keys = place.removeprefix("--set ").partition("=")[0].split(".")
@@ -204,7 +205,7 @@ def _misnamed(document: Document, path: KeyPath) -> DescriptionError | None:
         return None
     known = [other for other in document.data[section[0]] if other != name[0]]
     remedy = did_you_mean(str(name[0]), known)
-    return DescriptionError(place, f"there is no {NAMED[section]} {name[0]!r}", remedy)
+    return MistakeError(place, f"there is no {NAMED[section]} {name[0]!r}", remedy)
 
 
 def _severity(error: Any) -> tuple[int, int]:
@@ -212,26 +213,26 @@ def _severity(error: Any) -> tuple[int, int]:
     return (0 if error["type"] == "extra_forbidden" else 1, len(error["loc"]))
 
 
-def _explained(error: Any, document: Document, model: type[BaseModel]) -> DescriptionError:
+def _explained(error: Any, document: Document, model: type[BaseModel]) -> MistakeError:
     path = _path_in_data(error["loc"], document.data, missing=error["type"] == "missing")
     where, value = document.where(path), error.get("input")
     if error["type"] == "extra_forbidden":
         known = sorted(_siblings(error["loc"], model))
-        return DescriptionError(document.where(path), f"unknown key {path[-1]!r}", did_you_mean(str(path[-1]), known))
+        return MistakeError(document.where(path), f"unknown key {path[-1]!r}", did_you_mean(str(path[-1]), known))
     if error["type"] == "missing":
-        return _misnamed(document, path) or DescriptionError(where, f"{path[-1]!r} is missing", "add it")
+        return _misnamed(document, path) or MistakeError(where, f"{path[-1]!r} is missing", "add it")
     if error["type"] == "union_tag_not_found":
         kinds = sorted(kind for m in _models_at((*error["loc"], ""), model) for kind in _kinds_of(m))
-        return DescriptionError(where, "has no kind", f"say which: {', '.join(kinds)}")
+        return MistakeError(where, "has no kind", f"say which: {', '.join(kinds)}")
     if error["type"] == "union_tag_invalid":
         kinds = re.findall(r"'([^']+)'", str(error["ctx"]["expected_tags"]))
         kind = value.get("kind")
-        return DescriptionError(where, f"kind is {kind!r}", did_you_mean(str(kind), kinds))
+        return MistakeError(where, f"kind is {kind!r}", did_you_mean(str(kind), kinds))
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if error["type"] in ("value_error", "assertion_error"):
         problem, _, remedy = message.partition("; ")
-        return DescriptionError(where, problem, remedy)
-    return DescriptionError(where, f"is {value!r}", message[0].lower() + message[1:])
+        return MistakeError(where, problem, remedy)
+    return MistakeError(where, f"is {value!r}", message[0].lower() + message[1:])
 
 
 def _path_in_data(loc: Sequence[str | int], data: Any, missing: bool) -> KeyPath:

@@ -23,7 +23,7 @@ from hsim.engine.pool import Pool
 from hsim.engine.replica import Replica
 from hsim.engine.scaling import ReactiveScaler, ScaleSpec, ScheduledScaler, Timetable
 from hsim.engine.service import ElasticPool, Member, Unit
-from hsim.errors import DescriptionError
+from hsim.errors import DescriptionError, MistakeError
 from hsim.policies.governing import GOVERNORS, GovernorPolicy
 from hsim.policies.own import is_own, own_policy
 from hsim.policies.scaling import SCALERS, ScalingPolicy
@@ -180,7 +180,7 @@ def _policy(system: System, known: Mapping[str, P], name: str, path: KeyPath) ->
     if is_own(name):
         return own_policy(name, Path(system.document.file).parent, system.allow_code, where)  # type: ignore[return-value]
     if name not in known:
-        raise DescriptionError(where, f"there is no policy {name!r}", did_you_mean(name, list(known)))
+        raise MistakeError(where, f"there is no policy {name!r}", did_you_mean(name, list(known)))
     return known[name]
 
 

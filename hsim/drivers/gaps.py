@@ -18,7 +18,7 @@ from hsim.drivers.memory import link_spec, own_way
 from hsim.engine.gaps import GapSpec
 from hsim.engine.link import LinkSpec
 from hsim.engine.replica import ReplicaSpec
-from hsim.errors import DescriptionError
+from hsim.errors import DescriptionError, MistakeError
 from hsim.log import host_memory
 from hsim.policies.gaps import GAPS
 from hsim.workload.histograms import with_histograms_read
@@ -35,7 +35,7 @@ def gap_spec(system: System, name: str, spec: ReplicaSpec) -> GapSpec | None:
     pool = spec.pool
     if pool.tool_gaps not in GAPS:
         at = system.document.where(("pools", name, "tool_gaps"))
-        raise DescriptionError(at, f"there is no policy {pool.tool_gaps!r}", did_you_mean(pool.tool_gaps, list(GAPS)))
+        raise MistakeError(at, f"there is no policy {pool.tool_gaps!r}", did_you_mean(pool.tool_gaps, list(GAPS)))
     if pool.tool_gaps == "cache":
         return None
     at = system.document.where(("pools", name, "tool_gaps"))

@@ -12,7 +12,7 @@ from hsim.costs.sparsity import Sparsity, check_sparse, sparsity_of
 from hsim.description.system import System
 from hsim.description.yamlfile import did_you_mean
 from hsim.engine.precision import Cost, SwitchSpec
-from hsim.errors import DescriptionError
+from hsim.errors import DescriptionError, MistakeError
 from hsim.policies.precision import SWITCHES
 from hsim.units import HOUR_S
 
@@ -50,7 +50,7 @@ def switch_spec(system: System, name: str, sets: tuple[Placement, Placement], co
     assert switch
     if switch.policy not in SWITCHES:
         at = where(("pools", name, "switch", "policy"))
-        raise DescriptionError(at, f"there is no policy {switch.policy!r}", did_you_mean(switch.policy, list(SWITCHES)))
+        raise MistakeError(at, f"there is no policy {switch.policy!r}", did_you_mean(switch.policy, list(SWITCHES)))
     own, other = sets
     site = system.scenario.sites_in_use()[system.scenario.site_of(system.tier_of(name).name)]
     by_hour = site.by_hour("gco2_per_kwh")

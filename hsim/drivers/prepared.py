@@ -40,7 +40,7 @@ from hsim.engine.power import Sleep
 from hsim.engine.precision import SwitchSpec
 from hsim.engine.replica import ReplicaSpec
 from hsim.engine.sites import CrossingSpec
-from hsim.errors import DescriptionError
+from hsim.errors import DescriptionError, MistakeError
 from hsim.log import Stage
 from hsim.metrics.accounts import Accounts, accounts_of
 from hsim.policies.balance import ADMISSIONS, CHOOSERS, PRIORITIES, Admission, Chooser, Priority
@@ -444,7 +444,7 @@ def _named(system: System, known: dict[str, P], name: str, what: str, where: str
     if is_own(name):
         return own_policy(name, Path(system.document.file).parent, system.allow_code, where)  # type: ignore[return-value]
     if name not in known:
-        raise DescriptionError(where, f"there is no {what} {name!r}", did_you_mean(name, list(known)))
+        raise MistakeError(where, f"there is no {what} {name!r}", did_you_mean(name, list(known)))
     return known[name]
 
 

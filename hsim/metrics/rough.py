@@ -57,7 +57,7 @@ def system_in(system: System, world: World) -> System:
 
 
 def _fresh(system: System, assume: Mapping[str, float]) -> Figures:
-    return Figures(assume, documents=system.figures.documents)
+    return system.figures.unread(assume)
 
 
 def site_joules_in(worlds: Sequence[Accounts], nominal: Accounts, ledger: Ledger, log: Log) -> dict[str, Floats]:

@@ -18,10 +18,10 @@ from hsim.description.sites import Hourly
 from hsim.description.system import System
 from hsim.drivers.offered import needed_s
 from hsim.drivers.prepared import Prepared, prepare
-from hsim.errors import DescriptionError
+from hsim.errors import DescriptionError, MistakeError
 from hsim.metrics import statistics
 from hsim.plan.certificate import Evidence
-from hsim.plan.problem import OWN, Objective, Problem, each_server
+from hsim.plan.problem import OWN, Objective, Problem, check_assumptions_used, each_server
 from hsim.plan.result import Bound, Fleet, Judged
 from hsim.runs.paths import Job, replicate, seeded
 from hsim.runs.studies import is_steady
@@ -226,8 +226,11 @@ def conditions_of(problem: Problem, risk: float, alone: bool = True) -> Conditio
                 system = problem.system(problem.largest(number), load)
                 needs[number, load] = needs[number, OWN] if known else needs_of(system, alone, before.get(load))
                 before[load] = needs[number, load].prepared
+        except MistakeError:
+            raise  # a slip of the pen is no reason to leave a choice out
         except DescriptionError as error:
             impossible[number] = design.impossible or str(error)
+    check_assumptions_used(problem, {number for number, _ in needs} - set(impossible))
     return Conditions(problem, needs, impossible, risk)
 
 

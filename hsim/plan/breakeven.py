@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,7 @@ def breakeven(
         for value in architectures.values:
             chosen = [f"{architectures.path}={json.dumps(value)}", f"workload.arrivals.rate_per_s={rate}"]
             problem = read_problem(scenario, [*settings, *chosen], architectures.allow_code)
+            problem = replace(problem, one_of_several=True)
             aim = problem.planning.minimise
             best[str(value)] = _planned(planned_whole(problem, options, progress)) if options else _previewed(problem)
         points.append(Point(rate, best, _winner(best)))

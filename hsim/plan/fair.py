@@ -43,7 +43,7 @@ def at_their_best(problems: Sequence[Problem], options: Options, progress: Progr
     with TemporaryDirectory() as here:  # what was simulated once is kept, here if nowhere else
         keeping = options if options.out else replace(options, out=Path(here))
         searching = PlanOptions(options.processes, keeping.out)
-        plans = [planned_whole(problem, searching, progress) for problem in problems]
+        plans = [planned_whole(replace(each, one_of_several=True), searching, progress) for each in problems]
         chosen = [
             problem.system(found.chosen.fleet.number)
             for problem, found in zip(problems, plans, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -14,10 +14,11 @@ from typing import Any
 from hsim.description.catalogue import load_profile
 from hsim.description.choices import Choice, Choices, choices_of, first_of, with_chosen
 from hsim.description.hardware import ServerProfile
-from hsim.description.scenario import Planning, Scenario, Slo, checked, read_scenario
+from hsim.description.inventory import inventory
+from hsim.description.scenario import Planning, Scenario, Slo, check_tiers, checked, read_scenario
 from hsim.description.system import System, Tier, resolve
-from hsim.description.yamlfile import Document, validated, with_settings
-from hsim.errors import DescriptionError
+from hsim.description.yamlfile import Document, did_you_mean, validated, with_settings
+from hsim.errors import DescriptionError, MistakeError
 from hsim.metrics.accounts import accounts_of
 from hsim.plan.result import Fleet
 from hsim.plan.spending import buys_electricity
@@ -42,11 +43,15 @@ class Objective:
 
 @dataclass(frozen=True)
 class Design:
-    """Everything of a fleet but its counts: what was chosen, and its system by load; or why it cannot run."""
+    """Everything of a fleet but its counts: what was chosen, and its system by load; or why it cannot run.
+
+    `assumed` names the figures that the scenario assumes.
+    """
 
     choices: dict[str, Choice]
     systems: dict[str, System]
     impossible: str = ""
+    assumed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ class Loss:
 class Problem:
     """A scenario, what is to be minimised within which limits, and the space: `fleets[i]` stands at `places[i]`.
 
-    Each of `losses`, by name, counts as one more load: the scenario's own, on what is left of the fleet.
+    Each of `losses`, by name, counts as one more load: the scenario's own, on what is left of the fleet. What is assumed
+    may also be for others, where the problem is `one_of_several`.
     """
 
     document: Document
@@ -86,6 +92,7 @@ class Problem:
     fleets: tuple[Fleet, ...]
     places: tuple[Place, ...]
     losses: Mapping[str, Loss] = field(default_factory=dict)
+    one_of_several: bool = False
 
     @property
     def loads(self) -> tuple[str, ...]:
@@ -244,12 +251,15 @@ def _bought(document: Document, chosen: Mapping[tuple[str, ...], Choice]) -> Doc
     """Only what serves: no pool that no stage uses, no tier on which no pool runs, no link that joins nothing.
 
     A pool that was free to choose its tier needs no link to another on the same one, as in a scenario that says so.
+    Raises DescriptionError for a tier that is not there.
     """
     data = {key: value for key, value in document.data.items() if key != "plan"}
     named = [[value] if isinstance(value, str) else value for value in data["stages"].values() if value]
     used = {name for names in named for name in names} | {(data.get("keep") or {}).get("pool")}
     pools = {name: pool for name, pool in data["pools"].items() if name in used}
-    tier_of = {name: pool["runs_on"].rpartition(".")[0] for name, pool in pools.items()}
+    runs_on = {name: str(pool["runs_on"]) for name, pool in pools.items()}
+    check_tiers(runs_on, list(data["fleet"]), document)  # while all are there: one misspelt would not be bought
+    tier_of = {name: part_of_tier.rpartition(".")[0] for name, part_of_tier in runs_on.items()}
     free = {path[1] for path in chosen if path[0] == "pools" and path[-1] == "runs_on"}
     hands_over = {data["stages"].get("prefill"), data["stages"]["generate"]}
     links = {}
@@ -267,15 +277,18 @@ def _bought(document: Document, chosen: Mapping[tuple[str, ...], Choice]) -> Doc
 def _design(bought: Document, chosen: Mapping[tuple[str, ...], Choice], planning: Planning) -> Design:
     """The design of a choice, resolved under each load. Raises DescriptionError for a scenario that is wrong in itself."""
     choices = {".".join(path): value for path, value in chosen.items() if _stands(bought.data, path)}
-    systems = {}
+    systems, assumed = dict[str, System](), dict[str, None]()
     for load, changes in {OWN: {}, **planning.loads}.items():
         document = with_settings(bought, [f"{path}={json.dumps(value)}" for path, value in changes.items()])
         scenario = checked(document)
+        assumed |= dict.fromkeys(scenario.assume)
         try:
             systems[load] = _resolved(scenario, document)
+        except MistakeError:
+            raise  # else a slip of the pen would leave a choice out
         except DescriptionError as error:
-            return Design(choices, {}, str(error))
-    return Design(choices, systems)
+            return Design(choices, {}, str(error), tuple(assumed))
+    return Design(choices, systems, assumed=tuple(assumed))
 
 
 def _resolved(scenario: Scenario, document: Document) -> System:
@@ -283,9 +296,28 @@ def _resolved(scenario: Scenario, document: Document) -> System:
     system = resolve(scenario, document)
     known = tuple(f"{name}." for name in system.figures.documents)
     assume = {name: value for name, value in scenario.assume.items() if name.startswith(known)}
-    if assume == scenario.assume:
-        return system
-    return resolve(scenario.model_copy(update={"assume": assume}), document)
+    if assume != scenario.assume:
+        system = resolve(scenario.model_copy(update={"assume": assume}), document)
+    return replace(system, figures=replace(system.figures, shared=True))
+
+
+def check_assumptions_used(problem: Problem, prepared: Collection[int]) -> None:
+    """Raises DescriptionError for an assumption about a figure that no design uses.
+
+    Where not all were prepared, as some cannot run, others may have used it: then for one that no profile has.
+    """
+    figures = [system.figures for design in problem.designs for system in design.systems.values()]
+    known = {name for each in figures for name in each.used}
+    assumed = {name: None for design in problem.designs for name in design.assumed}
+    if not (unused := [name for name in assumed if name not in known]):
+        return
+    if problem.one_of_several or len(prepared) < len(problem.designs):
+        entries = inventory(Path(problem.document.file).parent)
+        known |= {f"{entry.profile.name}.{figure}" for entry in entries for figure in entry.figures}
+    for name in unused:
+        if name not in known:
+            at = problem.document.where(("assume", *name.split(".")))
+            raise DescriptionError(at, "is not a figure that any choice uses", did_you_mean(name, sorted(known)))
 
 
 def _stands(data: Any, path: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hsim.description.yamlfile import Document, leaves
-from hsim.errors import DescriptionError
+from hsim.errors import DescriptionError, MistakeError
 
 
 def is_own(name: str) -> bool:
@@ -46,7 +46,7 @@ def own_policy(name: str, beside: Path, allowed: bool, where: str) -> Callable[.
         raise _not_allowed(name, where)
     file = _found(file_name, beside)
     if file is None:
-        raise DescriptionError(where, f"there is no file {file_name!r}", f"it is looked for in {beside} and here")
+        raise MistakeError(where, f"there is no file {file_name!r}", f"it is looked for in {beside} and here")
     spec = importlib.util.spec_from_file_location(f"hsim_own_{file.stem}", file)
     assert spec
     assert spec.loader
@@ -54,7 +54,7 @@ def own_policy(name: str, beside: Path, allowed: bool, where: str) -> Callable[.
     spec.loader.exec_module(module)
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise DescriptionError(where, f"{file} has no function {function_name!r}", "define it there")
+        raise MistakeError(where, f"{file} has no function {function_name!r}", "define it there")
     return function  # type: ignore[no-any-return]  # whatever it returns is its own
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hsim.description.scenario import ClosedArrivals, load
-from hsim.description.system import Figures, System, resolve
+from hsim.description.system import System, resolve
 from hsim.drivers.offered import offered_load
 from hsim.drivers.prepared import Prepared, prepare
 from hsim.drivers.simulated import run
@@ -121,7 +121,7 @@ def path_log(job: Job) -> tuple[Prepared, Log]:
 
 def _drawing(system: System, tasks: int | None) -> System:
     """The system with so many tasks to draw, and figures that nobody has read yet."""
-    figures = Figures(system.figures.assume, documents=system.figures.documents)
+    figures = system.figures.unread()
     if tasks is None:
         return replace(system, figures=figures)
     workload = system.scenario.workload.model_copy(update={"tasks": tasks})
