@@ -26,6 +26,8 @@ from hsim.metrics.result import Study
 from hsim.metrics.study import Replication
 from hsim.report.tables import study_tables
 from hsim.runs import Options, as_json, is_one_path, path_of, studies, study
+from hsim.runs.closeup import close_up
+from hsim.runs.overload import is_overloaded
 from hsim.runs.paths import Job, replicate, seed_of, seeded
 from hsim.runs.store import Store, run_key
 
@@ -409,6 +411,61 @@ def test_more_work_than_cores_is_unstable_by_the_bound(load: float) -> None:
     assert found.stability is not None
     assert found.stability.offered["agents"].value == pytest.approx(load, abs=0.05)
     assert "of the work that it can do" in found.stability.reason
+
+
+def test_no_warm_up_grows_where_the_work_cannot_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An overloaded system asks for ever more of it: the later it is, the longer its tasks take."""
+    data = tool_queue(1.3, 100)
+    data["workload"]["classes"]["agent"] |= {
+        "output_tokens": 300,
+        "max_output_tokens": 300,
+    }  # passages beyond the floor
+    asked: list[Cohort | None] = []
+
+    def counted(job: Job) -> Replication:
+        asked.append(job.cohort)
+        return replicate(job)
+
+    monkeypatch.setattr(studies, "replicate", counted)
+    found = study(system_of(data), inline(4))
+    check_unstable(found)
+    assert found.stability is not None
+    assert "of the work that it can do" in found.stability.reason
+    assert found.warm_up is not None
+    assert found.warm_up.asked_tasks > found.warm_up.tasks, "it asks for no more: the test reaches nothing"
+    assert asked == [Cohort(25, 100)] * 4
+    assert any("may complete more later" in warning for warning in found.warnings)
+
+
+def test_overload_is_shown_where_nobody_is_served_in_the_windows() -> None:
+    """Tasks take minutes, and all that count come within a second."""
+    data = generate_only(max_num_seqs=4)
+    data["workload"]["classes"]["chat"] |= {"input_tokens": 10, "output_tokens": 300, "max_output_tokens": 300}
+    data["workload"] |= {"tasks": 60, "arrivals": {"kind": "poisson", "rate_per_s": 100}}
+    closeup = close_up(system_of(data), inline(3))
+    found = closeup.study
+    check_unstable(found)
+    assert closeup.by_replication["tasks_per_s"] == [0, 0, 0]
+    assert found.tasks_per_s.value == 0, "some are served: the test reaches nothing"
+    assert "0.000 tasks/s are completed" in printed(found)
+    assert json.loads(as_json(found))["tasks_per_s"]["value"] == 0
+
+
+@pytest.mark.parametrize(("load", "overloaded"), [(0.9, False), (0.99, False), (1.2, True)])
+def test_overload_is_known_from_tasks_that_are_only_drawn(load: float, overloaded: bool) -> None:
+    data = tool_queue(load, 100)
+    assert is_overloaded(system_of(data)) == overloaded
+    data["workload"]["classes"]["agent"]["timeout_s"] = 60
+    assert not is_overloaded(system_of(data)), "what is lost makes room"
+
+
+def test_a_burst_is_no_overload() -> None:
+    """While it is on, twice as many come as can be served; over all time half of that."""
+    data = tool_queue(0.8, 100)
+    rate_per_s = data["workload"]["arrivals"]["rate_per_s"]
+    phases = {"kind": "on-off", "rate_per_s": rate_per_s, "mean_on_s": 1e5, "mean_off_s": 1e5}
+    data["workload"]["arrivals"] = phases
+    assert not is_overloaded(system_of(data))
 
 
 def test_work_that_piles_up_at_an_engine_is_unstable_by_its_drift() -> None:

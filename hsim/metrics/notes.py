@@ -88,9 +88,10 @@ def study_warnings(
     if stability is not None and stability.verdict == "undecided":
         warnings.append(stability.reason)
     if warm_up is not None and warm_up.asked_tasks > warm_up.tasks:
-        warnings.append(
-            f"the warm-up was {warm_up.tasks:,} tasks, and the replications ask for {warm_up.asked_tasks:,}: simulate more"
-        )
+        asked = f"the warm-up was {warm_up.tasks:,} tasks, and the replications ask for {warm_up.asked_tasks:,}"
+        unstable = stability is not None and stability.verdict == "unstable"
+        rest = "it was filling up still, and may complete more later" if unstable else "simulate more"
+        warnings.append(f"{asked}: {rest}")
     if warm_up is not None and cohort_tasks < STRETCHES * warm_up.memory_tasks:
         warnings.append(
             f"sojourn times hang together over {warm_up.memory_tasks:,.0f} tasks, so that a replication holds few independent "

@@ -148,6 +148,22 @@ def _arrivals_per_s(paths: Sequence[Measured]) -> Estimate:
     return statistics.ratio([path.cohort.tasks for path in paths], [path.window.seconds for path in paths])
 
 
+def _offered(replications: Sequence[Replication]) -> dict[str, Estimate]:
+    """The load that tasks bring to each pool, by replications."""
+    return {
+        pool: statistics.mean([replication.offered[pool] for replication in replications])
+        for pool in replications[0].offered
+    }
+
+
+def overloaded_pools(replications: Sequence[Replication], confidence: float = statistics.CONFIDENCE) -> list[str]:
+    """The pools to which tasks bring more work than they can do; none where tasks are lost, which makes room."""
+    if any(path.timed_out or path.shed or path.gave_up for path in (each.path for each in replications)):
+        return []
+    loads = _offered(replications).items()
+    return [pool for pool, load in loads if load.value - load.half_width(2 * confidence - 1) > 1]
+
+
 def stability_of(replications: Sequence[Replication], confidence: float = statistics.CONFIDENCE) -> Stability:
     """Whether an open system keeps up: by a bound on its utilisation, and by the drift of work in progress.
 
@@ -158,16 +174,11 @@ def stability_of(replications: Sequence[Replication], confidence: float = statis
     drift = statistics.ratio(
         [_drift_per_s(path) * path.window.seconds for path in paths], [path.cohort.tasks for path in paths]
     )
-    offered = {
-        pool: statistics.mean([replication.offered[pool] for replication in replications])
-        for pool in replications[0].offered
-    }
+    offered = _offered(replications)
     one_sided = 2 * confidence - 1
     verdict: Literal["stable", "unstable", "undecided"] = "stable"
     reason = "work in progress does not grow"
-    none_lost = not any(path.timed_out or path.shed or path.gave_up for path in paths)  # else what is lost makes room
-    over = [pool for pool, load in offered.items() if none_lost and load.value - load.half_width(one_sided) > 1]
-    if over:
+    if over := overloaded_pools(replications, confidence):
         verdict, reason = (
             "unstable",
             f"tasks bring pool {over[0]} {offered[over[0]].value:.0%} of the work that it can do",
@@ -209,15 +220,26 @@ def joules_of(paths: Sequence[Measured], attribution: Attribution = "full", boun
     return np.array([path.ledger.joules(attribution, boundary) for path in paths])
 
 
+def rates_of(paths: Sequence[Measured]) -> dict[str, Estimate]:
+    """The headline figures that there are without a steady state, and where no task was completed: those per second."""
+    seconds = [path.window.seconds for path in paths]
+    found = {
+        "tasks_per_s": statistics.ratio([path.completed for path in paths], seconds),
+        "output_tokens_per_s": statistics.ratio([path.output_tokens for path in paths], seconds),
+        "goodput_tasks_per_s": statistics.ratio([path.good for path in paths], seconds),
+    }
+    if all(path.keeps for path in paths):
+        came = [path.keeps.tasks for path in paths if path.keeps]
+        for key in KEPT:
+            found[f"{key}_fraction"] = statistics.ratio([getattr(path.keeps, key) for path in paths], came)
+    return found
+
+
 def estimates_of(paths: Sequence[Measured], accounts: Accounts, energy: bool = True) -> dict[str, Estimate]:
     """Every headline figure, by name: what studies report, comparisons subtract and worlds spread."""
     seconds, completed = [path.window.seconds for path in paths], [path.completed for path in paths]
     tokens = [path.output_tokens for path in paths]
-    found = {
-        "tasks_per_s": statistics.ratio(completed, seconds),
-        "output_tokens_per_s": statistics.ratio(tokens, seconds),
-        "goodput_tasks_per_s": statistics.ratio([path.good for path in paths], seconds),
-    }
+    found = rates_of(paths)
     joules = joules_of(paths)
     if energy:
         found["tst_j"] = statistics.ratio(joules, completed)
@@ -229,10 +251,6 @@ def estimates_of(paths: Sequence[Measured], accounts: Accounts, energy: bool = T
             if len(grams) > 1:
                 found |= {f"{part}_gco2_per_task": statistics.ratio(its, completed) for part, its in grams.items()}
         found["marginal_tst_j"] = statistics.ratio(joules_of(paths, "marginal"), completed)
-    if all(path.keeps for path in paths):
-        came = [path.keeps.tasks for path in paths if path.keeps]
-        for key in KEPT:
-            found[f"{key}_fraction"] = statistics.ratio([getattr(path.keeps, key) for path in paths], came)
     usd = _dollars(accounts, np.array(seconds), np.array([path.bill.electricity_usd for path in paths]))
     if not np.isnan(usd).any():
         found["usd_per_task"] = statistics.ratio(usd, completed)
@@ -265,15 +283,15 @@ def study_of(material: Material, warm_up: WarmUp | None) -> Study:
     """Every figure of a scenario's replications with its interval, or the verdict that there is no steady state."""
     system, paths = material.system, material.paths
     scenario, unavailable = system.scenario, unavailable_of(system)
-    if not sum(path.completed for path in paths):
+    stability = stability_of(material.replications) if warm_up is not None and len(paths) > 1 else None
+    unstable = stability is not None and stability.verdict == "unstable"
+    if not unstable and not sum(path.completed for path in paths):
         raise HsimError(
             f"{system.document.file}: no task was completed in the windows; each was shed, timed out or lost"
         )
-    stability = stability_of(material.replications) if warm_up is not None and len(paths) > 1 else None
-    unstable = stability is not None and stability.verdict == "unstable"
     if unstable:
         unavailable = dict.fromkeys(("latency", "energy", "money", "co2"), "there is no steady state")
-    estimates = estimates_of(paths, material.accounts, "energy" not in unavailable)
+    estimates = rates_of(paths) if unstable else estimates_of(paths, material.accounts, "energy" not in unavailable)
     stages, pools, parts = anatomy_of(paths, scenario), pools_of(paths), parts_of_co2(material.accounts)
     intervals = {name: interval(estimate) for name, estimate in estimates.items()}
     energy = None if "energy" in unavailable else _energy(paths, intervals)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hsim.description.system import System
 from hsim.metrics.ledger import Window
 from hsim.metrics.result import Study
-from hsim.metrics.study import Material, estimates_of, found_in_progress, sojourns, study_of
+from hsim.metrics.study import Material, estimates_of, found_in_progress, rates_of, sojourns, study_of
 from hsim.metrics.timelines import Timelines, timelines_of
 from hsim.runs.paths import Job, path_log, seeded
 from hsim.runs.studies import Options, gather, workers
@@ -60,6 +60,10 @@ def close_up(system: System, options: Options) -> Closeup:
 
 
 def _by_replication(material: Material, study: Study) -> dict[str, list[float]]:
-    each = [estimates_of([path], material.accounts, study.energy is not None) for path in material.paths]
+    unstable = study.stability is not None and study.stability.verdict == "unstable"
+    each = [
+        rates_of([path]) if unstable else estimates_of([path], material.accounts, study.energy is not None)
+        for path in material.paths
+    ]
     shown = [name for name in FOLLOWED if name in study.figures() and all(name in found for found in each)]
     return {name: [found[name].value for found in each] for name in shown}

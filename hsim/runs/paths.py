@@ -43,7 +43,7 @@ def path_of(system: System, stepwise: bool = False) -> Result:
 
     Raises DescriptionError before time zero for anything that cannot run.
     """
-    prepared = prepare(_drawing(system, None))
+    prepared = prepare(drawing(system, None))
     return summarise(run(prepared, stepwise), prepared.system, prepared.accounts, prepared.drawn)
 
 
@@ -54,7 +54,7 @@ def simulate(scenario: str | Path, settings: Sequence[str] = (), stepwise: bool 
 
 def vllm_bench_of(system: System, stepwise: bool = False) -> dict[str, Any]:
     """One terminating path of a system in the words of vLLM's benchmark."""
-    prepared = prepare(_drawing(system, None))
+    prepared = prepare(drawing(system, None))
     return vllm_bench(run(prepared, stepwise), system.scenario)
 
 
@@ -108,18 +108,18 @@ def replicate(job: Job) -> Replication:
 def path_log(job: Job) -> tuple[Prepared, Log]:
     """The log of a path: of all tasks, or of those that arrive until the cohort has ended."""
     if job.cohort is None:
-        prepared = prepare(_drawing(job.system, None))
+        prepared = prepare(drawing(job.system, None))
         return prepared, run(prepared, job.stepwise)
     followed = job.cohort.end
     for count in sorted({max(int(beyond * followed), least) for beyond, least in DRAWN_BEYOND}):
-        prepared = prepare(_drawing(job.system, count))
+        prepared = prepare(drawing(job.system, count))
         log = run(prepared, job.stepwise, followed)
         if len(log.tasks) < len(prepared.drawn.tasks):
             break  # not all were needed
     return prepared, log
 
 
-def _drawing(system: System, tasks: int | None) -> System:
+def drawing(system: System, tasks: int | None) -> System:
     """The system with so many tasks to draw, and figures that nobody has read yet."""
     figures = system.figures.unread()
     if tasks is None:

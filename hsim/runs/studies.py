@@ -27,12 +27,14 @@ from hsim.metrics.study import (
     Replication,
     Worlds,
     cohort_after,
+    overloaded_pools,
     stability_of,
     study_of,
     warm_up_of,
 )
 from hsim.processes import without_ctrl_c
 from hsim.runs.cluster import cluster
+from hsim.runs.overload import is_overloaded
 from hsim.runs.paths import Job, replicate, seeded
 from hsim.runs.store import Store, as_json, write_atomically
 
@@ -142,7 +144,10 @@ class _Gathering:
         return self._material(kind, self._replications(None), None)
 
     def steady(self, at_least: int) -> tuple[Material, WarmUp]:
-        """Cohorts of a steady state. The warm-up grows until its own series, and a passage's time, ask for no more."""
+        """Cohorts of a steady state. The warm-up grows until its own series, and a passage's time, ask for no more.
+
+        It does not grow where tasks bring more work than can be done: there is no steady state to come to.
+        """
         tasks = self.system.scenario.workload.tasks
         assert tasks is not None  # the schema refuses open arrivals without
         cohort = cohort_after(max(at_least, ceil(FLOOR_FRACTION * tasks)), tasks)
@@ -153,10 +158,14 @@ class _Gathering:
             asked = warm_up.passage_tasks
             if asked <= cohort.skipped and not _grows_without_end(replications):
                 asked = warm_up.asked_tasks
-            if asked <= cohort.skipped or not rounds_left or self.interrupted:
+            if asked <= cohort.skipped or not rounds_left or self.interrupted or self._is_hopeless(replications):
                 break
             cohort = cohort_after(ceil(HEADROOM * asked), tasks)
         return self._material("steady", replications, cohort), warm_up
+
+    def _is_hopeless(self, replications: Sequence[Replication]) -> bool:
+        """Whether tasks bring more work than can be done: these few show it, and many that are only drawn."""
+        return _over(replications) and is_overloaded(self.system)
 
     def _replications(self, cohort: Cohort | None) -> list[Replication]:
         books, stepwise = self._book_accounts, self.options.stepwise
@@ -208,6 +217,10 @@ class _Gathering:
 
 def _grows_without_end(replications: Sequence[Replication]) -> bool:
     return len(replications) > 1 and stability_of(replications).verdict == "unstable"
+
+
+def _over(replications: Sequence[Replication]) -> bool:
+    return len(replications) > 1 and bool(overloaded_pools(replications))
 
 
 def _called(cohort: Cohort | None) -> str:
