@@ -16,18 +16,16 @@ import numpy as np
 from hsim.description.scenario import Planning, Scenario, UniformArrivals
 from hsim.description.sites import Hourly
 from hsim.description.system import System
-from hsim.drivers.offered import needed_s
 from hsim.drivers.prepared import Prepared, prepare
 from hsim.errors import DescriptionError, MistakeError
 from hsim.metrics import statistics
 from hsim.plan.certificate import Evidence
 from hsim.plan.problem import OWN, Objective, Problem, check_assumptions_used, each_server
 from hsim.plan.result import Bound, Fleet, Judged
+from hsim.runs.overload import DRAWN, may_lose_tasks, work_of_one
 from hsim.runs.paths import Job, replicate, seeded
 from hsim.runs.studies import is_steady
 
-DRAWN = 2000  # tasks from which the mean work of one is known
-BLOCKS = 20
 ALONE_TASKS = 200
 ALONE_RATE_PER_S = 1e-6  # so seldom that each finds the fleet empty
 ALONE_BLOCK = -1  # of random numbers, like those of the search
@@ -61,25 +59,11 @@ def needs_of(system: System, alone: bool = True, like: Prepared | None = None) -
     prepared = prepare(replace(system, scenario=scenario) if open_steady else system, like)
     if not open_steady:
         return Needs(prepared, None, {}, {}, 0)
-    tasks = prepared.drawn.tasks
-    each = len(tasks) // BLOCKS
-    blocks = [needed_s(prepared, tasks[i * each : (i + 1) * each]) for i in range(BLOCKS)]
-    busy_s = {pool: statistics.mean([block[pool] / each for block in blocks]) for pool in blocks[0]}
+    busy_s = work_of_one(prepared)
     alone_s, failed = _alone(system, prepared) if alone else ({}, 0)
     rate = getattr(workload.arrivals, "rate_per_s")  # noqa: B009  # every open arrival process has one
-    unsaid = _loses(system) or _competes(system)
+    unsaid = may_lose_tasks(system) or _competes(system)
     return Needs(prepared, rate, {} if unsaid else busy_s, alone_s, failed)
-
-
-def _loses(system: System) -> bool:
-    """Whether tasks may be given up, shed or lost: what they would have needed makes room for others."""
-    scenario, pools = system.scenario, system.engine_pools().values()
-    return (
-        any(kind.timeout_s for kind in scenario.workload.classes.values())
-        or any(pool.max_waiting or pool.failures for pool in pools)
-        or any(tier.failures for tier in scenario.fleet.values())
-        or scenario.balance.admission != "everybody"
-    )
 
 
 def _competes(system: System) -> bool:

@@ -19,21 +19,26 @@ def is_overloaded(system: System) -> bool:
     A few tasks may come in a burst; these are many, at the rate that is declared. Never where tasks may be lost: that
     makes room.
     """
-    if _may_lose_tasks(system):
+    if may_lose_tasks(system):
         return False
     prepared = prepare(drawing(seeded(system, 0), DRAWN))
-    tasks, rate_per_s = prepared.drawn.tasks, getattr(system.scenario.workload.arrivals, "rate_per_s")  # noqa: B009
+    rate_per_s = getattr(system.scenario.workload.arrivals, "rate_per_s")  # noqa: B009
+    return any(
+        rate_per_s * (busy_s.value - busy_s.half_width(1 - 2 * RISK)) > _capacity(prepared, pool)
+        for pool, busy_s in work_of_one(prepared).items()
+    )
+
+
+def work_of_one(prepared: Prepared) -> dict[str, statistics.Estimate]:
+    """Least busy seconds of each pool that one of the drawn tasks brings."""
+    tasks = prepared.drawn.tasks
     each = len(tasks) // BLOCKS
     blocks = [needed_s(prepared, tasks[i * each : (i + 1) * each]) for i in range(BLOCKS)]
-    for pool in blocks[0]:
-        busy_s = statistics.mean([block[pool] / each for block in blocks])
-        if rate_per_s * (busy_s.value - busy_s.half_width(1 - 2 * RISK)) > _capacity(prepared, pool):
-            return True
-    return False
+    return {pool: statistics.mean([block[pool] / each for block in blocks]) for pool in blocks[0]}
 
 
-def _may_lose_tasks(system: System) -> bool:
-    """Whether tasks are shed, time out, or are lost with what breaks down."""
+def may_lose_tasks(system: System) -> bool:
+    """Whether tasks are shed, given up, or lost with what breaks down: what they would have needed makes room for others."""
     scenario, engines = system.scenario, system.engine_pools().values()
     return (
         scenario.balance.admission != "everybody"
