@@ -88,6 +88,11 @@ def test_what_no_pool_needs_is_not_bought() -> None:
     assert problem.system(split[0].number).paths
 
 
+def test_a_server_of_memory_alone_is_bought() -> None:
+    (fleet,) = read_problem("memory-pool", ["architecture=remote"]).fleets
+    assert fleet.servers == {"hgx-h100-8": 2, "epyc-9654-2s": 1}
+
+
 def test_price_and_power_are_those_of_the_servers(tmp_path: Path) -> None:
     problem = read_problem(written(tmp_path, servers([1, 3])))
     one, three = problem.fleets

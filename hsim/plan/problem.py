@@ -248,7 +248,8 @@ def _all_counts(bought: Document, counts: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _bought(document: Document, chosen: Mapping[tuple[str, ...], Choice]) -> Document:
-    """Only what serves: no pool that no stage uses, no tier on which no pool runs, no link that joins nothing.
+    """Only what serves: no pool that no stage uses, no memory that no pool uses, no tier on which neither stands, no link
+    that joins nothing.
 
     A pool that was free to choose its tier needs no link to another on the same one, as in a scenario that says so.
     Raises DescriptionError for a tier that is not there.
@@ -270,8 +271,12 @@ def _bought(document: Document, chosen: Mapping[tuple[str, ...], Choice]) -> Doc
         elif ends <= set(pools):
             together = len({tier_of[end] for end in ends}) == 1 and bool(ends & free) and ends != hands_over
             links |= {} if together else {name: way}
-    tiers = {name: tier for name, tier in data["fleet"].items() if name in tier_of.values()}
-    return Document(document.file, data | {"pools": pools, "links": links, "fleet": tiers}, document.places)
+    read = {pool.get("memory") for pool in pools.values()}
+    memory = {name: its for name, its in data.get("memory", {}).items() if name in read}
+    standing = {*tier_of.values(), *(its["on"] for its in memory.values())}
+    tiers = {name: tier for name, tier in data["fleet"].items() if name in standing}
+    bought = {"pools": pools, "links": links, "fleet": tiers} | ({"memory": memory} if "memory" in data else {})
+    return Document(document.file, data | bought, document.places)
 
 
 def _design(bought: Document, chosen: Mapping[tuple[str, ...], Choice], planning: Planning) -> Design:
