@@ -26,7 +26,7 @@ def asked(found: re.Match[str]) -> str:
     words = shlex.split(command.replace("\\\n", " "))
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     print(f"{time.monotonic() - began_s:6.0f} s  {' '.join(words)}")
-    lines = "\n".join(line.rstrip() for line in done.stdout.splitlines())
+    lines = "\n".join(line.rstrip() for line in done.stdout.replace(str(Path.cwd()), ".").splitlines())
     return f"```console\n$ {command}\n```\n\n```text\n{lines}\n```\n"
 
 
