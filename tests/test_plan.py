@@ -22,7 +22,7 @@ from hsim.plan.bounds import cheapest_mix, conditions_of, cost_bound
 from hsim.plan.breakeven import Architectures, breakeven
 from hsim.plan.problem import OWN, with_losses
 from hsim.plan.result import Aim, Judged, Previews
-from hsim.plan.search import Observation
+from hsim.plan.search import COMPARED, Observation
 from hsim.plan.simulation import Simulation
 from hsim.plan.spending import least_spent
 from hsim.plan.survive import losses_of, survive
@@ -337,13 +337,13 @@ def test_what_a_replica_needs_for_reading_and_decoding_is_no_more_than_it_takes(
     assert 0.7 < least_s / (steps["end_s"] - steps["start_s"]).sum() <= 1
 
 
-def screened(folder: Path, data: dict[str, Any]) -> tuple[list[Observation], Study]:
-    """What the search sees of the first fleet before it tries it for a certificate; and its study."""
+def screened(folder: Path, data: dict[str, Any], block: int = 0) -> tuple[list[Observation], Study]:
+    """What the search sees of the first fleet before it tries it for a certificate, or compares it; and its study."""
     problem = read_problem(written(folder, data))
     options = Options(processes=1)
     with workers(options) as those:
         simulation = Simulation(problem, conditions_of(problem, 1e-4), options, those)
-        return list(simulation.replicate(0, 0, range(4))), simulation.study(0)
+        return list(simulation.replicate(0, block, range(4))), simulation.study(0)
 
 
 def test_screening_waits_until_prefixes_are_cached(tmp_path: Path) -> None:
@@ -357,11 +357,16 @@ def test_screening_waits_until_prefixes_are_cached(tmp_path: Path) -> None:
     assert max(each.missed[0] for each in observed) < 0.02
 
 
-def test_joules_are_compared_when_servers_have_gone_to_sleep(tmp_path: Path) -> None:
-    data = chats(1, 300, 300, 100, fleet={"gpu": {"server": "l40s-4", "count": 4, "sleep_after_s": 60, "stay_on": 1}})
-    data |= {"assume": {"l40s-4": {"off_w": 20, "boot_w": 600, "boot_s": 120}}, "plan": {"minimise": "tst"}}
+@pytest.mark.parametrize(("block", "asleep"), [(0, True), (COMPARED, True), (COMPARED, False)])
+def test_joules_are_compared_when_servers_have_gone_to_sleep(block: int, asleep: bool, tmp_path: Path) -> None:
+    """And of servers that do not, when they are as busy as they will be."""
+    data = chats(1, 300, 300, 100, fleet={"gpu": {"server": "l40s-4", "count": 4}})
+    if asleep:
+        data["fleet"]["gpu"] |= {"sleep_after_s": 60, "stay_on": 1}
+        data["assume"] = {"l40s-4": {"off_w": 20, "boot_w": 600, "boot_s": 120}}
+    data["plan"] = {"minimise": "tst"}
     data["pools"]["decode"]["router"] = "least-energy"
-    observed, study = screened(tmp_path, data)
+    observed, study = screened(tmp_path, data, block)
     tst_j = sum(each.spent for each in observed) / sum(each.over for each in observed)
     assert tst_j == pytest.approx(study.energy.tst_j["full"]["facility"].value, rel=0.15)
 

@@ -1,8 +1,8 @@
 """The certified search: cheapest first, each fleet refuted, certified or left undecided, by a replication function.
 
 It knows nothing of simulation: `replicate` is given a fleet, a block of random numbers and the numbers of
-replications, and says what each showed. Block 0 is common to all fleets; each fleet that is tried for a certificate
-gets a block of its own, on which nothing was chosen.
+replications, and says what each showed. Block 0 is common to all fleets, and so is the one on which what they take is
+compared; each fleet that is tried for a certificate gets a block of its own, on which nothing was chosen.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ PROMISING = 8  # replications before a fleet may be tried for a certificate
 GROUP = 16  # replications of a trial between looks
 MOST_PER_LIMIT = 75  # replications of a trial at most, over what may be missed: 1,500 for p = 0.95
 ROUNDING = 1e-9  # of what a fleet takes: two that are rented at one price take the same
+COMPARED = 1_000_000  # the block on which it is compared what fleets take
 ACCEPT_SHARE = 0.8  # of the risk is spent on the fleet that is accepted; refuting needs little
 
 
@@ -153,11 +154,18 @@ class Search:
     def _observe(self, found: Found, block: int, numbers: range, phase: str) -> None:
         observed = self.replicate(found.fleet, block, numbers)
         found.replications += len(observed)
-        if block == 0:
+        if block == COMPARED:
             found.common.extend(observed)
-        for i, trial in enumerate(found.trials):
-            trial.add(observation.missed[i] for observation in observed)
+        else:
+            for i, trial in enumerate(found.trials):
+                trial.add(observation.missed[i] for observation in observed)
         self.on_look(found, phase)
+
+    def _compare(self, found: Found, look: int) -> Sequence[Observation]:
+        """So many replications on which what a fleet takes is compared with what others take."""
+        if len(found.common) < look:
+            self._observe(found, COMPARED, range(len(found.common), look), "screen")
+        return found.common[:look]
 
     def _refuted(self, found: Found) -> bool:
         worst = found.refuted_by(self.rules.refuting)
@@ -186,6 +194,7 @@ class Search:
 
     def _most(self, found: Found) -> float:
         """The upper end of the interval of what a fleet takes."""
+        self._compare(found, LOOKS[1])
         estimate = _taken(found.common)
         return estimate.value + estimate.half_width(1 - 2 * self.rules.refuting)
 
@@ -193,10 +202,7 @@ class Search:
         """Whether a fleet takes less than the best so far, by paired differences; else why it does not."""
         confidence = 1 - 2 * self.rules.refuting / len(LOOKS)
         for look in LOOKS[1:]:
-            for either in (found, best):
-                if len(either.common) < look:
-                    self._observe(either, 0, range(len(either.common), look), "screen")
-            difference = _taken(found.common[:look]).minus(_taken(best.common[:look]))
+            difference = _taken(self._compare(found, look)).minus(_taken(self._compare(best, look)))
             half = difference.half_width(confidence)
             if difference.value - half > 0:
                 found.verdict, found.by = "FAIL", "worse"

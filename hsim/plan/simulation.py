@@ -97,9 +97,9 @@ class Simulation:
     def _cohort(self, fleet: int, load: str, block: int) -> Cohort | None:
         """Which tasks count: those after its warm-up, by a study.
 
-        While only latencies are looked at, and tasks are never faster than alone, a passage of tasks that are alone will do
-        for a warm-up: it is too short, so that a fleet appears better than it is, and is refuted only the later. What
-        an empty fleet draws says nothing of what a busy one spends, and where company helps an empty fleet may be slower than a full one.
+        To refute a fleet by its latencies, where tasks are never faster than alone, a passage of tasks that are alone will do
+        for a warm-up: it is too short, so that a fleet appears better than it is, and is refuted only the later. Where
+        company helps, an empty fleet may be slower than a full one, and what it takes is always that of a full one.
         """
         system = self.system(fleet, load)
         workload = system.scenario.workload
@@ -107,7 +107,7 @@ class Simulation:
             return None
         assert workload.tasks is not None
         needs = self._needs(fleet, load)
-        if block or not needs.alone_s or self.problem.aim_is_simulated:
+        if block or not needs.alone_s:
             _, warm_up = self.material(fleet, load)
             assert warm_up is not None
             skipped = warm_up.tasks
