@@ -108,7 +108,7 @@ MUTANTS = (
     Mutant("network: the joules of one link", "engine/link.py", "sum(self.specs[link].joules_per_byte for link in moving.path)", "self.specs[moving.path[0]].joules_per_byte", NETWORK),
     # the life of a task
     Mutant("life: a message weighs nothing beside its tokens", "engine/life.py", "return pipeline.bytes_per_message + pipeline", "return pipeline", ALONE),
-    Mutant("life: nobody waits outside", "engine/life.py", "and visit.outside_wait_s and not visit.outcome: yield env.at(env.now + visit.outside_wait_s, task.id)", "and visit.outside_wait_s < 0:\n                yield env.at(env.now, task.id)", ALONE),
+    Mutant("life: nobody waits outside", "engine/life.py", "and visit.outside_wait_s and not visit.outcome: yield env.at(min(env.now + visit.outside_wait_s, deadline_s), task.id)", "and visit.outside_wait_s < 0:\n                yield env.at(env.now, task.id)", ALONE),
     Mutant("life: deadlines count from each visit", "engine/life.py", "elif env.now < deadline_s: yield _submitted(env, visit, pool, deadline_s)", "elif env.now < deadline_s:\n            yield _submitted(env, visit, pool, env.now + task.timeout_s)", GIVEN_UP),
     Mutant("life: nobody is given up", "engine/life.py", "if not visit.done.triggered:", "if False:", GIVEN_UP),
     Mutant("life: nobody is given up while being served", "engine/life.py", "if deadline_s < math.inf: env.call_at(deadline_s, TASK_GOES_ON + visit.task", "if False:\n        env.call_at(deadline_s, TASK_GOES_ON + visit.task", GIVEN_UP),

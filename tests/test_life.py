@@ -66,6 +66,16 @@ def test_who_is_given_up_on_the_way_never_queues() -> None:
     assert (done.tables["tasks"]["outcome"] == Outcome.TIMED_OUT).all()
 
 
+def test_nobody_waits_for_a_tool_beyond_the_deadline() -> None:
+    data = agents()
+    data["workload"]["tasks"] = 8
+    data["tools"] = {"slow": {"operation": "http-call", "outside_wait_s": {"kind": "constant", "value": 600.0}}}
+    data["workload"]["classes"]["agent"] |= {"tools": {"slow": 1}, "timeout_s": 50.0}
+    tasks = run(prepared_of(data)).tables["tasks"]
+    assert (tasks["outcome"] == Outcome.TIMED_OUT).all()
+    np.testing.assert_array_equal(tasks["ended_s"], tasks["arrival_s"] + 50.0)
+
+
 def test_who_is_given_up_leaves_a_queue_at_once_a_replica_at_the_next_boundary_and_a_core_when_it_is_done() -> None:
     reached = Counter[str]()
 

@@ -168,7 +168,7 @@ def live(  # noqa: PLR0912  # it reads from top to bottom, without a generator w
         elif env.now < deadline_s:
             yield _submitted(env, visit, pool, deadline_s)
             if isinstance(visit, Job) and visit.outside_wait_s and not visit.outcome:
-                yield env.at(env.now + visit.outside_wait_s, task.id)
+                yield env.at(min(env.now + visit.outside_wait_s, deadline_s), task.id)
         else:
             outcome = Outcome.TIMED_OUT
             break
@@ -263,7 +263,7 @@ def _served_by_any(
         among.changed()
         if visit.asked is pool:
             if isinstance(visit, Job) and visit.outside_wait_s and not visit.outcome:
-                yield env.at(env.now + visit.outside_wait_s, visit.task)
+                yield env.at(min(env.now + visit.outside_wait_s, deadline_s), visit.task)
             return visit, pool
         thief, remake = visit.asked, visit.remake
         assert remake
