@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from hsim.description.system import System
 from hsim.errors import DescriptionError
-from hsim.metrics.result import Comparison, Difference, Interval, Study, WarmUp
+from hsim.metrics.result import Comparison, Difference, Interval, WarmUp
 from hsim.metrics.statistics import CONFIDENCE, Estimate
 from hsim.metrics.study import (
     Material,
@@ -62,7 +62,7 @@ def _compared(systems: Sequence[System], options: Options, workers: Workers) -> 
     studies = tuple(study_of(material, warm_up) for material, warm_up in gathered)
     first, *others = (material for material, _ in gathered)
     pairs = [
-        _estimate_pairs(first, other) if not _unstable(studies[0]) and not _unstable(study) else {}
+        _estimate_pairs(first, other) if not studies[0].is_unstable and not study.is_unstable else {}
         for other, study in zip(others, studies[1:], strict=True)
     ]
     shown = sum(len(pair) for pair in pairs)
@@ -81,10 +81,6 @@ def _gathered_alike(
         gather(system, options, workers, longest) if warm_up and warm_up.tasks < longest else (material, warm_up)
         for system, (material, warm_up) in zip(systems, gathered, strict=True)
     ]
-
-
-def _unstable(study: Study) -> bool:
-    return study.stability is not None and study.stability.verdict == "unstable"
 
 
 Pairs = dict[str, tuple[Estimate, Estimate]]

@@ -219,11 +219,10 @@ def _column(cells: list[Any]) -> Any:
 
 def row_of(study: Study) -> Row:
     """A study as one row of plain values."""
-    unstable = study.stability is not None and study.stability.verdict == "unstable"
-    verdicts = ["UNSTABLE"] if unstable else [slo.verdict for slo in study.slo]
+    verdicts = ["UNSTABLE"] if study.is_unstable else [slo.verdict for slo in study.slo]
     row: Row = {
         "verdict": min(verdicts, key=WORST.index, default=None),
-        "reason": study.stability.reason if study.stability and unstable else None,
+        "reason": study.stability.reason if study.stability and study.is_unstable else None,
         "stability": study.stability.verdict if study.stability else None,
     }
     row |= {f"slo.{slo.metric}.verdict": slo.verdict for slo in study.slo}

@@ -54,9 +54,8 @@ def _what_holds(placement: Placement, needed_bytes: float, usable_bytes: float, 
         return f"{placement.chip.name} keeps all of its memory for the engine: use another engine or chip"
     least = max(1, ceil(needed_bytes / placement.data_parallel / usable_bytes))
     stages = ceil(least / placement.tensor_parallel)
-    split = (
-        placement.chip.kernels.hop is None
-    )  # over tensor_parallel alone, for nothing is known of a hop between stages
+    # Where nothing is known of a hop between stages, over tensor_parallel alone.
+    split = placement.chip.kernels.hop is None
     group = _next_power_of_two(least) if split else stages * placement.tensor_parallel
     if most is not None and group * placement.data_parallel > most:
         return f"a server has {most} of them: use a lower precision, or a server with more or larger accelerators"

@@ -48,7 +48,7 @@ class Advice:
 
 def verdict_of(study: Study, wanted: int) -> Verdict:
     """The worst verdict of a study so far: stability first, then objectives. One of several paths bears none."""
-    if study.stability is not None and study.stability.verdict == "unstable":
+    if study.is_unstable:
         return "UNSTABLE"
     verdicts = [slo.verdict for slo in study.slo]
     if not verdicts:
@@ -203,7 +203,7 @@ def says_difference(comparison: Comparison) -> str:
     """What a change does, in one sentence: the figures whose differences are shown, and the verdicts."""
     here, there = comparison.studies
     if not comparison.differences or not comparison.differences[0]:
-        which = [name for name, study in (("now", here), ("with the change", there)) if _is_unstable(study)]
+        which = [name for name, study in (("now", here), ("with the change", there)) if study.is_unstable]
         return f"No steady state {' nor '.join(which)}: the fleet cannot keep up, and nothing can be compared."
     found = {d.figure: d for d in comparison.differences[0]}
     said = {name: _says(name, found[figure]) for figure, name in SAID.items() if figure in found}
@@ -221,10 +221,6 @@ def says_difference(comparison: Comparison) -> str:
 
 
 SAID = {"e2e.mean_s": "tasks", "tst_j": "energy a task", "usd_per_task": "cost a task", "gco2_per_task": "CO2 a task"}
-
-
-def _is_unstable(study: Study) -> bool:
-    return study.stability is not None and study.stability.verdict == "unstable"
 
 
 def _says(name: str, difference: Difference) -> str:

@@ -200,8 +200,8 @@ NAMED = {("pools",): "pool", ("fleet",): "tier"}  # sections whose keys a scenar
 def _misnamed(document: Document, path: KeyPath) -> MistakeError | None:
     """What is wrong where a key is missing from a pool or tier that only a setting of one of its other keys made."""
     section, name, place = path[:1], path[1:2], document.places.get(path[:2], "")
-    keys = place.removeprefix("--set ").partition("=")[0].split(".")
-    if section not in NAMED or not place.startswith("--set ") or len(keys) <= 2:
+    keys = place.removeprefix(SETTING).partition("=")[0].split(".")
+    if section not in NAMED or not place.startswith(SETTING) or len(keys) <= 2:
         return None
     known = [other for other in document.data[section[0]] if other != name[0]]
     remedy = did_you_mean(str(name[0]), known)

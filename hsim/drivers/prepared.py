@@ -292,11 +292,8 @@ def _replica(system: System, name: str, pool: FilledPool) -> ReplicaSpec:
 def _kv_tokens(system: System, name: str, placement: Placement, other: Placement | None) -> int:
     """Tokens of KV cache that a replica's weights leave, the larger of two sets, or both where both are in memory."""
     pool, at = system.engine_pools()[name], system.document.where(("pools", name))
-    utilization, figures, most = (
-        pool.gpu_memory_utilization,
-        system.figures,
-        system.tier_of(name).accelerators_per_server,
-    )
+    utilization, figures = pool.gpu_memory_utilization, system.figures
+    most = system.tier_of(name).accelerators_per_server
     if other is None or pool.switch is None:
         return kv_capacity_tokens(placement, utilization, figures, at, most=most)
     if pool.switch.weights == "resident":

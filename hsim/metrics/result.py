@@ -385,6 +385,11 @@ class Study:
     problems: tuple[Problems, ...] = ()
     quality: tuple[Quality, ...] = ()
 
+    @property
+    def is_unstable(self) -> bool:
+        """Whether it was shown that there is no steady state, and so nothing of one."""
+        return self.stability is not None and self.stability.verdict == "unstable"
+
     def figures(self) -> dict[str, Interval]:
         """Every headline figure by name, such as tst_j or e2e.p99_s: what comparisons and data frames call it."""
         found = {

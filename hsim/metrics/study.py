@@ -251,7 +251,7 @@ def estimates_of(paths: Sequence[Measured], accounts: Accounts, energy: bool = T
             if len(grams) > 1:
                 found |= {f"{part}_gco2_per_task": statistics.ratio(its, completed) for part, its in grams.items()}
         found["marginal_tst_j"] = statistics.ratio(joules_of(paths, "marginal"), completed)
-    usd = _dollars(accounts, np.array(seconds), np.array([path.bill.electricity_usd for path in paths]))
+    usd = dollars_of(accounts, np.array(seconds), np.array([path.bill.electricity_usd for path in paths]))
     if not np.isnan(usd).any():
         found["usd_per_task"] = statistics.ratio(usd, completed)
         found["usd_per_1k_output_tokens"] = statistics.ratio(1000 * usd, tokens)
@@ -274,8 +274,8 @@ def _attained(paths: Sequence[Measured], metric: str, confidence: float = statis
     return statistics.proportion([o.within for o in kept], [o.points for o in kept], memory, confidence)
 
 
-def _dollars(accounts: Accounts, seconds: Floats, electricity_usd: Floats) -> Floats:
-    """What each window cost."""
+def dollars_of(accounts: Accounts, seconds: Floats, electricity_usd: Floats) -> Floats:
+    """What each window cost: its servers, and the electricity that is not in their rent."""
     return np.asarray(sum(tier.usd_per_s for tier in accounts.tiers.values()) * seconds + electricity_usd)
 
 
@@ -431,7 +431,7 @@ def _by_the_books(material: Material, estimates: Mapping[str, Estimate]) -> dict
     bills = np.sum([replication.world_bills for replication in material.replications], axis=0)
     joules, electricity_usd, operation_g, embodied_g = bills.T
     seconds, completed = sum(path.window.seconds for path in paths), sum(path.completed for path in paths)
-    usd = np.array([float(_dollars(a, np.array(seconds), e)) for a, e in zip(accounts, electricity_usd, strict=True)])
+    usd = np.array([float(dollars_of(a, np.array(seconds), e)) for a, e in zip(accounts, electricity_usd, strict=True)])
     tokens = sum(path.output_tokens for path in paths)
     values = {
         "tst_j": joules / completed,

@@ -6,11 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from hsim.description.sites import Site
 from hsim.description.system import System
 from hsim.metrics import statistics
 from hsim.metrics.accounts import Accounts, accounts_of
 from hsim.metrics.measured import Measured
+from hsim.metrics.study import dollars_of
 from hsim.metrics.summarise import unavailable_of
 from hsim.plan.result import Aim
 from hsim.units import HOUR_S, KWH_J
@@ -40,9 +43,10 @@ def spent_in(path: Measured, system: System) -> Spent:
     unknown = unavailable_of(system)
     joules = math.nan if "energy" in unknown else path.ledger.joules()
     grams = math.nan if "co2" in unknown else path.bill.grams
-    servers_usd = sum(tier.usd_per_s for tier in accounts_of(system).tiers.values()) * path.window.seconds
-    usd = math.nan if "money" in unknown else servers_usd + path.bill.electricity_usd
-    return Spent(joules, grams, usd, path.completed, path.window.seconds / HOUR_S)
+    seconds, usd = path.window.seconds, math.nan
+    if "money" not in unknown:
+        usd = float(dollars_of(accounts_of(system), np.array(seconds), np.array(path.bill.electricity_usd)))
+    return Spent(joules, grams, usd, path.completed, seconds / HOUR_S)
 
 
 def cost_of(paths: Sequence[Measured], system: System) -> statistics.Estimate:

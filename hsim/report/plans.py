@@ -176,8 +176,7 @@ def _neighbours_table(names: Sequence[str], comparison: Comparison) -> Table:
     for name, study, differences in zip(names, comparison.studies[1:], comparison.differences, strict=True):
         found = {difference.figure: difference for difference in differences}
         cells = [_difference(found.get(figure)) for figure in NEIGHBOUR_FIGURES]
-        unstable = study.stability is not None and study.stability.verdict == "unstable"
-        table.add_row(name, *(["UNSTABLE"] + ["–"] * (len(cells) - 1) if unstable else cells))
+        table.add_row(name, *(["UNSTABLE"] + ["–"] * (len(cells) - 1) if study.is_unstable else cells))
     return table
 
 

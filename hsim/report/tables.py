@@ -272,8 +272,8 @@ def study_head(study: Study) -> list[Text]:
     """What was done, and whether there is a steady state: what must be known before any figure."""
     of = f" of {study.wanted}" if not study.complete else ""
     runs = f"{study.replications}{of} replications of {study.tasks:,} tasks"
-    unstable = study.stability is not None and study.stability.verdict == "unstable"
-    kind = "terminating runs" if study.kind == "terminating" else "no steady state" if unstable else "steady state"
+    steady = "no steady state" if study.is_unstable else "steady state"
+    kind = "terminating runs" if study.kind == "terminating" else steady
     lines = [Text(f"{_named(study.scenario)}: {kind}, {runs}", style="bold")]
     if not study.complete:
         lines.append(
@@ -303,7 +303,7 @@ def study_head(study: Study) -> list[Text]:
         )
         lines.append(Text(f"Window      {ends}, {_cell(study.window_s, 's')}"))
     lines += [Text(line) for line in _failures(study)]
-    if not unstable:
+    if not study.is_unstable:
         lines += [Text(f"{what:<12}unavailable: {why}", style="yellow") for what, why in study.unavailable.items()]
     return lines
 

@@ -60,9 +60,8 @@ def close_up(system: System, options: Options) -> Closeup:
 
 
 def _by_replication(material: Material, study: Study) -> dict[str, list[float]]:
-    unstable = study.stability is not None and study.stability.verdict == "unstable"
     each = [
-        rates_of([path]) if unstable else estimates_of([path], material.accounts, study.energy is not None)
+        rates_of([path]) if study.is_unstable else estimates_of([path], material.accounts, study.energy is not None)
         for path in material.paths
     ]
     shown = [name for name in FOLLOWED if name in study.figures() and all(name in found for found in each)]
