@@ -7,9 +7,11 @@
    loop, with agentic and with single-shot tasks.
 3. Repeats: goes on calibrating, so that what differs between rounds is known, energy too.
 
-OUT receives gpu_day.tgz, all that was measured and written (a few hundred kilobytes), and summary.txt. A later call
-that is given the archive as --earlier goes on where it ended. Needs torch, numpy, PyYAML and hsim's own dependencies;
-without an installation run it from the repository's root with PYTHONPATH=. and the dependencies on that path.
+OUT receives gpu_day.tgz, all that was measured and written (a few hundred kilobytes), and summary.txt, after each step
+anew. A later call that is given the archive as --earlier goes on where it ended; on another machine calibrate refuses to,
+so let calls follow each other. A first call of nine minutes calibrates, the second validates. Needs torch, numpy, PyYAML
+and hsim's own dependencies; without an installation run it from the repository's root with PYTHONPATH=. and the
+dependencies on that path.
 """
 
 from __future__ import annotations
@@ -32,9 +34,11 @@ LOADS = (30, 60, 85)  # per cent of the predicted capacity
 LOAD_OF_LOCAL = 0.4  # the load that calibrate gave local.yaml: hsim/calibrate/write.py
 TASKS = (20, 200)  # at each load: the fewest that say anything, and no more than wanted
 SINGLE_SHOT = 0.5  # of the seconds that agentic tasks take, about
-BESIDE = 1.5  # times as long as the tasks themselves: starting workers, taking the machine's pace, simulating
+BESIDE = 1.1  # times as long as the tasks themselves
+PACE_S = 23.0  # a look at the machine's pace: 15 calls of each operation after rests of 0.25 s, and the decoder
+START_S = 45.0  # a worker for each core
 LAST_WORDS_S = 20.0  # for a command that is interrupted to write what it has
-CALIBRATION_SHARE = 0.6  # of a first call; validation has the rest
+CALIBRATION_SHARE = 0.9  # of a first call: in what is left no validation fits
 PACKING_S = 10.0
 
 
@@ -43,6 +47,7 @@ class Day:
     """A call under way: where it writes, and until when."""
 
     work: Path
+    out: Path
     device: str
     until_s: float
     done: dict[str, Any]
@@ -70,6 +75,7 @@ class Day:
                     process.wait()
         self.done[step] = {"code": code, "seconds": round(time.monotonic() - start_s, 1)}
         (self.work / "done.json").write_text(json.dumps(self.done, indent=2), encoding="utf-8")
+        pack(self)  # now: whoever lends the machine may take it back without a word
         print(log.read_text(encoding="utf-8")[-3000:], flush=True)
         return code == 0
 
@@ -81,11 +87,16 @@ def calibrate(day: Day, step: str, budget_s: float) -> bool:
 
 
 def validate(day: Day) -> bool:
-    """Validate at all loads, with as many tasks as there is time for."""
+    """Validate at all loads, with as many tasks as there is time for; not at all where that is too few."""
     scenario = day.work / "local.yaml"
+    if not scenario.exists():  # too little was measured yet
+        return False
     rate_per_s = yaml.safe_load(scenario.read_text(encoding="utf-8"))["workload"]["arrivals"]["rate_per_s"]
     each_s = LOAD_OF_LOCAL / rate_per_s * (1 + sum(100 / load for load in LOADS)) * (1 + SINGLE_SHOT) * BESIDE
-    tasks = int(min(max(day.left_s() / each_s, TASKS[0]), TASKS[1]))
+    left_s = day.left_s() - LAST_WORDS_S - START_S - (1 + 2 * (1 + len(LOADS))) * PACE_S
+    if left_s < TASKS[0] * each_s:
+        return False
+    tasks = int(min(left_s / each_s, TASKS[1]))
     loads, out = ",".join(map(str, LOADS)), str(day.work / "validation")
     asked = ("--device", day.device, "--loads", loads, "--set", f"workload.tasks={tasks}", "--out", out)
     return day.run("validation", "validate", str(scenario), *asked)
@@ -96,7 +107,7 @@ def spend(day: Day) -> None:
     first = day.done.get("calibration", {}).get("code") != 0
     if first and not calibrate(day, "calibration", CALIBRATION_SHARE * day.left_s()):
         return
-    if day.done.get("validation", {}).get("code") != 0 and day.left_s() > 60:
+    if day.done.get("validation", {}).get("code") != 0:
         validate(day)
     while day.left_s() > 60:
         repeats = sum(step.startswith("repeat") for step in day.done)
@@ -104,10 +115,11 @@ def spend(day: Day) -> None:
             return
 
 
-def pack(day: Day, out: Path) -> None:
+def pack(day: Day) -> None:
     """Everything into one small archive, and a summary beside it."""
-    with tarfile.open(out / "gpu_day.tgz", "w:gz") as archive:
+    with tarfile.open(day.out / "gpu_day.tgz.part", "w:gz") as archive:
         archive.add(day.work, arcname="gpu_day")
+    (day.out / "gpu_day.tgz.part").replace(day.out / "gpu_day.tgz")
     lines = [f"{step}: code {told['code']}, {told['seconds']} s" for step, told in day.done.items()]
     for fit in day.work.glob("calibration/*/fit.json"):
         found = json.loads(fit.read_text(encoding="utf-8"))
@@ -115,7 +127,7 @@ def pack(day: Day, out: Path) -> None:
             f"unavailable {k}: {v}" for k, v in found["unavailable"].items()
         ]
     lines += [file.read_text(encoding="utf-8") for file in sorted(day.work.glob("validation*.txt"))]
-    (out / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (day.out / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -137,11 +149,13 @@ def main() -> None:
         with tarfile.open(asked.earlier) as archive:
             archive.extractall(work.parent, filter="data")
     state = work / "done.json"
-    day = Day(work, asked.device, until_s, json.loads(state.read_text(encoding="utf-8")) if state.exists() else {})
+    day = Day(
+        work, asked.out, asked.device, until_s, json.loads(state.read_text(encoding="utf-8")) if state.exists() else {}
+    )
     try:
         spend(day)
     finally:
-        pack(day, asked.out)
+        pack(day)
 
 
 if __name__ == "__main__":

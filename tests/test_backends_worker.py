@@ -115,6 +115,19 @@ def test_out_of_memory_is_called_so(lasting, error):
         lasting.call(("raise", error))
 
 
+class AcceleratorError(RuntimeError):
+    """As torch calls it where a CUDA context is lost."""
+
+
+def test_a_worker_that_has_lost_its_device_is_ended(worker):
+    with pytest.raises(BackendError, match="failed with AcceleratorError: illegal memory access"):
+        worker.call(("raise", AcceleratorError("illegal memory access")))
+    assert worker.dead
+    assert not worker.process.is_alive()
+    with pytest.raises(BackendError, match="illegal memory access"):
+        worker.call(("say", "anything"))
+
+
 def test_a_killed_worker_is_an_error_at_once_and_ever_after(worker):
     worker.send(("sleep", 60))
     os.kill(worker.process.pid, signal.SIGKILL)

@@ -12,6 +12,7 @@ from typing import Any
 
 import calibrated_world
 import pytest
+import yaml
 from calibrated_world import MACHINE, World
 
 from hsim.backends.worker import Worker, WorkerSettings
@@ -394,6 +395,38 @@ def test_a_gpu_is_metered_bare_before_anything_of_ours_is_on_it(tmp_path: Path) 
     assert report.simulated is not None and report.simulated.tasks == 200
     transfers = json.loads((tmp_path / "calibration" / NAME / "fit.json").read_text())["transfers"]
     assert transfers["pinned h2d of cuda:0"]["bytes_per_s"] == pytest.approx(calibrated_world.BANDWIDTH, rel=0.1)
+
+
+@pytest.mark.parametrize("budget_s", range(60, 560, 60))
+def test_a_gpu_s_budget_may_end_anywhere(tmp_path: Path, budget_s: float) -> None:
+    """A precision or the experts with a point or two have no law; all else is written."""
+    world = gpu_world()
+    world.facts_of["cuda:0"] = replace(world.facts_of["cuda:0"], precisions=("bf16", "fp16", "fp32", "fp8"))
+    run(world, tmp_path, budget_s, device="cuda:0", simulate=False)
+    assert (tmp_path / "calibration" / NAME / "fit.json").exists()
+
+
+@pytest.mark.parametrize("failing", ["state=bare", "state=loaded"])
+def test_a_meter_that_fails_once_costs_one_figure(tmp_path: Path, failing: str) -> None:
+    world = gpu_world()
+    world.failing = failing
+    report = run(world, tmp_path, 540.0, device="cuda:0")
+    (name,) = [name for name in report.unavailable if name.startswith("cuda:0 ")]
+    assert name == ("cuda:0 idle_w" if failing == "state=bare" else "cuda:0 loaded_idle_w")
+    assert report.unavailable[name]
+
+
+def test_a_gpu_whose_limit_nobody_tells_is_calibrated(tmp_path: Path) -> None:
+    world = gpu_world()
+    world.facts_of["cuda:0"] = replace(world.facts_of["cuda:0"], power_limit_w=None)
+    report = run(world, tmp_path, 540.0, device="cuda:0")
+    assert report.unavailable["cuda:0 cap_w"] == "NVML does not tell it"
+
+
+def test_tools_of_the_scenario_leave_cores_to_the_live_loop_and_the_decoder(tmp_path: Path) -> None:
+    run(World(), tmp_path, simulate=False)
+    pools = yaml.safe_load((tmp_path / "local.yaml").read_text())["pools"]
+    assert pools["agents"]["cores"] == MACHINE.cores - 2
 
 
 def test_all_devices_give_a_scenario_each(tmp_path: Path) -> None:

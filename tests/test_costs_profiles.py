@@ -73,6 +73,7 @@ LACKS = {
     "groq-rack-576": "leave 0.0 GB for weights.*keeps all of its memory for the engine",
     "a10g-1": "a10g.*peak_flops_per_s.bf16.*is unknown",
     "mac-m1-pro": "m1-pro.*peak_flops_per_s.bf16.*is unknown",
+    "amd-epyc-2c-core-server": "engines keep 3 cores of each amd-epyc-2c-core-server, which has 2",
     "intel-xeon-2c-core-server": "engines keep 3 cores of each intel-xeon-2c-core-server, which has 2",
     "cerebras-cs3-4": "cerebras-wse3.*is unknown",
     "prefill-server-8": "prefill-card is made for prefill, and pool 'decode' has to decode; let it be stages.prefill",

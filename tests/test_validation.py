@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from hsim.log import Log, Outcome, Stage, Table
 from hsim.report.live import validation_tables
 from hsim.validate.blame import ALL, Blame, blame
 from hsim.validate.loads import LoadsValidation, _closed, _kinds, validate_loads
+from hsim.validate.pace import Paced
 from hsim.validate.page import page
 from hsim.validate.quantities import Accounted, parts_of_e2e, quantities
 from hsim.validate.run import Compared, Options, Validation
@@ -210,9 +213,11 @@ class DriftingStand:
     stops = -1
 
 
-def drifted(monkeypatch: pytest.MonkeyPatch, stops: int = -1) -> LoadsValidation:
+def drifted(
+    monkeypatch: pytest.MonkeyPatch, stops: int = -1, look: Callable[[], list[Paced]] = list
+) -> LoadsValidation:
     monkeypatch.setattr("hsim.validate.loads.Stand", type("Stand", (DriftingStand,), {"stops": stops}))
-    monkeypatch.setattr("hsim.validate.run.measure_pace", lambda stand, prepared: [])
+    monkeypatch.setattr("hsim.validate.run.measure_pace", lambda stand, prepared: look())
     single = ["workload.tasks=60", "workload.classes.support-agent.rounds=1"]
     return validate_loads("agents-gpu-only", single, [0.3, 0.6], Options(repeats=3, worlds=0))
 
@@ -228,6 +233,13 @@ def test_repeats_go_round_all_loads_so_that_drift_shows_in_their_spread(monkeypa
         tpot = next(c for c in one.validation.compared if c.quantity == "tpot mean")
         assert tpot.spread_fraction is not None
         assert tpot.spread_fraction > 0.1, "its three runs followed each other"
+
+
+def test_a_look_at_the_pace_after_a_load_is_that_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = count(1)
+    found = drifted(monkeypatch, look=lambda: [Paced(DECODE, "a step", 1.0, float(next(looks)))])
+    seen = [[int(paced.measured_s) for paced in one.validation.pace] for one in found.runs]
+    assert seen == [[1, 2, 5, 8], [2, 3, 6, 9], [3, 4, 7, 10]]
 
 
 def test_a_validation_that_is_stopped_tells_what_was_complete(monkeypatch: pytest.MonkeyPatch) -> None:

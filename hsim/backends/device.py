@@ -77,6 +77,9 @@ class CudaDevice:
     def __init__(self, index: int) -> None:
         self.torch_device = torch.device("cuda", index)
         torch.cuda.set_device(self.torch_device)
+        # cuDNN's attention, which torch 2.11 prefers on Hopper, builds a plan for every new shape (23 to 440 ms, by others'
+        # reports): a decode step has another context nearly every time.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self.name = f"cuda:{index} ({torch.cuda.get_device_name(self.torch_device)})"
 
     def synchronise(self) -> None:

@@ -67,6 +67,8 @@ class _Ready(NamedTuple):
 class _Failed(NamedTuple):
     problem: str
     trace: str
+    last: bool
+    """Whether nothing more can be done in this process."""
 
 
 def shared_cores(workers: int) -> list[tuple[int, ...]]:
@@ -83,7 +85,8 @@ def shared_cores(workers: int) -> list[tuple[int, ...]]:
 class Worker:
     """The parent's end of a worker process. One request is under way at a time.
 
-    An error in the work leaves the worker ready for more; after its death or silence every use raises the same error.
+    An error in the work leaves the worker ready for more, but one that loses its CUDA context: it is ended then. After its
+    death or silence every use raises the same error.
     """
 
     def __init__(self, host: Host, settings: WorkerSettings) -> None:
@@ -183,6 +186,9 @@ class Worker:
         if isinstance(message, _Failed):
             error = BackendError(self._where, message.problem)
             error.add_note(message.trace)
+            if message.last:
+                self._ended(error)
+                self._kill()
             raise error
         return message
 
@@ -244,7 +250,9 @@ class _Telling:
         if not isinstance(error, Exception):
             return False
         self.failed = True
-        self.connection.send(_Failed(_in_words(error), "".join(traceback.format_exception(error))))
+        # torch's own class for a CUDA context that is lost with all that was in it: whatever came next would fail too.
+        last = type(error).__name__ == "AcceleratorError"
+        self.connection.send(_Failed(_in_words(error), "".join(traceback.format_exception(error)), last))
         return True
 
 

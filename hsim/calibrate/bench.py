@@ -101,12 +101,14 @@ class Bench:
         import torch
 
         if self.on_cpu:
-            return Facts(torch.__version__, ("fp32", "bf16", "fp16"))
+            return Facts(
+                str(torch.__version__), ("fp32", "bf16", "fp16")
+            )  # its own class would import torch in the parent
         properties = torch.cuda.get_device_properties(self.opened.torch_device)
         has_fp8 = (properties.major, properties.minor) >= (8, 9)  # Ada, Hopper and what came after
         precisions: tuple[Precision, ...] = ("bf16", "fp16", "fp32", "fp8") if has_fp8 else ("bf16", "fp16", "fp32")
         limit_w = _clock_facts(self.device)[1]
-        return Facts(torch.__version__, precisions, properties.name, properties.total_memory, limit_w)
+        return Facts(str(torch.__version__), precisions, properties.name, properties.total_memory, limit_w)
 
     @property
     def decoder(self) -> Decoder:
@@ -188,8 +190,9 @@ class Bench:
             waits = not self.on_cpu or unit.parameters.get("name") in WAITING_OPERATIONS
             own_core = self.threads == 1 and not waits
             return sample(call, unit.expected_s, own_core, REST_OF.get(unit.kind) if self.on_cpu else None)
-        reading = sample_cuda(call, unit.expected_s, self.device)
-        return replace(reading, notes=(*reading.notes, *_clock_facts(self.device)[0]))
+        held_back: set[str] = set()
+        reading = sample_cuda(call, unit.expected_s, self.device, partial(_look_at_clocks, self.device, held_back))
+        return replace(reading, notes=(*reading.notes, *sorted(held_back)))
 
     def _powered(self, unit: Unit, call: Call) -> Reading:
         """Work (or idle) for the ramp, then for the window between two readings of the device's energy meter."""
@@ -198,7 +201,8 @@ class Bench:
         meter = None if unit.kind == "cpu-power" else board_meter(self.device)  # the parent reads that of the package
         before_j = meter.joules() if meter else None
         readings: list[float] = []
-        look = None if self.on_cpu else partial(_look, board_watts(self.device), readings)
+        held_back: set[str] = set()
+        look = None if self.on_cpu else partial(_look, board_watts(self.device), readings, self.device, held_back)
         calls, seconds = _spin(call, piece, WINDOW_S, self.opened.synchronise, look)
         after_j = meter.joules() if meter else None
         if meter:
@@ -206,7 +210,7 @@ class Bench:
         if meter and (before_j is None or after_j is None):
             return Reading(failure=meter.unavailable_reason or "the meter gave no joules")
         watts = None if before_j is None or after_j is None else (after_j - before_j) / seconds
-        notes = () if self.on_cpu else _clock_facts(self.device)[0]
+        notes = tuple(sorted(held_back))
         if watts is not None and readings:
             notes += cross_checked(watts, statistics.fmean(readings))
         return Reading(seconds / calls, 0.0, calls, watts=watts, window_s=seconds, notes=notes)
@@ -228,9 +232,15 @@ def cross_checked(counter_w: float, readings_w: float) -> tuple[str, ...]:
     return (f"{DISAGREE}: the energy counter says {counter_w:.1f} W, power readings {readings_w:.1f} W",)
 
 
-def _look(watts: Callable[[], float | None], readings: list[float]) -> None:
+def _look(watts: Callable[[], float | None], readings: list[float], device: str, held_back: set[str]) -> None:
     if (now_w := watts()) is not None:
         readings.append(now_w)
+    _look_at_clocks(device, held_back)
+
+
+def _look_at_clocks(device: str, held_back: set[str]) -> None:
+    """Note why clocks are held back, while the device is at work: one that is idle says nothing but that."""
+    held_back.update(_clock_facts(device)[0])
 
 
 def board_watts(device: str) -> Callable[[], float | None]:
@@ -244,15 +254,15 @@ def board_watts(device: str) -> Callable[[], float | None]:
 def _spin(
     call: Call, piece: int, seconds: float, synchronise: Callable[[], object], look: Callable[[], object] | None = None
 ) -> tuple[int, float]:
-    """Call in pieces for so many seconds, with a look after each; how often, and how long it really took."""
+    """Call in pieces for so many seconds, with a look while each is under way; how often, and how long it really took."""
     calls, began_s = 0, time.perf_counter()
     while time.perf_counter() - began_s < seconds:
         for _ in range(piece):
             call(calls)
             calls += 1
-        synchronise()
         if look:
             look()
+        synchronise()
     return calls, time.perf_counter() - began_s
 
 

@@ -93,10 +93,12 @@ def _decode_attention(kernels: Kernels, at: Parameters) -> Call:
     cache = kernels.weights((2, batch * kv_heads * context * head_dim), dtype)
     shape = (2, batch, kv_heads, context, head_dim)
     attend = torch.nn.functional.scaled_dot_product_attention
+    # Served contexts are unlike, which the decoder masks; kernels that take no mask are then out of the question.
+    mask = torch.zeros((batch, 1, 1, context), dtype=query.dtype, device=kernels.device) if batch > 1 else None
 
     def call(i: int) -> Any:
         keys, values = cache(i).view(shape)
-        return attend(query, keys, values)
+        return attend(query, keys, values, attn_mask=mask)
 
     return call
 

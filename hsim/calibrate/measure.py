@@ -147,8 +147,16 @@ class Workers:
         return self._devices[device]
 
     def _single_cores(self, count: int) -> list[Worker]:
-        while len(self._cores) < count:
-            self._cores.append(_started(BenchSpec("cpu", 1, self._codes), f"core {len(self._cores)}"))
+        missing = range(len(self._cores), count)
+        begun = [_begun(BenchSpec("cpu", 1, self._codes), f"core {number}") for number in missing]
+        try:
+            for worker in begun:  # each imports torch: all at the same time
+                worker.ready()
+        except BaseException:
+            for worker in begun:
+                worker.close()
+            raise
+        self._cores += begun
         return self._cores[:count]
 
     def _together(self, unit: Unit) -> Reading:
@@ -242,10 +250,16 @@ class Workers:
 
 def _started(spec: BenchSpec, name: str, spin_s: float = 0.0) -> Worker:
     """A worker that is ready; it stays awake for the next request only where one of a live run does."""
+    worker = _begun(spec, name, spin_s)
+    worker.ready()
+    return worker
+
+
+def _begun(spec: BenchSpec, name: str, spin_s: float = 0.0) -> Worker:
+    """The same, not ready yet."""
     settings = WorkerSettings(f"calibrate/{name}", threads=spec.threads, spin_s=spin_s, answer_timeout_s=ANSWER_S)
     worker = Worker(spec, settings)
     worker.start()
-    worker.ready()
     return worker
 
 

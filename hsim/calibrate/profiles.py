@@ -153,7 +153,8 @@ def _experts(
         m, count, each = (point.number(name) for name in ("tokens", "experts", "per_token"))
         matrices = 3.0 * point.number("hidden") * point.number("width")
         touched = count * (1 - (1 - each / count) ** m)
-        return touched * matrices * ELEMENT_BYTES[precision] / bandwidth, 2.0 * matrices * m * each / peak
+        moved = touched * matrices + m * each * (2.0 * point.number("hidden") + 3.0 * point.number("width"))
+        return moved * ELEMENT_BYTES[precision] / bandwidth, 2.0 * matrices * m * each / peak
 
     if not mine:
         return {}
@@ -407,14 +408,14 @@ def board_power(points: Sequence[Point], target: Target, facts: Facts, findings:
     power: Profile = {
         f"{prefix}idle_w": known(watts, "measured", source(f"energy counter over a window, {state}"))
         if (watts := idle.get(state)) is not None
-        else findings.unknown(f"{device} {prefix}idle_w", why_not)
+        else findings.unknown(f"{device} {prefix}idle_w", why_not or "its meter gave no figure: see failed in fit.json")
         for state, prefix in (("bare", ""), ("loaded", "loaded_"))
     }
     limit_w = facts.power_limit_w
     power["cap_w"] = (
         known(limit_w, "measured", source("the enforced power limit that NVML reports"))
         if limit_w is not None
-        else findings.unknown(f"{device} cap_w", why_not)
+        else findings.unknown(f"{device} cap_w", why_not or "NVML does not tell it")
     )
     free = [p for p in of(points, "power") if CAPPED not in p.notes]
     work = _work_per_call(target.served)
@@ -779,7 +780,7 @@ def held_out(findings: Findings) -> tuple[HeldOut, ...]:
     spreads = {fitted.name: [point.spread for point in fitted.points] for fitted in findings.fits}
     found = []
     for what, beginnings, target_fraction in AIMS:
-        laws = [law for law in findings.laws if law.name.startswith(beginnings)]
+        laws = [law for law in findings.laws if law.errors and law.name.startswith(beginnings)]
         errors = [error for law in laws for error in law.errors]
         if errors:
             spread = float(np.median([x for law in laws for x in spreads[law.name]]))

@@ -22,7 +22,8 @@ FEWEST_SAMPLES = 5
 MOST_SAMPLES = 200
 UNDISTURBED = 0.97  # of a core: below it, others had it too
 ENDS_LEFT_OUT = 0.05  # of the samples at either end, from the mean
-GRAPH_CALLS = 10  # calls in one CUDA graph: enough that launching the graph is hidden
+GRAPH_S = 2e-3  # calls in one CUDA graph take about so long: launching it (some 8 us) hides in that
+MOST_GRAPH_CALLS = 256  # the least of them then use more data than a cache holds
 
 
 @dataclass(frozen=True)
@@ -96,18 +97,23 @@ def reading_of(times: list[float], cpu_fraction: float | None = None, notes: tup
     return Reading(mean, float(high - low), len(times), cpu_fraction, notes=notes)
 
 
-def sample_cuda(call: Call, seconds: float, device: str) -> Reading:
-    """Time calls on a GPU by its own events, as a graph so that launching does not count; events alone where not."""
+def sample_cuda(call: Call, seconds: float, device: str, look: Callable[[], object] = lambda: None) -> Reading:
+    """Time calls on a GPU by its own events, as a graph so that launching does not count; events alone where not.
+
+    `look` is called once while the GPU is at work, and not while it is timed.
+    """
     import torch
 
     with torch.cuda.device(device):
-        _warm_up(call, seconds * WARM_UP_FRACTION, torch.cuda.synchronize)
+        _, each_s = _warm_up(call, seconds * WARM_UP_FRACTION, torch.cuda.synchronize)
+        together = max(1, min(MOST_GRAPH_CALLS, math.ceil(GRAPH_S / each_s)))
         notes: tuple[str, ...] = ()
         try:
-            replay = _graph(call)
+            replay = _graph(call, together)
         except RuntimeError:  # some operations cannot be captured
-            replay, notes = _plainly(call), ("timed without a CUDA graph",)
+            replay, notes = _plainly(call, together), ("timed without a CUDA graph",)
         replay()
+        look()
         torch.cuda.synchronize()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         times: list[float] = []
@@ -117,24 +123,24 @@ def sample_cuda(call: Call, seconds: float, device: str) -> Reading:
             replay()
             end.record()
             end.synchronize()
-            times.append(start.elapsed_time(end) / 1000 / GRAPH_CALLS)
+            times.append(start.elapsed_time(end) / 1000 / together)
     return reading_of(times, notes=notes)
 
 
-def _graph(call: Call) -> Callable[[], None]:
+def _graph(call: Call, together: int) -> Callable[[], None]:
     import torch
 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for i in range(GRAPH_CALLS):
+        for i in range(together):
             call(i)
     replay: Callable[[], None] = graph.replay
     return replay
 
 
-def _plainly(call: Call) -> Callable[[], None]:
+def _plainly(call: Call, together: int) -> Callable[[], None]:
     def run() -> None:
-        for i in range(GRAPH_CALLS):
+        for i in range(together):
             call(i)
 
     return run

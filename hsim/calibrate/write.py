@@ -91,7 +91,10 @@ def local_scenario(findings: Findings, served: Served, names: tuple[str, str], c
     task["max_output_tokens"] = 8 * OUTPUT_TOKENS
     agents_s = _agents_seconds(operations, understand, list(tools.values()))
     rate_per_s = LOAD / max(agents_s, _decoder_seconds(costs, served))
-    pools: dict[str, Any] = {"agents": {"runs_on": "here.cpu"}} if agents else {}
+    cores = findings.machine.cores
+    # A live run keeps a core for its loop and one for the decoder where there are more than two: tools have the others.
+    left = {"cores": cores - 2} if cores > 2 else {}
+    pools: dict[str, Any] = {"agents": {"runs_on": "here.cpu", **left}} if agents else {}
     pools["decode"] = {"runs_on": "here.gpu", "engine": engine, "precision": served.precision}
     stages = {"understand": "agents"} if understand else {}
     stages |= {"tool": "agents"} if tools else {}

@@ -14,6 +14,7 @@ from hsim.drivers.prepared import Prepared, prepare
 from hsim.drivers.simulated import run
 from hsim.errors import DescriptionError
 from hsim.units import readable
+from hsim.validate.pace import Paced
 from hsim.validate.quantities import quantities
 from hsim.validate.run import Measured, Options, Prediction, Validation, judged
 
@@ -77,9 +78,13 @@ def validate_loads(
             plans.append((kind, fraction, Prediction.of(prepared, options)))
     measured = [Measured() for _ in plans]
     prepared_all = [prediction.prepared for *_, prediction in plans]
+    looked: list[
+        Paced
+    ] = []  # after a load is before the next one: the same workers, and operations of the same sizes, about
     with Stand(prepared_all, options.device, options.allow_code, options.endpoint) as stand:
         for number in [*range(len(plans))] * options.repeats:
-            measured[number].once_more(prepared_all[number], stand)
+            measured[number].once_more(prepared_all[number], stand, looked)
+            looked = measured[number].looked
             if measured[number].stopped:
                 break
     done = [

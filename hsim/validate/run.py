@@ -171,23 +171,31 @@ class Prediction:
 
 @dataclass
 class Measured:
-    """Live runs of a system's tasks on a stand, and looks at its pace: before the first and after each."""
+    """Live runs of a system's tasks on a stand, and looks at its pace: before the first and after each.
+
+    `looked` is the last of those looks.
+    """
 
     runs: list[LiveRun] = field(default_factory=list)
     pace: list[Paced] = field(default_factory=list)
+    looked: list[Paced] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     stopped: str = ""
 
-    def once_more(self, prepared: Prepared, stand: Stand) -> None:
-        """Run the tasks live once more. What ends that early, Ctrl-C included, is kept as `stopped`."""
+    def once_more(self, prepared: Prepared, stand: Stand, before: Sequence[Paced] = ()) -> None:
+        """Run the tasks live once more; `before` is a look that was taken just now, if one was.
+
+        What ends that early, Ctrl-C included, is kept as `stopped`.
+        """
         self.notes = stand.notes
         try:
             if not self.runs:
-                self.pace += measure_pace(stand, prepared)
+                self.pace += before or measure_pace(stand, prepared)
             self.runs.append(stand.run(prepared))
             self.stopped = self.runs[-1].stopped
             if not self.stopped:
-                self.pace += measure_pace(stand, prepared)
+                self.looked = measure_pace(stand, prepared)
+                self.pace += self.looked
         except KeyboardInterrupt:
             self.stopped = "Ctrl-C"
         except BackendError as error:  # a worker that died while its pace was taken
