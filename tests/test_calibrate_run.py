@@ -24,7 +24,7 @@ from hsim.calibrate.options import CalibrationOptions, CalibrationReport
 from hsim.calibrate.run import calibrate
 from hsim.calibrate.steptable import SecondsAlone
 from hsim.calibrate.store import write_atomically
-from hsim.calibrate.work import Unit
+from hsim.calibrate.work import Reading, Unit
 from hsim.costs.measured import MeasuredCosts
 from hsim.costs.shapes import StepShape
 from hsim.description.catalogue import load_model, load_profile
@@ -151,6 +151,23 @@ def test_what_failed_is_tried_again_when_resumed(tmp_path: Path) -> None:
     report = run(World(), tmp_path, resume=True, simulate=False)
     assert not report.failed
     assert "tokenise" in load_profile(f"{NAME}-cpu", CpuProfile, "test", tmp_path)[0].operations
+
+
+class SlowerLater(World):
+    """A machine on which every model but the usual one takes three times as long for a step."""
+
+    def measure(self, unit: Unit) -> Reading:
+        reading = super().measure(unit)
+        other = unit.kind == "step" and unit.parameters["model"] != "tiny-12m"
+        return replace(reading, seconds=3 * reading.seconds) if other and reading.seconds else reading
+
+
+def test_resumed_with_another_model_its_steps_alone_make_the_table(tmp_path: Path) -> None:
+    run(SlowerLater(), tmp_path, 900.0, simulate=False)
+    report = run(SlowerLater(), tmp_path, 900.0, simulate=False, resume=True, model="qwen3-0.6b")
+    (law,) = [law for law in report.laws if law.name == f"steps of steps-qwen3-0.6b-{CHIP}"]
+    assert law.median_error is not None and law.median_error < 0.05
+    assert law.p90_error is not None and law.p90_error < 0.1
 
 
 def test_a_finished_folder_is_not_begun_again_nor_another_machine_s_gone_on_with(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from systems import agents, prepared_of
 from hsim.backends.code import declared_in
 from hsim.backends.hosts import ToolSpec
 from hsim.backends.worker import Worker, WorkerSettings
+from hsim.calibrate.measure import Workers
 from hsim.calibrate.options import CalibrationOptions
 from hsim.calibrate.run import calibrate
+from hsim.calibrate.work import Unit
 from hsim.description.catalogue import load_profile
 from hsim.description.hardware import CpuProfile, OperationCode
 from hsim.drivers.live import Stand
@@ -61,6 +63,70 @@ def test_calibration_measures_it_first_and_its_profile_says_whose_code_it_is(exa
     own = profile.operations[name].code
     assert own is not None and own.file == str(example) and len(own.sha256) == 64
     assert profile.operations["tokenise"].code is None
+
+
+def test_a_stage_that_was_changed_is_measured_again(tmp_path: Path) -> None:
+    """Its profile names the code that was measured: what another one took is not gone on with."""
+    file = written(tmp_path, "return pages")
+    options = CalibrationOptions(
+        budget_s=200.0, out=tmp_path, simulate=False, stages=file, allow_code=True, name="mine", resume=True
+    )
+
+    def asked_of_mine() -> list[str]:
+        world = World()
+        calibrate(options, tools=world.tools())
+        return [unit.key for unit in world.asked if unit.key.startswith("operation cpu name=mine") and unit.round == 1]
+
+    first = asked_of_mine()
+    assert len(first) == 3 and not asked_of_mine()
+    written(tmp_path, "return 2 * pages")
+    assert len(asked_of_mine()) == 3
+
+
+# ---- measured in workers, with torch
+
+
+def timed(name: str, units: int, workers: int = 1) -> Unit:
+    return Unit("operation", "cpu", {"name": name, "units": units, "size": 8, "workers": workers}, 0, 0.1)
+
+
+@pytest.mark.torch
+def test_a_stage_that_waits_takes_as_long_as_it_waits(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    file = written(tmp_path, "import time; time.sleep(0.01 * pages)")
+    workers = Workers(1, {"mine": code(file)})
+    try:
+        reading = workers.measure(timed("mine", 4))
+    finally:
+        workers.close()
+    assert reading.seconds is not None and reading.seconds >= 0.04
+
+
+@pytest.mark.torch
+def test_a_stage_that_hangs_costs_its_limit_once_and_not_the_calibration(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    file = written(tmp_path, "import time; time.sleep(600)")
+    workers = Workers(1, {"mine": code(file, timeout_s=0.5)})
+    try:
+        readings = [workers.measure(timed("mine", units)) for units in (1, 2, 4, 8, 16)]
+        assert all("gave no answer within 0.5 s" in reading.failure for reading in readings)
+        assert workers.measure(timed("tokenise", 8)).seconds
+    finally:
+        workers.close()
+
+
+@pytest.mark.torch
+def test_a_core_s_worker_that_is_killed_while_idle_costs_one_unit() -> None:
+    pytest.importorskip("torch")
+    workers = Workers(1)
+    try:
+        assert workers.measure(timed("tokenise", 8, workers=2)).seconds
+        workers._cores[1].process.kill()
+        workers._cores[1].process.join()
+        assert "SIGKILL" in workers.measure(timed("tokenise", 8, workers=2)).failure
+        assert workers.measure(timed("tokenise", 8, workers=2)).seconds
+    finally:
+        workers.close()
 
 
 def test_nothing_of_it_is_executed_unless_that_is_allowed(tmp_path: Path) -> None:

@@ -139,16 +139,16 @@ class Worker:
             raise self._ended(self._death()) from None
         self._busy = True
 
-    def answer(self) -> Done:
-        """What came of the request. Waits up to answer_timeout_s; a worker that is silent for longer is killed."""
-        message = self._receive(self.settings.answer_timeout_s)
+    def answer(self, timeout_s: float | None = None) -> Done:
+        """What came of the request. Waits so long, or up to answer_timeout_s; a worker that is silent for longer is killed."""
+        message = self._receive(timeout_s or self.settings.answer_timeout_s)
         assert isinstance(message, Done)
         return message
 
-    def call(self, request: Any) -> Done:
+    def call(self, request: Any, timeout_s: float | None = None) -> Done:
         """Ask, and wait for the answer."""
         self.send(request)
-        return self.answer()
+        return self.answer(timeout_s)
 
     @property
     def dead(self) -> bool:

@@ -46,8 +46,8 @@ class Facts:
 class BenchSpec:
     """A Host (see backends.hosts) that measures on a device with so many threads.
 
-    Opened, it answers ("facts", None), ("serve", served), ("prepare", unit) and ("measure", unit), and as the live loop
-    asks: items of a step, and ("products", n).
+    Opened, it answers ("facts", None), ("serve", served), ("prepare", unit), ("try", unit), which is one call, and
+    ("measure", unit), and as the live loop asks: items of a step, and ("products", n).
     """
 
     device: str
@@ -94,7 +94,11 @@ class Bench:
                 call(i)
             return None
         call = self.prepared(about)
-        return self.measure(about, call) if what == "measure" else None
+        if what == "measure":
+            return self.measure(about, call)
+        if what == "try":
+            call(0)
+        return None
 
     def facts(self) -> Facts:
         """What the device is."""
@@ -187,7 +191,8 @@ class Bench:
         if unit.kind in ("power", "idle", "cpu-power"):
             return self._powered(unit, call)
         if self.on_cpu or unit.kind in (*WALL_TIMED, "step", "layer"):
-            waits = not self.on_cpu or unit.parameters.get("name") in WAITING_OPERATIONS
+            name = unit.parameters.get("name")  # nobody knows whether code of one's own waits for something
+            waits = not self.on_cpu or name in WAITING_OPERATIONS or name in self.codes
             own_core = self.threads == 1 and not waits
             return sample(call, unit.expected_s, own_core, REST_OF.get(unit.kind) if self.on_cpu else None)
         held_back: set[str] = set()

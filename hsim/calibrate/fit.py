@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,14 @@ GRID, ZOOM, FINEST = 9, 0.6, 1e-4  # points an axis; how much smaller each grid 
 SOFT = 0.1  # a relative residual beyond this counts by its size, no longer by its square: outliers do not rule
 
 
+class Way(NamedTuple):
+    """A way to write a law: the fewest points that it takes, how it is fitted to them, and how it predicts one."""
+
+    fewest: int
+    fit: Callable[[Sequence[Point]], Array]
+    predict: Callable[[Array, Point], float]
+
+
 def tested(
     name: str,
     points: Sequence[Point],
@@ -31,31 +40,59 @@ def tested(
     fit: Callable[[Sequence[Point]], Array],
     predict: Callable[[Array, Point], float],
 ) -> tuple[Array | None, Law]:
-    """Fit a law to the clean points (to all where half of them or more are noisy), and test it on points left out.
-
-    Of a few points those at the ends stay in: without them the rest would be asked about what lies beyond it, and no
-    simulation does that unwarned.
-    """
+    """Fit a law to the clean points (to all where half of them or more are noisy), and test it on points left out."""
     used = used_of(points, fewest)
     noisy = sum(bool(point.marks) for point in points)
     if len(used) < fewest:
         return None, Law(name, len(used), noisy, None, None, f"not fitted: it takes {fewest} points")
-    folds = min(FOLDS, len(used) - fewest + 1, len(used))
+    splits, how = _splits(used, fewest)
     errors: list[float] = []
+    for rest, held in splits:
+        law = fit(rest)
+        errors += [abs(predict(law, point) / point.seconds - 1) for point in held]
+    return fit(used), law_of(name, len(used), noisy, errors, how)
+
+
+def chosen(
+    name: str, points: Sequence[Point], ways: Sequence[Way], cost: Callable[[int, Law], float]
+) -> tuple[int, Array | None, Law]:
+    """The way whose test costs least, its law, and a test of it for which the way too was chosen without the points left out:
+    the least of several errors is less than what a law so chosen errs by.
+    """
+
+    def best(tests: Sequence[Law]) -> int:
+        return min(range(len(ways)), key=lambda i: cost(i, tests[i]))
+
+    tried = [tested(name, points, *way) for way in ways]
+    number = best([test for _, test in tried])
+    law, test = tried[number]
+    if law is None or len(ways) == 1:
+        return number, law, test
+    splits, how = _splits(used_of(points, ways[number].fewest), ways[number].fewest)
+    errors: list[float] = []
+    for rest, held in splits:
+        way = ways[best([tested(name, rest, *way)[1] for way in ways])]
+        fitted = way.fit(rest)
+        errors += [abs(way.predict(fitted, point) / point.seconds - 1) for point in held]
+    return number, law, law_of(name, test.points, test.noisy, errors, how)
+
+
+def _splits(used: Sequence[Point], fewest: int) -> tuple[list[tuple[list[Point], list[Point]]], str]:
+    """Points to fit and points left out, in turn, and how in words.
+
+    Of a few points those at the ends stay in: without them the rest would be asked about what lies beyond it, and no
+    simulation does that unwarned.
+    """
+    folds = min(FOLDS, len(used) - fewest + 1, len(used))
     if folds > 1 and len(used) <= FEW and len({point.seconds for point in used}) > 2:
         order = sorted(used, key=lambda point: point.seconds)
-        for i in range(1, len(order) - 1):
-            rest = fit(order[:i] + order[i + 1 :])
-            errors.append(abs(predict(rest, order[i]) / order[i].seconds - 1))
-        return fit(used), law_of(name, len(used), noisy, errors, "each point but the ends left out in turn")
-    if folds > 1:
-        order = list(used)
-        random.Random(0).shuffle(order)
-        for fold in range(folds):
-            held = order[fold::folds]
-            rest = fit([point for i, point in enumerate(order) if i % folds != fold])
-            errors += [abs(predict(rest, point) / point.seconds - 1) for point in held]
-    return fit(used), law_of(name, len(used), noisy, errors, f"{folds} folds left out in turn")
+        inner = range(1, len(order) - 1)
+        return [(order[:i] + order[i + 1 :], [order[i]]) for i in inner], "each point but the ends left out in turn"
+    order = list(used)
+    random.Random(0).shuffle(order)
+    parts = [[point for i, point in enumerate(order) if i % folds != fold] for fold in range(folds)]
+    splits = [(rest, order[fold::folds]) for fold, rest in enumerate(parts)] if folds > 1 else []
+    return splits, f"{folds} folds left out in turn"
 
 
 def used_of(points: Sequence[Point], fewest: int) -> list[Point]:

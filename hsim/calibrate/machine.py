@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar
 
+from hsim.errors import BackendError
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -105,17 +107,11 @@ def _driver() -> str:
 
 
 def _gpus() -> dict[str, str]:
-    """Names of the GPUs that NVML sees, by torch device; none where there is no NVML."""
+    """Names of the GPUs that CUDA sees, by torch device; none where there is no NVML."""
+    from hsim.backends.nvml import Nvml
+
     try:
-        import pynvml
-    except ImportError:
+        nvml = Nvml()
+        return {f"cuda:{i}": nvml.facts(board).name for i, board in enumerate(nvml.devices())}
+    except BackendError:
         return {}
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return {}
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return {f"cuda:{i}": str(pynvml.nvmlDeviceGetName(handle)) for i, handle in enumerate(handles)}
-    finally:
-        pynvml.nvmlShutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import statistics
 import time
@@ -23,6 +24,7 @@ from hsim.errors import BackendError, CalibrationError
 MOST_DEATHS = 3
 TYPICAL_S = 0.001  # of a message: how many fit into a unit's time
 ANSWER_S = 300.0  # a unit that takes longer, its data made first, is given up
+CALLS = 2 * FEWEST_SAMPLES  # of an operation in a unit at least, warm-up included
 
 
 class Measurer(Protocol):
@@ -68,6 +70,7 @@ class Workers:
         self._group: tuple[int, Group] | None = None
         self._couriers: dict[str, Couriers] = {}
         self._looped: dict[tuple[str, int, int], LoopTimes] = {}
+        self._hung: dict[str, str] = {}
         self._deaths = 0
 
     def unmetered(self, device: str) -> str:
@@ -162,8 +165,9 @@ class Workers:
     def _together(self, unit: Unit) -> Reading:
         """One unit on so many single-core workers at the same time: what the average of them saw."""
         workers = self._single_cores(int(unit.parameters["workers"]))
-        for what in ("prepare", "measure"):
-            readings = _all(workers, (what, unit))
+        _all(workers, ("prepare", unit))
+        self._try(workers[0], unit)
+        readings = _all(workers, ("measure", unit), self._longest_s(unit))
         seconds = [r.seconds for r in readings]
         fractions = [r.cpu_fraction for r in readings if r.cpu_fraction is not None]
         return Reading(
@@ -173,18 +177,37 @@ class Workers:
             cpu_fraction=min(fractions, default=None),
         )
 
+    def _try(self, worker: Worker, unit: Unit) -> None:
+        """One call of a person's own operation within its time limit. One that hangs or dies is not asked again."""
+        name = str(unit.parameters["name"])
+        if name not in self._codes:
+            return
+        if name not in self._hung:
+            try:
+                worker.call(("try", unit), self._codes[name].timeout_s)
+            except BackendError as error:
+                if not worker.dead:
+                    raise
+                self._cores.remove(worker)  # no accident: it is not counted among the deaths
+                self._hung[name] = str(error)
+        if name in self._hung:
+            raise BackendError(name, self._hung[name], "none of its units is measured")
+
+    def _longest_s(self, unit: Unit) -> float:
+        """How long a unit may take: a person's own operation needs some calls, each within its limit."""
+        code = self._codes.get(str(unit.parameters["name"]))
+        return max(ANSWER_S, CALLS * code.timeout_s) if code else ANSWER_S
+
     def _package_power(self, unit: Unit) -> Reading:
         """Watts of all CPU packages together while so many cores are busy."""
         meters = [meter for meter in rapl_meters() if meter.boundary == "CPU package"]
         workers = self._single_cores(int(unit.parameters["busy"]))
-        for worker in workers:
-            worker.send(("measure", unit))
+        _ask(workers, ("measure", unit))
         time.sleep(RAMP_S)
         before, began_s = [meter.joules() for meter in meters], time.monotonic()
         time.sleep(WINDOW_S - RAMP_S / 2)  # ends while all are still busy
         after, seconds = [meter.joules() for meter in meters], time.monotonic() - began_s
-        for worker in workers:
-            worker.answer()
+        _answers(workers)
         joules = [b - a for a, b in zip(before, after, strict=True) if a is not None and b is not None]
         reasons = [meter.unavailable_reason for meter in meters if meter.unavailable_reason]
         for meter in meters:
@@ -263,14 +286,30 @@ def _begun(spec: BenchSpec, name: str, spin_s: float = 0.0) -> Worker:
     return worker
 
 
-def _all(workers: list[Worker], request: tuple[str, Unit]) -> list[Any]:
+def _all(workers: list[Worker], request: tuple[str, Unit], timeout_s: float = ANSWER_S) -> list[Any]:
     """The answers of all workers, asked at the same time. Raises the first BackendError once all have answered."""
-    for worker in workers:
-        worker.send(request)
+    _ask(workers, request)
+    return _answers(workers, timeout_s)
+
+
+def _ask(workers: list[Worker], request: tuple[str, Unit]) -> None:
+    """Ask all. Raises the BackendError of one that is dead once all who were asked have answered."""
+    asked = []
+    try:
+        for worker in workers:
+            worker.send(request)
+            asked.append(worker)
+    except BackendError:
+        with contextlib.suppress(BackendError):
+            _answers(asked)
+        raise
+
+
+def _answers(workers: list[Worker], timeout_s: float = ANSWER_S) -> list[Any]:
     answers, errors = [], []
     for worker in workers:
         try:
-            answers.append(worker.answer().value)
+            answers.append(worker.answer(timeout_s).value)
         except BackendError as error:
             errors.append(error)
     if errors:

@@ -67,8 +67,8 @@ class Law:
 class HeldOut:
     """How far all laws of a kind err on calibration points that their fits had not seen, beside what was aimed at.
 
-    Errors are absolute and relative to what was measured. `spread_fraction` is the median of how far the very same
-    points differ from sample to sample and from round to round.
+    Errors are absolute and relative to what was measured. `spread_fraction` is the median, over the points that laws were
+    fitted to, of the standard deviation between rounds of the very same point.
     """
 
     what: str

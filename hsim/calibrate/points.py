@@ -8,11 +8,14 @@ from dataclasses import dataclass
 
 from hsim.calibrate.work import SPREAD, Parameters, Row
 
+IQR_OF_NORMAL = 1.349  # standard deviations
+
 
 @dataclass(frozen=True)
 class Point:
     """One place of a grid, with the median of its rounds. `spread` is the larger of the interquartile range within a
-    round and the range between rounds, over that; `marks` are why it is noisy.
+    round and the range between rounds, over that; `marks` are why it is noisy. `deviation` is the standard deviation of
+    rounds, over that too; of a single round that of its samples, by their interquartile range.
     """
 
     kind: str
@@ -24,6 +27,7 @@ class Point:
     marks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     watts: float | None = None
+    deviation: float = 0.0
 
     @property
     def name(self) -> str:
@@ -54,6 +58,7 @@ def _point(group: list[Row], noisy_spread_fraction: float) -> Point:
     seconds = statistics.median(means_s)  # of two their mean; one slow second does not outweigh three rounds
     within_s = statistics.median(row.reading.iqr_s or 0.0 for row in chosen)
     spread = max(within_s, max(means_s) - min(means_s)) / seconds if seconds else 0.0
+    deviation_s = statistics.stdev(means_s) if len(means_s) > 1 else within_s / IQR_OF_NORMAL
     marks = tuple(dict.fromkeys(mark for row in chosen for mark in row.marks))
     if spread > noisy_spread_fraction and not marks:
         marks = (f"its rounds differ by {spread:.0%}",)
@@ -68,6 +73,7 @@ def _point(group: list[Row], noisy_spread_fraction: float) -> Point:
         marks=marks,
         notes=tuple(dict.fromkeys(note for row in chosen for note in row.reading.notes)),
         watts=statistics.median(watts) if watts else None,
+        deviation=deviation_s / seconds if seconds else 0.0,
     )
 
 

@@ -68,7 +68,8 @@ class Findings:
             like = points[0]
             line = tuple((x, predict(curve, replace(like, parameters={**like.parameters, across: x}))) for x in places)
         predicted = tuple(predict(curve, point) for point in points)
-        self.fits.append(Fitted(law.name, tuple(points), predicted, across=across, curve=line))
+        unit = "W" if points[0].kind == "power" else "s"
+        self.fits.append(Fitted(law.name, tuple(points), predicted, unit, across, line))
 
     def source(self, device: str, what: str) -> str:
         """Where a figure comes from."""
@@ -246,12 +247,13 @@ def _best_form(
     """The figures of whichever form errs least on points held out; one more coefficient than the first form's must pay."""
     fewest = 4
 
-    def error(form: _Form, test: Law) -> float:
+    def error(number: int, test: Law) -> float:
         mean = float(np.mean(test.errors)) if test.errors else np.inf
-        return mean * float(PAYS ** (len(form.names) - len(forms[0].names)))
+        return mean * float(PAYS ** (len(forms[number].names) - len(forms[0].names)))
 
-    tried = [(form, *fit.tested(name, points, fewest, form.fitted, form.predict)) for form in forms]
-    form, law, test = min(tried, key=lambda one: error(one[0], one[2]))
+    ways = [fit.Way(fewest, form.fitted, form.predict) for form in forms]
+    number, law, test = fit.chosen(name, points, ways, error)
+    form = forms[number]
     findings.keep(test, points, law, form.predict)
     source = findings.source(device, f"{name}: {findings.tested(test)}")
     bounds = _bounds(fit.used_of(points, fewest), form.predict, law, form.least)
@@ -599,8 +601,9 @@ def _operation(points: Sequence[Point], name: str, unit: str, findings: Findings
     """Base and cost per unit, and per unit squared for what has attention in it."""
     mine = of(points, "operation", name=name, workers="1")
     forms = [("per_unit_squared_s", 0.0)] if name.startswith("encode") else [("", 0.0), *_knees(mine)]
-    tried = [(form, *_operation_form(mine, name, *form)) for form in forms]
-    form, predicted, law, test = min(tried, key=lambda one: _knee_pays(one[0], one[3]))
+    ways = [_operation_way(*form) for form in forms]
+    number, law, test = fit.chosen(f"operation {name}", mine, ways, lambda i, test: _knee_pays(forms[i], test))
+    form, predicted = forms[number], ways[number].predict
     if law is None:
         return None
     findings.keep(test, mine, law, predicted, "units")
@@ -641,18 +644,15 @@ def _knee_pays(form: tuple[str, float], test: Law) -> float:
     return float(2.0 * error if form[1] else error)
 
 
-def _operation_form(
-    points: Sequence[Point], name: str, third: str, knee: float
-) -> tuple[Predict, fit.Array | None, Law]:
-    """How to predict an operation with or without a third term, its law, and the law's test."""
+def _operation_way(third: str, knee: float) -> fit.Way:
+    """A way to write an operation's law, with or without a third term."""
 
     def terms(point: Point) -> tuple[float, ...]:
         n = point.number("units")
         return (1.0, n, *((n * n,) if third == "per_unit_squared_s" else (max(0.0, n - knee),) if knee else ()))
 
     width = 3 if third else 2
-    fitted, predicted = fit.fit_sum(terms, [0.0] * width)
-    return predicted, *fit.tested(f"operation {name}", points, width, fitted, predicted)
+    return fit.Way(width, *fit.fit_sum(terms, [0.0] * width))
 
 
 def contention(points: Sequence[Point]) -> dict[str, dict[str, float]]:
@@ -678,7 +678,7 @@ def _slowdown(points: Sequence[Point], findings: Findings) -> Profile:
         "cpu", f"the same operation on all {cores} cores at once against one alone, {len(full)} operations"
     )
     slowdown = max(1.0, float(np.median(full)))
-    return known(slowdown, "measured", source) | {"low": min(1.0, *full), "high": max(slowdown, *full)}
+    return known(slowdown, "measured", source) | {"low": max(1.0, min(full)), "high": max(slowdown, *full)}
 
 
 def _package_power(points: Sequence[Point], findings: Findings, why_not: str) -> Profile:
@@ -777,7 +777,7 @@ def _message_terms(point: Point) -> tuple[float, float, float]:
 
 def held_out(findings: Findings) -> tuple[HeldOut, ...]:
     """How far the laws of kernels, and those of CPU stages, err on points kept out of their fits; what was never held out has no line."""
-    spreads = {fitted.name: [point.spread for point in fitted.points] for fitted in findings.fits}
+    spreads = {one.name: [point.deviation for point in fit.used_of(one.points, 0)] for one in findings.fits}
     found = []
     for what, beginnings, target_fraction in AIMS:
         laws = [law for law in findings.laws if law.errors and law.name.startswith(beginnings)]

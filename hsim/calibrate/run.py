@@ -37,6 +37,7 @@ from hsim.stages import Declared
 
 # What of the budget is kept for fitting, writing and the simulation at the end.
 FINISH_S, FINISH_FRACTION = 15.0, 0.15
+SHORT_HASH = 12  # hexadecimal digits of a file's
 SLOWER_THAN_EXPECTED = 1.3  # until units of a kind have shown how long they really take
 CATALOGUE = ("llama-3.1-8b", "llama-3.1-70b")  # models whose shapes kernels are measured at
 SERVED_BY_DEFAULT = {"cpu": ("tiny-12m",), "cuda": ("llama-3.1-8b", "tiny-12m")}  # the first that fits
@@ -136,7 +137,7 @@ class _Calibration:
             served=served,
             shapes=tuple(load_model(name, "calibrate", Path()) for name in CATALOGUE),
             operations=(*self.own_sizes.items(), *OPERATIONS.items()) if on_cpu else (),
-            own=tuple(self.own),
+            own=self.own_code,
             cores=self.machine.cores,
             peers=1 if on_cpu else sum(name == self.machine.gpus.get(device) for name in self.machine.gpus.values()),
             metered=not why_not,
@@ -147,6 +148,11 @@ class _Calibration:
     def own_sizes(self) -> dict[str, tuple[int, ...]]:
         """Where to measure a person's own stages: first of all operations, since they are why he calibrates."""
         return {name: declared.sizes for name, (declared, _) in self.own.items()}
+
+    @property
+    def own_code(self) -> dict[str, str]:
+        """The code of a person's own stages, by name."""
+        return {name: code.sha256[:SHORT_HASH] for name, (_, code) in self.own.items()}
 
     @property
     def _serves_on_cpu(self) -> bool:
@@ -246,7 +252,9 @@ class _Calibration:
     def _fit(self, targets: list[Target], points: list[Point], findings: Findings) -> dict[Path, str]:
         """Fill the findings; returns the scenarios to write, by file."""
         units = _operation_units() | {name: declared.unit for name, (declared, _) in self.own.items()}
+        own = self.own_code
         cores = [p for p in points if p.device == "cpu" or p.kind == "loop"]
+        cores = [p for p in cores if p.parameters.get("code") == own.get(str(p.parameters.get("name")))]
         cpu = profiles.cpu(cores, units, findings, self.unmetered["cpu"])
         for name, (_, code) in self.own.items():
             if name in cpu["operations"]:
@@ -262,7 +270,7 @@ class _Calibration:
 
     def _fit_device(self, target: Target, points: list[Point], findings: Findings) -> str | None:
         """Profiles of one device that generates, and its scenario; None where too little was measured."""
-        mine = [p for p in points if p.device == target.device]
+        mine = [p for p in points if p.device == target.device and _is_of(p, target.served)]
         chip = self._chip(target, mine, findings)
         if chip is None:
             return None
@@ -336,6 +344,13 @@ def marks_of(
     elif load is not None and load - int(unit.parameters.get("workers", 1)) > cores / 2:
         marks.append(f"the load average was {load:.1f} on {cores} cores")
     return tuple(marks)
+
+
+def _is_of(point: Point, served: Served) -> bool:
+    """Whether it says something of what is served: another model's steps, of a calibration gone on with, do not."""
+    if point.kind not in ("step", "power") or "model" not in point.parameters:
+        return True
+    return (point.parameters["model"], point.parameters["dtype"]) == (served.model.name, served.precision)
 
 
 def own_stages(options: CalibrationOptions) -> dict[str, tuple[Declared, OperationCode]]:
