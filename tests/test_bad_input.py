@@ -531,6 +531,7 @@ SETTINGS = {
     "slo.ttft.max_s=1": "slo.ttft.p: 'p' is missing; add it",
     "sloe.ttft.max_s=1": "sloe: unknown key 'sloe'; did you mean 'slo'?",
     "pools.decod.tensor_parallel=8": "there is no pool 'decod'; did you mean 'decode'?",
+    "workload.classes.agnt.rounds=1": "there is no class 'agnt'; did you mean 'agent'?",
     "fleet.gpu-teir.count=2": "there is no tier 'gpu-teir'; did you mean 'gpu-tier'?",
     "fleet.third.count=2": "there is no tier 'third'; known: cpu-tier, gpu-tier",
     "pools.more={cores: 2}": "pools.more.runs_on: 'runs_on' is missing; add it",

@@ -560,7 +560,7 @@ def test_routers_choose_by_the_state_at_the_last_boundary(router: str) -> None:
     """At each choice, the state by walking over every replica, and the choice that the rule makes of it."""
     reached = Counter[str]()
 
-    @settings(max_examples=15)
+    @settings(max_examples=25)
     @given(scenarios(crowded=True, routers=[router]))
     def law(data: dict[str, Any]) -> None:
         data["pools"]["decode"]["prefix_caching"] = router == "prefix-affinity"

@@ -194,18 +194,23 @@ def validated(document: Document, model: type[M]) -> M:
         raise _explained(first, document, model) from None
 
 
-NAMED = {("pools",): "pool", ("fleet",): "tier"}  # sections whose keys a scenario chooses: what each is
+# Sections whose keys a scenario chooses: what each is.
+NAMED: dict[KeyPath, str] = {("pools",): "pool", ("fleet",): "tier", ("workload", "classes"): "class"}
 
 
 def _misnamed(document: Document, path: KeyPath) -> MistakeError | None:
-    """What is wrong where a key is missing from a pool or tier that only a setting of one of its other keys made."""
-    section, name, place = path[:1], path[1:2], document.places.get(path[:2], "")
+    """What is wrong where a key is missing from a pool, tier or class that only a setting of one of its other keys made."""
+    section = next((section for section in NAMED if path[: len(section)] == section), path)
+    made = path[: len(section) + 1]
+    place = document.places.get(made, "")
     keys = place.removeprefix(SETTING).partition("=")[0].split(".")
-    if section not in NAMED or not place.startswith(SETTING) or len(keys) <= 2:
+    if made == section or not place.startswith(SETTING) or len(keys) <= len(made):
         return None
-    known = [other for other in document.data[section[0]] if other != name[0]]
-    remedy = did_you_mean(str(name[0]), known)
-    return MistakeError(place, f"there is no {NAMED[section]} {name[0]!r}", remedy)
+    known = document.data
+    for key in section:
+        known = known[key]
+    remedy = did_you_mean(str(made[-1]), [str(other) for other in known if other != made[-1]])
+    return MistakeError(place, f"there is no {NAMED[section]} {made[-1]!r}", remedy)
 
 
 def _severity(error: Any) -> tuple[int, int]:
@@ -231,7 +236,9 @@ def _explained(error: Any, document: Document, model: type[BaseModel]) -> Mistak
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if error["type"] in ("value_error", "assertion_error"):
         problem, _, remedy = message.partition("; ")
-        return MistakeError(where, problem, remedy)
+        lacking = problem.removesuffix(" is missing")
+        misnamed = _misnamed(document, (*path, *lacking.split("."))) if lacking != problem else None
+        return misnamed or MistakeError(where, problem, remedy)
     return MistakeError(where, f"is {value!r}", message[0].lower() + message[1:])
 
 
