@@ -840,7 +840,7 @@ class _Progress:
         columns = (
             TextColumn("{task.description:<10}"),
             BarColumn(),
-            TextColumn("{task.fields[left]}  {task.fields[message]}"),
+            TextColumn("{task.fields[left]}  {task.fields[message]}", markup=False),
         )
         self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
         self._task = self._bar.add_task("", total=1.0, left="", message="")
@@ -889,14 +889,17 @@ class _Steps:
         self._status.stop()
 
     def __call__(self, step: Step) -> None:
+        from rich.text import Text
+
         where = f"fleet {step.looked_at} of {step.alive}" if step.alive else ""
-        self._status.update(f"{step.phase:<8} {where}, {step.replications} replications: {step.fleet} {step.message}")
+        told = f"{step.phase:<8} {where}, {step.replications} replications: {step.fleet} {step.message}"
+        self._status.update(Text(told))
 
 
 def _print(tables: RenderableType) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)  # brackets in a name or a reason are brackets
     console.width = max(console.width, MIN_WIDTH)  # a pipe has no width, and rich would take 80
     console.print(tables)
 

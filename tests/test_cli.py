@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.table import Table
 from typer.testing import CliRunner
 
 from hsim import cli
@@ -177,3 +178,10 @@ def test_a_shipped_scenario_runs(name: str) -> None:
     result = json.loads(printed("simulate", name, *settings, "--json"))
     assert result["tasks"] + result["timed_out"] + result["shed"] == 50
     assert result["latency"]["e2e"]["mean_s"] > 0
+
+
+def test_brackets_in_a_name_or_a_reason_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("fleet")
+    table.add_row("pool [decode] has no [/room]")
+    cli._print(table)
+    assert "pool [decode] has no [/room]" in capsys.readouterr().out
