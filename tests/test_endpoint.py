@@ -429,6 +429,37 @@ def test_the_commands_end_with_one_clear_line_and_code_2(
         assert "is the server running" in said
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["calibrate", "--endpoint", "http://h", "--model", "m", "--stages", "own.py"], "--stages"),
+        (["live", "agents-split", "--base-url", "http://h", "--model", "m", "--sleep"], "--sleep"),
+    ],
+)
+def test_options_that_an_endpoint_has_no_use_for_are_refused(
+    command: list[str], option: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["hsim", *command])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert f"Invalid value for {option}" in capsys.readouterr().err
+
+
+def test_lines_are_used_again_by_later_runs_and_closed_with_their_stand() -> None:
+    prepared = chat()
+    with serving() as (url, _):
+        stand = Stand((prepared,), "endpoint", endpoint=RemoteSpec(EndpointSpec(url, MODEL, **PATIENCE)))
+        with stand:
+            assert stand.remote is not None
+            for _ in range(2):
+                assert outcomes(stand.run(prepared), 6) == {"served": 6}
+            lines = list(stand.remote._lines)
+            assert 1 <= len(lines) <= 3  # users of the scenario
+            assert not any(line.connection.closed for line in lines)
+    assert all(line.connection.closed and line._signal.closed for line in lines)
+
+
 def test_a_stand_without_a_server_does_not_begin() -> None:
     handles = len(os.listdir("/proc/self/fd"))
     with pytest.raises(BackendError, match="is the server running"):
