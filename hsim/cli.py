@@ -644,6 +644,8 @@ def live(
     from hsim.report.live import live_tables
     from hsim.validate import live as run
 
+    if base_url and sleep:
+        raise typer.BadParameter("an endpoint does its work, and cannot sleep instead", param_hint="--sleep")
     device, endpoint = _served(device, base_url, model, tokenizer)
     result = run(scenario, settings, device, sleep, allow_code, endpoint)
     _print(live_tables(result))
@@ -681,6 +683,8 @@ def calibrate(
         budget_s = parse_seconds(budget)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--budget") from None
+    if endpoint and stages:
+        raise typer.BadParameter("are of this machine; calibrate them without --endpoint", param_hint="--stages")
     with _Progress() as progress:
         if endpoint:
             from hsim.backends.endpoint import spec_of

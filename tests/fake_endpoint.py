@@ -16,13 +16,17 @@ MODEL = "tiny"
 @dataclass
 class Manners:
     """How a server behaves. `first` are statuses of the first requests after `meek` good ones; then it serves well, or
-    does in every stream what `then` says: stall, close, nonsense, no-json, error, no-usage, bad-usage, plain, silent.
+    does in every stream what `then` says: stall, pings, close, nonsense, no-json, error, no-usage, bad-usage, plain,
+    silent. `raw` is all that it says in a stream, `refusal` its status for what it `refuses`, `listing` of /models.
     """
 
     first: list[int] = field(default_factory=list)
     then: str = ""
     meek: int = 0
+    raw: bytes = b""
     refuses: tuple[str, ...] = ()
+    refusal: int = 422
+    listing: int = 200
     key: str = ""
     asked: list[dict[str, Any]] = field(default_factory=list)
     let_go: threading.Event = field(default_factory=threading.Event)
@@ -37,19 +41,27 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
-        self.json(200, {"data": [{"id": MODEL}]})
+        if not self.keyless():
+            self.json(self.manners.listing, {"data": [{"id": MODEL}]})
+
+    def keyless(self) -> bool:
+        """Whether the key was wrong, and is told to be."""
+        wrong = bool(self.manners.key) and self.headers.get("authorization") != f"Bearer {self.manners.key}"
+        if wrong:
+            self.json(401, {"error": {"message": f"wrong key: {self.headers.get('authorization')}"}})
+        return wrong
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with self.manners.lock:
             number = len(self.manners.asked) - self.manners.meek
             self.manners.asked.append(body)
-        if self.manners.key and self.headers.get("authorization") != f"Bearer {self.manners.key}":
-            self.json(401, {"error": {"message": f"wrong key: {self.headers.get('authorization')}"}})
-        elif body["model"] != MODEL:
+        if self.keyless():
+            return
+        if body["model"] != MODEL:
             self.json(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
         elif unknown := [key for key in self.manners.refuses if key in body or key in self.path]:
-            self.json(422, {"detail": f"Unexpected fields in the request: {unknown}"})
+            self.json(self.manners.refusal, {"detail": f"Unexpected fields in the request: {unknown}"})
         elif 0 <= number < len(self.manners.first):
             self.json(self.manners.first[number], {"error": "busy"}, {"Retry-After": "0"})
         else:
@@ -63,11 +75,17 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()
+        if self.manners.raw:
+            self.wfile.write(self.manners.raw)
+            return
         words = len(body.get("prompt", "").split()) or len(body["messages"][0]["content"].split()) + 5
         for i in range(body["max_tokens"]):
             if manner == "silent" or (i == 2 and manner == "stall"):
                 self.manners.let_go.wait(20)
                 return
+            for _ in range(100 * (i == 2 and manner == "pings")):
+                self.say(": ping")
+                self.manners.let_go.wait(0.02)
             if i == 2 and manner:
                 odd = {"nonsense": "<html>", "no-json": "data: {oh", "error": 'data: {"error": "out of memory"}'}
                 if manner in odd:

@@ -14,7 +14,7 @@ from fake_endpoint import MODEL, serving
 from systems import agents, generate_only, prepared_of
 
 from hsim import cli
-from hsim.backends.endpoint import KEY_VARIABLE, Answer, EndpointSpec, checked_url, opened, spec_of
+from hsim.backends.endpoint import EXCERPT, KEY_VARIABLE, Answer, EndpointSpec, _Stream, checked_url, opened, spec_of
 from hsim.backends.prompts import Prompts
 from hsim.drivers.endpoint import RemoteSpec
 from hsim.drivers.live import LiveRun, Stand
@@ -61,11 +61,54 @@ def test_without_usage_tokens_are_pieces_and_the_answer_says_so() -> None:
     assert (answer.fault, answer.input_tokens, answer.output_tokens, answer.counted) == ("", None, 5, False)
 
 
+SEPARATORS = "a\u2028b\u2029c\x85d"  # str.splitlines parts lines at them; servers send them as they are
+END = b'data: {"choices": [{"text": "", "finish_reason": "length"}]}\n\n'
+STREAMS = {
+    "separators": f'data: {{"choices": [{{"text": "{SEPARATORS}"}}]}}\n\n'.encode() * 2 + END,
+    "several lines of data": b'data: {"choices":\ndata: [{"text": "a"}]}\n\n' * 2 + END,
+    "carriage returns": b': ping\r\n\r\nevent: x\r\ndata: {"choices": [{"text": "a"}]}\r\n\r\n' * 2 + END,
+    "no blank lines": b'data: {"choices": [{"text": "a"}]}\n' * 2 + END,
+    "empty data": b'data:\n\ndata: {"choices": [{"text": "a"}]}\n\n' * 2 + END,
+    "no end of line": b'data: {"choices": [{"text": "a"}]}\n\n' * 2 + b"data: [DONE]",
+    "usage alone": b'data: {"choices": [{"text": "a"}]}\n\n' * 2
+    + END
+    + b'data: {"usage": {"prompt_tokens": 3, "completion_tokens": 2}}\n\n',
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_streams_are_parted_as_server_sent_events_are_however_they_arrive(name: str) -> None:
+    raw = STREAMS[name]
+    for size in (1, 7, len(raw)):
+        stream, heard = _Stream(lambda: None), 0.0
+        for at in range(0, len(raw), size):
+            stream.take(raw[at : at + size], heard := heard + 1)
+        stream.check_whole(heard)
+        assert len(stream.chunks_s) == 2
+    assert (stream.usage == (3, 2)) == (name == "usage alone")
+    with serving(raw=raw) as (url, _):
+        answer = asked(url)
+    assert (answer.fault, len(answer.chunks_s)) == ("", 2)
+
+
+@pytest.mark.parametrize("rest", [b"dat", b'data: {"choi', b'data: {"choi\n'])
+def test_an_event_that_is_cut_off_is_a_stream_that_closed_early_and_no_nonsense(rest: bytes) -> None:
+    with serving(raw=b'data: {"choices": [{"text": "a"}]}\n\n' + rest) as (url, _):
+        assert asked(url).fault == "closed early"
+
+
+def test_a_stream_that_closes_before_its_first_token_is_asked_for_again() -> None:
+    with serving(raw=b": ping\n\n") as (url, how):
+        answer = asked(url)
+    assert (answer.fault, answer.attempts, len(how.asked)) == ("closed early", 3, 3)
+
+
 @pytest.mark.parametrize(
     ("manner", "kind", "said"),
     [
-        ("stall", "stalled", "nothing came for 0.3 s, after 2 pieces"),
-        ("silent", "stalled", "nothing came for 0.3 s, after 0 pieces"),
+        ("stall", "stalled", "no token came for 0.3 s, after 2 pieces"),
+        ("pings", "stalled", "no token came for 0.3 s, after 2 pieces"),
+        ("silent", "stalled", "no token came for 0.3 s, after 0 pieces"),
         ("close", "closed early", "ended after 2 pieces"),
         ("nonsense", "nonsense", "no server-sent event: <html>"),
         ("no-json", "nonsense", "no JSON: {oh"),
@@ -117,6 +160,14 @@ def test_a_server_is_asked_as_it_wants_to_be() -> None:
     assert "messages" in how.asked[-1] and "ignore_eos" not in how.asked[-1]
 
 
+def test_a_server_without_completions_is_asked_to_chat_whatever_it_calls_that() -> None:
+    with (
+        serving(refuses=("/v1/completions",), refusal=501) as (url, _),
+        opened(EndpointSpec(url, MODEL, **PATIENCE)) as endpoint,
+    ):
+        assert "/chat/completions" in endpoint.meet()
+
+
 def test_a_wrong_model_is_told_with_what_is_served() -> None:
     with (
         serving() as (url, _),
@@ -136,7 +187,37 @@ def test_nobody_there_is_told_before_anything_begins() -> None:
         endpoint.meet()
 
 
-@pytest.mark.parametrize("url", ["http://me:secret@host/v1", "http://host/v1?key=secret", "host:8000", "ftp://host"])
+def test_without_a_model_to_ask_for_what_is_wrong_is_told_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendError, match=r"no connection.*is the server running"):
+        spec_of(closed_port(), None, "--base-url")
+    with serving(listing=404) as (url, _), pytest.raises(BackendError, match=r"does not say .*HTTP 404.*--model"):
+        spec_of(url, None, "--base-url")
+    monkeypatch.setenv(KEY_VARIABLE, "sk-wrong")
+    with serving(key="sk-right") as (url, _), pytest.raises(BackendError, match=f"HTTP 401.*{KEY_VARIABLE}") as caught:
+        spec_of(url, None, "--base-url")
+    assert "sk-wrong" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://h:99999", "http://h:abc", "http://h:0", "http://[::1", "http://:80", "h:80"])
+def test_what_is_no_address_is_refused_with_its_option_and_one_that_is(url: str) -> None:
+    with pytest.raises(BackendError, match=r"--base-url: .* is no address.*such as http://127.0.0.1:8000/v1") as caught:
+        checked_url(url, "--base-url")
+    assert url in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["[v1.x]", "1.2.3.400", "xn--"])
+def test_a_host_that_no_client_takes_is_refused(host: str) -> None:
+    with pytest.raises(BackendError, match="this is no address"), opened(EndpointSpec(f"http://{host}/v1", MODEL)):
+        pass
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:secret@host/v1", "http://host/v1?key=secret", "host:8000", "ftp://host", "me:secret@host:80",
+        "http://me:secret#@host", "http://me:secret@[::1",
+    ],
+)  # fmt: skip
 def test_what_is_no_address_is_refused_and_its_secrets_not_repeated(url: str) -> None:
     with pytest.raises(BackendError) as caught:
         checked_url(url, "--endpoint")
@@ -155,6 +236,33 @@ def test_a_key_comes_from_the_environment_and_is_never_repeated(monkeypatch: pyt
     assert answer.fault == "HTTP 401"
     assert "sk-wrong" not in answer.problem + str(caught.value)
     assert "***" in answer.problem
+
+
+def test_a_key_that_ends_its_line_is_the_key_without_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    for ending in ("\n", "\r\n", "\r"):
+        monkeypatch.setenv(KEY_VARIABLE, "sk-right" + ending)
+        with serving(key="sk-right") as (url, _):
+            assert asked(url).fault == ""
+
+
+@pytest.mark.parametrize("key", ["sk-\u00e9t\u00e9", "sk-one\nsk-two", "sk-\x07"])
+def test_what_can_be_no_key_is_refused_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with pytest.raises(BackendError, match=f"{KEY_VARIABLE}.*printable ASCII") as caught:
+        asked(closed_port())
+    assert "sk-" not in str(caught.value)
+
+
+def test_no_part_of_a_key_is_left_where_a_message_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, 'sk-"secret"')
+    with opened(EndpointSpec(closed_port(), MODEL)) as endpoint:
+        for before in range(2 * EXCERPT):
+            for repeated in ('sk-"secret"', r"sk-\"secret\""):  # as it is, and as JSON has it
+                assert "sk-" not in endpoint._shown("x" * before + repeated)
+    for manners in ({"raw": b"x" * (EXCERPT - 50) + b'sk-"secret"' * 9 + b"\n"}, {"key": "sk-right"}):
+        with serving(**manners) as (url, _):
+            answer = asked(url)
+        assert answer.fault and "sk-" not in answer.problem
 
 
 def test_prompts_have_the_tokens_that_usage_counts() -> None:
@@ -319,6 +427,37 @@ def test_the_commands_end_with_one_clear_line_and_code_2(
         said = capsys.readouterr().err.strip().splitlines()[-1]
         assert said.startswith(f"hsim: endpoint {url}: ")
         assert "is the server running" in said
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["calibrate", "--endpoint", "http://h", "--model", "m", "--stages", "own.py"], "--stages"),
+        (["live", "agents-split", "--base-url", "http://h", "--model", "m", "--sleep"], "--sleep"),
+    ],
+)
+def test_options_that_an_endpoint_has_no_use_for_are_refused(
+    command: list[str], option: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["hsim", *command])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert f"Invalid value for {option}" in capsys.readouterr().err
+
+
+def test_lines_are_used_again_by_later_runs_and_closed_with_their_stand() -> None:
+    prepared = chat()
+    with serving() as (url, _):
+        stand = Stand((prepared,), "endpoint", endpoint=RemoteSpec(EndpointSpec(url, MODEL, **PATIENCE)))
+        with stand:
+            assert stand.remote is not None
+            for _ in range(2):
+                assert outcomes(stand.run(prepared), 6) == {"served": 6}
+            lines = list(stand.remote._lines)
+            assert 1 <= len(lines) <= 3  # users of the scenario
+            assert not any(line.connection.closed for line in lines)
+    assert all(line.connection.closed and line._signal.closed for line in lines)
 
 
 def test_a_stand_without_a_server_does_not_begin() -> None:

@@ -8,17 +8,24 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from calibrated_world import MACHINE
 from fake_endpoint import MODEL, serving
+from rich.console import Console
 
-from hsim.backends.endpoint import Answer, EndpointSpec
+from hsim.backends.endpoint import Answer, EndpointSpec, opened
 from hsim.backends.meters import Meter, Unavailable
+from hsim.backends.prompts import Prompts
+from hsim.calibrate import blackbox, endpoint
 from hsim.calibrate.endpoint import Asks, EndpointOptions, Tools, calibrate_endpoint
 from hsim.calibrate.options import CalibrationReport
+from hsim.calibrate.points import Point
+from hsim.calibrate.served import LOAD
 from hsim.calibrate.sweep import (
     BURST_TOKENS,
     FEWEST_TOKENS,
@@ -27,12 +34,15 @@ from hsim.calibrate.sweep import (
     JOIN_AFTER,
     JOIN_TOKENS,
     PER_USER,
+    Asker,
     load_lengths,
 )
-from hsim.calibrate.work import Unit
+from hsim.calibrate.work import Reading, Row, Unit
 from hsim.description.catalogue import load_profile
 from hsim.description.hardware import AcceleratorProfile, EngineProfile, StepTable
+from hsim.drivers.replay import Limits
 from hsim.errors import CalibrationError, DescriptionError
+from hsim.report.live import calibration_tables
 
 FIXED_S, SEQUENCE_S, CONTEXT_S, TOKEN_S, PAIR_S, REQUEST_S = 4e-3, 5e-4, 2e-8, 3e-5, 4e-9, 3e-3
 
@@ -61,6 +71,7 @@ class Batcher:
     across_s: float = 0.0  # for each prompt token and each token of others in its step
     broken_after: int = 10**9
     interrupted_after: int = 10**9
+    longest: int = 0  # answers end by themselves after up to so many tokens, if it is not 0
     now_s: float = 0.0
     units: int = 0
     busy_s: float = 0.0
@@ -81,6 +92,8 @@ class Batcher:
         else:
             tokens = JOIN_TOKENS if unit.kind == "join" else BURST_TOKENS
             lengths, each = [(at["input"], tokens)] * at["users"], 1
+        if self.longest:
+            lengths = [(prompt, min(wanted, self.draw.randint(1, self.longest))) for prompt, wanted in lengths]
         plans = [lengths[i : i + each] for i in range(0, len(lengths), each)]
         answers = self.serve(plans, at.get("joiner"))
         if self.units > self.broken_after:
@@ -244,6 +257,73 @@ def test_a_server_that_serves_one_after_another_is_one_too(tmp_path: Path) -> No
     assert max(errors(report)[q] for q in ("requests", "e2e mean", "ttft mean")) < 0.1
 
 
+def test_answers_that_end_by_themselves_show_no_limit_and_break_nothing(tmp_path: Path) -> None:
+    """Bursts of which an answer has one token, and whole loads of such, have no time between tokens to show."""
+    report = run(Batcher(longest=20), tmp_path)
+    engine, _ = load_profile("tiny-12m-endpoint-engine", EngineProfile, "test", tmp_path)
+    assert engine.max_num_seqs == 256
+    assert max(errors(report)[q] for q in ("requests", "tpot mean", "e2e mean")) < 0.15
+    with pytest.raises(CalibrationError, match="give it a larger --budget"):
+        run(Batcher(longest=1), tmp_path / "single")
+
+
+def test_bursts_and_loads_of_single_tokens_are_left_out() -> None:
+    point = {"users": 2, "input": 16, "from": 1, "to": 9, "least": 1, "most": 9}
+    at = {"sent_s": 0.0, "ended_s": 1.0, "chunks_s": (1.0,), "input_tokens": 16, "output_tokens": 1, "counted": True}
+    rows = [
+        Row(f"{kind} x #{number}", kind, "x", point, number, Reading(seconds=1.0), answers=(at, at))
+        for kind in ("burst", "load")
+        for number in (1, 2)
+    ]
+    sweep = blackbox.sweep_of(rows)
+    table = StepTable.model_construct()
+    assert sweep.limit is None
+    assert blackbox.load_points(sweep, blackbox.costs_of(table), Limits(8, 512, 10**6, 0.0)) == []
+
+
+def test_one_round_has_no_spread_and_a_rise_in_it_must_be_more_than_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "MOST_ROUNDS", 1)
+    report = run(Batcher(), tmp_path)
+    assert {(point.rounds, point.spread_fraction) for point in report.loads} == {(1, None)}
+    console = Console(width=250, file=StringIO())
+    console.print(calibration_tables(report))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("–") >= len(report.loads)
+
+    def joins(rise: float, rounds: int) -> list[Point]:
+        at = {"users": 4, "joiner": 64}
+        return [
+            Point("join", "x", {**at, "context": context}, seconds, 0.0, rounds)
+            for context, seconds in ((16, 1.0), (192, 1.0 + rise))
+        ]
+
+    assert blackbox.across(joins(0.05, 1)) == 0
+    assert blackbox.across(joins(0.05, 3)) > 0
+    assert blackbox.across(joins(0.5, 1)) > 0
+
+
+def test_the_scenario_asks_for_the_load_that_it_says(tmp_path: Path) -> None:
+    report = run(Batcher(), tmp_path)
+    assert report.scenario is not None
+    workload = yaml.safe_load(report.scenario.read_text())["workload"]
+    lengths = workload["classes"]["chat"]
+    prompt, answer = ((lengths[key]["low"] + lengths[key]["high"]) / 2 for key in ("input_tokens", "output_tokens"))
+    step_s = FIXED_S + 8 * (SEQUENCE_S + CONTEXT_S * (prompt + answer / 2))
+    busy_s = FIXED_S + TOKEN_S * prompt + PAIR_S * prompt**2 / 2 + answer * step_s / 8
+    assert workload["arrivals"]["rate_per_s"] * busy_s == pytest.approx(LOAD, rel=0.05)
+
+
+def test_after_a_fault_a_unit_is_void_and_asks_for_nothing_more() -> None:
+    with serving(meek=3, first=[400] * 99) as (url, how), opened(EndpointSpec(url, MODEL)) as client:
+        asker = Asker(client, Prompts(client))
+        assert [a.fault for a in asker.ask(Unit("first", "x", {"users": 1, "input": 16}))] == ["HTTP 400"]
+        load = {"users": 2, "from": 8, "to": 16, "least": 1, "most": 4}
+        assert len(asker.ask(Unit("load", "x", load))) == 2  # those that were under way
+        assert len(how.asked) == 3 + 1 + 2
+
+
 def test_a_server_that_dies_keeps_what_was_measured_and_can_be_gone_on_with(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"gave no answer to 3 units in a row: .*nothing came.*--resume"):
         run(Batcher(broken_after=12), tmp_path)
@@ -252,6 +332,7 @@ def test_a_server_that_dies_keeps_what_was_measured_and_can_be_gone_on_with(tmp_
     assert all(json.loads(row)["answers"] for row in rows)
     report = run(Batcher(), tmp_path, resume=True)
     assert report.resumed == 13
+    assert report.failed == {}  # what had failed was asked again, and came whole
     assert not {key for key in report.failed if key in report.noisy}
     assert max(errors(report).values()) < 0.1
 

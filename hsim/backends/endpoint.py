@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -26,8 +26,10 @@ T = TypeVar("T")
 KEY_VARIABLE = "HSIM_API_KEY"  # the only place that a key is read from; it is written nowhere
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # statuses that another attempt may not meet
 LONGEST_WAIT_S = 10.0  # between attempts, whatever Retry-After asks for
-EXCERPT = 160  # characters of what a server said, in a message
+EXCERPT = 240  # characters of what was wrong, in a message: servers say as much as they like
+FORBIDDEN = ("HTTP 401", "HTTP 403")
 PROBE_TOKENS = 4
+DONE = "[DONE]"  # the data of the last event
 
 REFUSED, STALLED, CLOSED = "connection refused", "stalled", "closed early"
 NONSENSE, EMPTY, TOO_LONG, ABANDONED = "nonsense", "no text", "took too long", "abandoned"
@@ -37,8 +39,8 @@ NONSENSE, EMPTY, TOO_LONG, ABANDONED = "nonsense", "no text", "took too long", "
 class EndpointSpec:
     """A served model, and how patient its client is.
 
-    `silence_timeout_s` is how long nothing may come, before the first token and between any two; `request_timeout_s`
-    how long an attempt may take in all. A request that met a passing fault before its first token is tried `retries`
+    `silence_timeout_s` is how long no token may come, before the first and between any two, whatever else comes;
+    `request_timeout_s` how long an attempt may take in all. A request that met a passing fault before its first token is tried `retries`
     times more, after `backoff_s`, twice that, and so on.
     """
 
@@ -63,12 +65,19 @@ class EndpointSpec:
 
 def checked_url(base_url: str, option: str) -> str:
     """The address as requests use it: with /v1 where it has no path. Raises BackendError for what is none."""
-    parts = urlsplit(base_url)
-    if parts.username or parts.password or parts.query:
-        raise BackendError(option, "holds a user, a password or a query", f"keys are read from {KEY_VARIABLE} alone")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise BackendError(option, f"{base_url!r} is no address", "write it such as http://127.0.0.1:8000/v1")
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
+    secret = BackendError(option, "holds a user, a password or a query", f"keys are read from {KEY_VARIABLE} alone")
+    why = ""
+    try:
+        parts = urlsplit(base_url)
+        if parts.username or parts.password or parts.query:
+            raise secret
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
+    except ValueError as error:
+        why = f" ({error})"
+    if "@" in base_url or "?" in base_url:  # what cannot be taken apart is not repeated where it may hold a secret
+        raise secret
+    raise BackendError(option, f"{base_url!r} is no address{why}", "write it such as http://127.0.0.1:8000/v1")
 
 
 @dataclass(frozen=True)
@@ -151,23 +160,36 @@ class _Stream:
         self.chunks_s: list[float] = []
         self.usage: tuple[int, int] | None = None
         self.finished = False
+        self._rest = b""  # of a line whose end has not come
+        self._data: list[str] = []  # of an event whose end has not come
 
-    def take(self, line: str, now_s: float) -> None:
-        """One line of the stream."""
-        if not line.startswith("data:"):
-            if line and not line.startswith((":", "event:", "id:", "retry:")):
-                raise _FaultError(NONSENSE, f"a line of the stream is no server-sent event: {_excerpt(line)}")
-            return
-        data = line.removeprefix("data:").strip()
-        if data == "[DONE]":
+    def take(self, content: bytes, now_s: float) -> None:
+        """What came at an instant: any part of the stream."""
+        # Lines end at line feeds alone: str.splitlines also parts them at characters that JSON holds as they are.
+        *lines, self._rest = (self._rest + content).split(b"\n")
+        for line in lines:
+            self._line(line.removesuffix(b"\r").decode(errors="replace"), now_s)
+
+    def _line(self, line: str, now_s: float) -> None:
+        if line.startswith("data:"):
+            self._data.append(line.removeprefix("data:").strip())
+        elif line and not line.startswith((":", "event:", "id:", "retry:")):
+            raise _FaultError(NONSENSE, f"a line of the stream is no server-sent event: {line}")
+        data = "\n".join(self._data)  # an event may have several lines of it
+        event = _parsed(data)
+        if data and (event is not None or not line):  # what is whole needs no blank line, which some servers leave out
+            self._data = []
+            self._event(event, data, now_s)
+
+    def _event(self, event: Any, data: str, now_s: float) -> None:
+        if event == DONE:
             self.finished = True
             return
-        event = _object(data)
+        if not isinstance(event, dict):
+            raise _FaultError(NONSENSE, f"an event is no JSON{'' if event is None else ' object'}: {data}")
         if event.get("error"):
             raise _FaultError("error in the stream", _told(event["error"]))
-        choices = event.get("choices")
-        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-            raise _FaultError(NONSENSE, f"an event has no list of choices: {_excerpt(data)}")
+        choices = _choices(event, data)
         if event.get("usage"):
             self.usage = _counts(event["usage"])
         for choice in choices:
@@ -176,22 +198,32 @@ class _Stream:
                 self.heard()
             self.finished = self.finished or bool(choice.get("finish_reason"))
 
-    def check_whole(self) -> None:
+    def check_whole(self, now_s: float) -> None:
         """Once nothing more comes."""
+        if self._rest.startswith(b"data:"):  # its line feed is missing
+            self._line(self._rest.decode(errors="replace"), now_s)
         if not self.finished:
             raise _FaultError(CLOSED, f"the stream ended after {len(self.chunks_s)} pieces, unfinished", passing=True)
         if not self.chunks_s:
             raise _FaultError(EMPTY, "the answer has no text: its first token cannot be timed")
 
 
-def _object(data: str) -> dict[str, Any]:
-    try:
-        event = json.loads(data)
-    except ValueError:
-        raise _FaultError(NONSENSE, f"an event is no JSON: {_excerpt(data)}") from None
-    if not isinstance(event, dict):
-        raise _FaultError(NONSENSE, f"an event is no JSON object: {_excerpt(data)}")
-    return event
+def _parsed(data: str) -> Any:
+    """What an event says; None where that is no JSON, or not all of it."""
+    if data == DONE:
+        return DONE
+    with suppress(ValueError):
+        return json.loads(data)
+    return None
+
+
+def _choices(event: dict[str, Any], data: str) -> list[dict[str, Any]]:
+    choices = event.get("choices")
+    if choices is None and event.get("usage"):
+        return []  # the last event of some servers counts tokens, and has nothing else
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        raise _FaultError(NONSENSE, f"an event has no list of choices: {data}")
+    return choices
 
 
 def _text(choice: dict[str, Any]) -> str:
@@ -204,7 +236,7 @@ def _text(choice: dict[str, Any]) -> str:
 def _counts(usage: Any) -> tuple[int, int]:
     tokens = [usage.get(key) if isinstance(usage, dict) else None for key in ("prompt_tokens", "completion_tokens")]
     if not all(isinstance(count, int) and count >= 0 for count in tokens):
-        raise _FaultError(NONSENSE, f"usage does not count prompt_tokens and completion_tokens: {_excerpt(str(usage))}")
+        raise _FaultError(NONSENSE, f"usage does not count prompt_tokens and completion_tokens: {usage}")
     return tokens[0], tokens[1]  # type: ignore[return-value]
 
 
@@ -212,13 +244,21 @@ def _told(error: Any) -> str:
     """What a server says is wrong, from the several ways in which servers say it."""
     if isinstance(error, dict):
         inner = error.get("error", error.get("detail", error.get("message")))
-        return _told(inner) if inner else _excerpt(json.dumps(error))
-    return _excerpt(str(error))
+        return _told(inner) if inner else json.dumps(error)
+    return str(error)
 
 
 def _excerpt(text: str) -> str:
     plain = "".join(c if c.isprintable() else " " for c in text[: EXCERPT + 1])
     return plain if len(plain) <= EXCERPT else plain[:EXCERPT] + "..."
+
+
+def _key() -> str:
+    """The key, without the line end that files of keys have. Raises BackendError for one that no header can carry."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise BackendError(KEY_VARIABLE, "holds what no key does", "use printable ASCII characters alone")
+    return key
 
 
 class Endpoint:
@@ -232,9 +272,13 @@ class Endpoint:
             import httpx
         except ImportError:
             raise BackendError(spec.where, "the package httpx is not installed", "pip install 'hsim[live]'") from None
+        try:
+            _ = httpx.URL(spec.base_url).host  # read for what it raises
+        except (httpx.InvalidURL, ValueError) as error:
+            raise BackendError(spec.where, f"this is no address ({error})", "is it spelt right?") from None
         self.spec = spec
         self._httpx: Any = httpx
-        self._key = os.environ.get(KEY_VARIABLE, "")
+        self._key = _key()
         self.dialect = DIALECTS[0]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
@@ -306,32 +350,47 @@ class Endpoint:
     def _answer(self, sent_s: float, attempt: int, stream: _Stream, fault: _FaultError | None) -> Answer:
         counted = stream.usage is not None
         input_tokens, output_tokens = stream.usage or (None, len(stream.chunks_s))
-        kind, problem = (fault.kind, self._without_key(fault.problem)) if fault else ("", "")
+        kind, problem = (fault.kind, self._shown(fault.problem)) if fault else ("", "")
         return Answer(
             sent_s, time.monotonic(), tuple(stream.chunks_s), input_tokens, output_tokens, counted, attempt, kind, problem
         )  # fmt: skip
 
     async def _stream(self, body: dict[str, Any], stream: _Stream) -> None:
         """One attempt. Raises _FaultError."""
-        httpx = self._httpx
         path = "/completions" if self.dialect.api == "completions" else "/chat/completions"
-        try:
+        with self._faults(stream.chunks_s):
             async with self._client.stream("POST", self.spec.base_url + path, json=body) as response:
-                if response.status_code != httpx.codes.OK:
+                if response.status_code != self._httpx.codes.OK:
                     raise self._status(response.status_code, await response.aread(), response.headers)
                 kind = response.headers.get("content-type", "")
                 if "json" in kind:
                     raise _FaultError(NONSENSE, f"it did not stream, but sent {kind}")
-                async for line in response.aiter_lines():
-                    stream.take(line, time.monotonic())
-            stream.check_whole()
+                await self._hear(response, stream)
+            stream.check_whole(time.monotonic())
+
+    async def _hear(self, response: httpx.Response, stream: _Stream) -> None:
+        """All of an answer. Raises TimeoutError where no token comes: comments that keep a connection alive are none."""
+        patience_s, pieces = self.spec.silence_timeout_s, 0
+        async with asyncio.timeout(patience_s) as patience:
+            async for content in response.aiter_bytes():
+                stream.take(content, time.monotonic())
+                if len(stream.chunks_s) > pieces:
+                    pieces = len(stream.chunks_s)
+                    patience.reschedule(self._loop.time() + patience_s)
+
+    @contextmanager
+    def _faults(self, chunks_s: Sequence[float]) -> Iterator[None]:
+        """What goes wrong on the way, as a _FaultError; `chunks_s` is what had come by then."""
+        httpx = self._httpx
+        try:
+            yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _FaultError(REFUSED, f"no connection ({str(error) or type(error).__name__})", passing=True) from None
-        except httpx.TimeoutException:
-            silent = f"nothing came for {self.spec.silence_timeout_s:g} s, after {len(stream.chunks_s)} pieces of text"
+        except (httpx.TimeoutException, TimeoutError):
+            silent = f"no token came for {self.spec.silence_timeout_s:g} s, after {len(chunks_s)} pieces of text"
             raise _FaultError(STALLED, silent) from None
         except httpx.TransportError as error:
-            what = f"the connection broke after {len(stream.chunks_s)} pieces of text ({error or type(error).__name__})"
+            what = f"the connection broke after {len(chunks_s)} pieces of text ({error or type(error).__name__})"
             raise _FaultError(CLOSED, what, passing=True) from None
         except httpx.HTTPError as error:
             raise _FaultError(NONSENSE, f"the answer cannot be read ({error})") from None
@@ -342,10 +401,13 @@ class Endpoint:
             text = _told(json.loads(text))
         wait = headers.get("retry-after", "")
         wait_s = float(wait) if wait.isdigit() else 0.0
-        return _FaultError(f"HTTP {status}", f"HTTP {status}: {_excerpt(text)}", status in PASSING, wait_s)
+        return _FaultError(f"HTTP {status}", f"HTTP {status}: {text}", status in PASSING, wait_s)
 
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+    def _shown(self, text: str) -> str:
+        """What a message may say of it: the key is taken out first, lest a cut leave its beginning."""
+        for key in {self._key, json.dumps(self._key)[1:-1]} if self._key else ():
+            text = text.replace(key, "***")
+        return _excerpt(text)
 
     # ---- getting to know it
 
@@ -357,7 +419,8 @@ class Endpoint:
             last = self.run(self.ask("Once upon a time there was", PROBE_TOKENS))
             if not last.fault:
                 return f"{self.spec.model} at {self.spec.base_url}, asked by {dialect.told}"
-            if not last.fault.startswith("HTTP 4") or last.fault in ("HTTP 401", "HTTP 403", "HTTP 429"):
+            other = last.fault == "HTTP 501" or last.fault.startswith("HTTP 4")  # may be taken if it is asked otherwise
+            if not other or last.fault in (*FORBIDDEN, "HTTP 429"):
                 break
         assert last is not None
         problem = f"model {self.spec.model!r} gave no answer: {last.problem}"
@@ -366,7 +429,7 @@ class Endpoint:
     def _remedy(self, fault: str) -> str:
         if fault == REFUSED:
             return "is the server running, and is its address right?"
-        if fault in ("HTTP 401", "HTTP 403"):
+        if fault in FORBIDDEN:
             return f"put its key into the environment variable {KEY_VARIABLE}"
         if fault.startswith("HTTP 4"):
             listed = self.models()
@@ -376,17 +439,35 @@ class Endpoint:
 
     def models(self) -> list[str]:
         """What the server says that it serves; nothing where it does not say."""
-        httpx = self._httpx
+        try:
+            return self.run(self._listed())
+        except _FaultError:
+            return []
 
-        async def listed() -> list[str]:
-            try:
-                response = await self._client.get(f"{self.spec.base_url}/models")
-                found = response.json()["data"]
-                return [str(model["id"]) for model in found]
-            except (httpx.HTTPError, ValueError, KeyError, TypeError):
-                return []
+    def only_model(self) -> str:
+        """The one model that the server lists. Raises BackendError where it lists none or several, or does not answer."""
+        try:
+            listed = self.run(self._listed())
+        except _FaultError as fault:
+            known = fault.kind in (REFUSED, *FORBIDDEN)
+            what = ("" if known else "does not say what it serves: ") + fault.problem
+            remedy = self._remedy(fault.kind) if known else "name one with --model"
+            raise BackendError(self.spec.where, self._shown(what), remedy) from None
+        if len(listed) != 1:
+            what = f"lists {', '.join(listed[:8])}" if listed else "lists no model"
+            raise BackendError(self.spec.where, self._shown(what), "name one with --model")
+        return listed[0]
 
-        return self.run(listed())
+    async def _listed(self) -> list[str]:
+        """The models that the server lists. Raises _FaultError where it says something else, or nothing."""
+        with self._faults(()):
+            response = await self._client.get(f"{self.spec.base_url}/models")
+        if response.status_code != self._httpx.codes.OK:
+            raise self._status(response.status_code, response.content, response.headers)
+        try:
+            return [str(model["id"]) for model in response.json()["data"]]
+        except (ValueError, KeyError, TypeError):
+            raise _FaultError(NONSENSE, f"/models gave no list of them: {response.text}") from None
 
     def line(self) -> Line:
         """A line for one request at a time, awaited as a worker is."""
@@ -453,8 +534,4 @@ def spec_of(base_url: str, model: str | None, option: str) -> EndpointSpec:
     if model:
         return spec
     with opened(spec) as endpoint:
-        listed = endpoint.models()
-    if len(listed) != 1:
-        what = f"lists {', '.join(listed[:8])}" if listed else "does not say what it serves"
-        raise BackendError(spec.where, what, "name one with --model")
-    return replace(spec, model=listed[0])
+        return replace(spec, model=endpoint.only_model())

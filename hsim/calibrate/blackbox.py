@@ -16,7 +16,7 @@ from hsim.calibrate import fit
 from hsim.calibrate.options import Law, LoadPoint
 from hsim.calibrate.points import Point
 from hsim.calibrate.steptable import SecondsAlone
-from hsim.calibrate.sweep import PER_USER, from_data
+from hsim.calibrate.sweep import BURST_TOKENS, PER_USER, from_data
 from hsim.calibrate.work import Row
 from hsim.costs.measured import MeasuredCosts
 from hsim.description.hardware import StepTable
@@ -106,6 +106,11 @@ class Seen:
     def point(self) -> str:
         return self.row.key.rpartition(" #")[0]
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether any of its answers has a token after its first: servers without ignore_eos may end all at once."""
+        return any(answer.output_tokens > 1 and answer.e2e_s > answer.ttft_s for answer in self.answers)
+
     def number(self, key: str) -> int:
         return int(self.row.parameters[key])
 
@@ -157,11 +162,15 @@ class Sweep:
 
 
 def most_together(seen: Sequence[Seen]) -> int | None:
-    """How many answers the server decodes at a time, where bursts of short prompts show that there is a limit."""
+    """How many answers the server decodes at a time, where bursts of short prompts show that there is a limit.
+
+    Bursts of which an answer ended early show none: it had gone before others came.
+    """
     shortest = min((one.number("input") for one in seen if one.row.kind == "burst"), default=0)
     by_users: dict[int, list[int]] = {}
     for one in seen:
-        if one.row.kind == "burst" and one.number("input") == shortest:
+        whole = one.row.kind == "burst" and all(answer.output_tokens >= BURST_TOKENS for answer in one.answers)
+        if whole and one.number("input") == shortest:
             by_users.setdefault(one.number("users"), []).append(together(one.answers))
     counted = {users: round(statistics.median(counts)) for users, counts in by_users.items()}
     limit = max(counted.values(), default=0)
@@ -320,9 +329,14 @@ def across(joins: Sequence[Point]) -> float:
     for (_, tokens), points in found.items():
         short, long = min(points, key=_others_tokens), max(points, key=_others_tokens)
         if (more := _others_tokens(long) - _others_tokens(short)) > 0:
-            rise_s, noise_s = long.seconds - short.seconds, max(p.spread * p.seconds for p in (short, long))
+            rise_s, noise_s = long.seconds - short.seconds, max(_noise_s(p) for p in (short, long))
             slopes.append(rise_s / (tokens * more) if rise_s > noise_s else 0.0)
     return statistics.median(slopes) if slopes else 0.0
+
+
+def _noise_s(point: Point) -> float:
+    """How far its rounds differ; of one round, as far as noisy ones do."""
+    return (point.spread if point.rounds > 1 else NOISY_SPREAD) * point.seconds
 
 
 def _tested(name: str, points: Sequence[Point], fewest: int, law: Any) -> tuple[fit.Array | None, Law]:
@@ -424,7 +438,7 @@ def tasks_of(one: Seen) -> list[Task]:
 
 
 def measured_of(one: Seen, pace: float) -> dict[str, float]:
-    """A unit's quantities, with the pace of its time taken off."""
+    """The quantities of a unit that has steps, with the pace of its time taken off."""
     answers = one.answers
     span_s = max(a.chunks_s[-1] for a in answers) - min(a.sent_s for a in answers)
     tpot_s = [(a.e2e_s - a.ttft_s) / (a.output_tokens - 1) for a in answers if a.output_tokens > 1]
@@ -453,7 +467,7 @@ def load_points(sweep: Sweep, costs: MeasuredCosts, limits: Limits) -> list[Load
     """Every load, predicted and measured: none of them was part of a fit."""
     by_point: dict[str, list[Seen]] = {}
     for one in sweep.seen:
-        if one.row.kind == "load":
+        if one.row.kind == "load" and one.has_steps:
             by_point.setdefault(one.point, []).append(one)
     points = []
     for group in by_point.values():
@@ -464,7 +478,7 @@ def load_points(sweep: Sweep, costs: MeasuredCosts, limits: Limits) -> list[Load
         for quantity, unit in QUANTITIES.items():
             values = [values[quantity] for values in rounds]
             middle = statistics.median(values)
-            spread = float(np.subtract(*np.quantile(values, (0.75, 0.25)))) / middle
+            spread = float(np.subtract(*np.quantile(values, (0.75, 0.25)))) / middle if len(values) > 1 else None
             points.append(LoadPoint(name, quantity, unit, predicted[quantity], middle, spread, len(values)))
     return points
 
@@ -474,7 +488,7 @@ def load_laws(points: Sequence[LoadPoint]) -> list[Law]:
     laws = []
     for quantity in QUANTITIES:
         mine = [point for point in points if point.quantity == quantity]
-        noisy = sum(point.spread_fraction > NOISY_SPREAD for point in mine)
+        noisy = sum((point.spread_fraction or 0.0) > NOISY_SPREAD for point in mine)
         errors = [abs(point.error_fraction) for point in mine]
         laws.append(fit.law_of(f"{quantity} of loads left out", len(mine), noisy, errors, "loads that no fit has seen"))
     return laws

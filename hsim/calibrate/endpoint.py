@@ -334,9 +334,11 @@ class _Calibration:
         self, mine: Sequence[Row], sweep: Sweep, loads: Sequence[LoadPoint], said: tuple[str, ...]
     ) -> dict[str, Any]:
         """What fit.json holds beside laws."""
+        succeeded = {row.key for row in mine if not row.reading.failure}  # at last: --resume asks again for what failed
+        failed = {row.key: row.reading.failure for row in mine if row.reading.failure and row.key not in succeeded}
         return {
             "noisy": {p.name: "; ".join(p.marks) for p in (*sweep.decode, *sweep.first, *sweep.joins) if p.marks},
-            "failed": {row.key: row.reading.failure for row in mine if row.reading.failure},
+            "failed": failed,
             "left_out": self.left_out,
             "pace": {key: round(value, 4) for key, value in sweep.pace.items()},
             "said": said,
@@ -345,10 +347,11 @@ class _Calibration:
 
     def _chosen(self, model: StepModel, sweep: Sweep) -> tuple[StepModel, Limits]:
         """The token budget and the cost of further chunks with which bursts are met best; no load is looked at."""
-        bursts = {one.point: one for one in sweep.seen if one.row.kind == "burst" and one.number("users") > 1}
+        several = (one for one in sweep.seen if one.row.kind == "burst" and one.number("users") > 1)
+        bursts = {one.point: one for one in several if one.has_steps}
         measured: dict[str, list[dict[str, float]]] = {}
         for one in sweep.seen:
-            if one.point in bursts:
+            if one.point in bursts and one.has_steps:
                 measured.setdefault(one.point, []).append(blackbox.measured_of(one, sweep.pace[one.row.key]))
         tried: list[tuple[float, StepModel, Limits]] = []
         for budget in blackbox.BUDGETS:

@@ -98,7 +98,7 @@ class HeldOut:
 @dataclass(frozen=True)
 class LoadPoint:
     """One quantity of an endpoint under a load that no fit has seen. `measured` is the median of its rounds,
-    `spread_fraction` their interquartile range over it.
+    `spread_fraction` their interquartile range over it, None of a single round.
     """
 
     load: str
@@ -106,7 +106,7 @@ class LoadPoint:
     unit: str
     predicted: float
     measured: float
-    spread_fraction: float
+    spread_fraction: float | None
     rounds: int
 
     @property

@@ -139,12 +139,11 @@ class ServedFiles:
 
     def scenario(self, model: StepModel, table: StepTable) -> tuple[Path, list[Path]]:
         """A chat at LOAD of what the endpoint bears, of lengths that were measured; and the model's file, if it needs one."""
-        tokens, answer = max(1, self.grid.max_input_tokens // 4), 2 * max(16, min(64, self.grid.max_input_tokens // 8))
-        level = model.levels[-1]
-        busy_s = (
-            model.first_s(tokens)
-            + answer * blackbox.costs_of(table).segment(StepShape(level, level * tokens)).seconds / level
-        )
+        least, most = self.grid.prompt(1 / 32), self.grid.prompt(1 / 2)
+        answer = 2 * max(16, min(64, self.grid.max_input_tokens // 8))
+        level, tokens, mean_answer = model.levels[-1], (least + most) // 2, (answer // 4 + answer) / 2
+        shape = StepShape(level, level * round(tokens + mean_answer / 2))
+        busy_s = model.first_s(tokens) + mean_answer * blackbox.costs_of(table).segment(shape).seconds / level
         name, written = self._model_file()
         scenario = {
             "model": name,
@@ -156,8 +155,8 @@ class ServedFiles:
                     "chat": {
                         "input_tokens": {
                             "kind": "uniform",
-                            "low": self.grid.prompt(1 / 32),
-                            "high": self.grid.prompt(1 / 2),
+                            "low": least,
+                            "high": most,
                         },
                         "output_tokens": {"kind": "uniform", "low": answer // 4, "high": answer},
                         "max_output_tokens": answer,

@@ -123,8 +123,18 @@ class Asker:
         return [*await asyncio.gather(*asked), last]
 
     async def _users(self, plans: Sequence[Sequence[tuple[str, int]]]) -> list[Answer]:
+        """Answers user after user. A fault makes the unit void: what is under way ends, and nothing more is asked."""
+        void = asyncio.Event()
+
         async def user(plan: Sequence[tuple[str, int]]) -> list[Answer]:
-            return [await self.endpoint.ask(text, tokens) for text, tokens in plan]
+            answers: list[Answer] = []
+            for text, tokens in plan:
+                if void.is_set():
+                    break
+                answers.append(await self.endpoint.ask(text, tokens))
+                if answers[-1].fault:
+                    void.set()
+            return answers
 
         return [answer for own in await asyncio.gather(*(user(plan) for plan in plans)) for answer in own]
 

@@ -51,6 +51,8 @@ class Remote:
         self.spec = spec
         self.endpoint = Endpoint(spec.endpoint)
         self.seeds = fresh_seeds()
+        self._lines: list[Line] = []
+        self._free: list[Line] = []
         try:
             told = self.endpoint.meet()
             self.prompts = Prompts(self.endpoint, spec.tokenizer)
@@ -69,9 +71,22 @@ class Remote:
 
         return self.endpoint.run(together())
 
+    def line(self) -> Line:
+        """A line that nobody uses, also one of an earlier run; `hang_up` gives it back once its answer was taken."""
+        if self._free:
+            return self._free.pop()
+        self._lines.append(self.endpoint.line())
+        return self._lines[-1]
+
+    def hang_up(self, line: Line) -> None:
+        """Others may have the line."""
+        self._free.append(line)
+
     def close(self) -> None:
-        """End its connections and its thread."""
-        self.endpoint.close()
+        """End its connections, its thread and its lines."""
+        self.endpoint.close()  # first: requests that it abandons still signal on their lines
+        for line in self._lines:
+            line.close()
 
     def taken_over(self, env: LiveEnvironment, log: Log, pipeline: Pipeline, sent: Sent) -> Pipeline:
         """The pipeline with its generate visits going to the endpoint."""
@@ -134,7 +149,6 @@ class _Served:
     def __init__(self, env: LiveEnvironment, index: int, remote: Remote, sent: Sent) -> None:
         self.env, self.index, self.remote, self.sent = env, index, remote, sent
         self._lines: dict[Prompt, Line] = {}
-        self._free: list[Line] = []
         self._clock_s = time.monotonic() - env.now  # the endpoint's instants are those of time.monotonic()
 
     def withdraw(self, stage: Stage) -> Prompt | None:
@@ -151,8 +165,7 @@ class _Served:
 
     def submit(self, prompt: Prompt) -> None:
         """Send a request; the visit is done when its answer has come, whatever it is."""
-        line = self._free.pop() if self._free else self.remote.endpoint.line()
-        self._lines[prompt] = line
+        line = self._lines[prompt] = self.remote.line()
         prompt.device, prompt.started_s = self.index, prompt.queued_s
         text = self.remote.prompts.of_length(prompt.input_tokens, next(self.remote.seeds))
         done = self.env.ask(line, (text, prompt.output_tokens))
@@ -165,7 +178,7 @@ class _Served:
         self._lines[prompt].abandon()
 
     def _end(self, prompt: Prompt, event: Event) -> None:
-        self._free.append(self._lines.pop(prompt))
+        self.remote.hang_up(self._lines.pop(prompt))
         answer: Answer = event.value.value  # type: ignore[union-attr]
         prompt.served_s = self.env.now
         if prompt.outcome is Outcome.SERVED:

@@ -215,9 +215,11 @@ def _loads_table(loads: Iterable[LoadPoint]) -> Table:
     table = _table("Load left out", "", "predicted", "measured", "error", "spread", "rounds")
     for point in loads:
         show = readable_seconds if point.unit == "s" else lambda value: f"{value:.3g}/s"
-        spread, rounds = f"{point.spread_fraction:.0%}", str(point.rounds)
+        spread = "–" if point.spread_fraction is None else f"{point.spread_fraction:.0%}"
         error = f"{point.error_fraction:+.1%}"
-        table.add_row(point.load, point.quantity, show(point.predicted), show(point.measured), error, spread, rounds)
+        table.add_row(
+            point.load, point.quantity, show(point.predicted), show(point.measured), error, spread, str(point.rounds)
+        )
     return table
 
 
