@@ -130,13 +130,18 @@ def test_quantities_are_of_served_tasks_and_a_run_that_served_nobody_has_none(pr
 
 
 def with_failed(live: LiveRun, part: float) -> LiveRun:
-    """The run with this part of its tasks failed: those that took longest, as where a request has a time limit."""
+    """The run with this part of its tasks failed: those that took longest, after 5 s more of each of their visits."""
     rows, told = live.log.tasks.arrays(), Table(*live.log.tasks.columns)
     order = np.argsort(rows["arrival_s"] - rows["ended_s"], kind="stable")
     longest = set(order[: round(part * len(order))].tolist())
     for i, row in enumerate(zip(*rows.values(), strict=True)):
         told.append((*row[:-1], Outcome.FAILED if i in longest else row[-1]))
-    return replace(live, log=replace(live.log, tasks=told))
+    failed = rows["task"][list(longest)]
+    columns, visits = live.log.visits.arrays(), Table(*live.log.visits.columns)
+    columns["served_s"] = columns["served_s"] + 5.0 * np.isin(columns["task"], failed)
+    for row in zip(*columns.values(), strict=True):
+        visits.append(row)
+    return replace(live, log=replace(live.log, tasks=told, visits=visits))
 
 
 def judge(prepared: Prepared, *runs: LiveRun) -> Validation:

@@ -21,6 +21,7 @@ from hsim.metrics.notes import beyond_measured
 from hsim.metrics.rough import draw_worlds, rough_figures, system_in
 from hsim.validate.blame import Blame, blame
 from hsim.validate.compared import Compared, Sides
+from hsim.validate.energy import Counted, Drew, counted_by_meters, drew, energy_quantities
 from hsim.validate.pace import Paced, measure_pace, pace_of
 from hsim.validate.quantities import (
     Accounted,
@@ -108,22 +109,25 @@ def validate(scenario: str | Path, settings: Sequence[str] = (), options: Option
 
 @dataclass(frozen=True)
 class Simulated:
-    """A simulated run: its log as live runs show theirs."""
+    """A simulated run: its log as live runs show theirs, and what it drew."""
 
     log: Log
+    drew: Drew
 
     @classmethod
     def of(cls, prepared: Prepared, options: Options) -> Simulated:
         """Simulate the tasks."""
-        return cls(options.view(run(prepared)))
+        log = run(prepared)
+        return cls(options.view(log), drew(log, prepared.accounts))
 
     def shortened(self) -> Simulated:
         """With no more of the log than is compared: worlds are many."""
         return replace(self, log=Log(tasks=self.log.tasks, visits=self.log.visits))
 
-    def quantities(self, tasks: Tasks) -> Quantities:
-        """What is compared of it with runs that served these tasks."""
-        return quantities(self.log, tasks)
+    def quantities(self, tasks: Tasks, counted: Sequence[Counted]) -> Quantities:
+        """What is compared of it with runs that served these tasks, and of whose energy this was counted."""
+        joules = {one.boundary: one.predicted_j(self.drew) for one in counted}
+        return quantities(self.log, tasks) | energy_quantities(joules, self.log)
 
 
 @dataclass(frozen=True)
@@ -211,15 +215,21 @@ def _compare(
     prepared, asked = prediction.prepared, len(prediction.prepared.drawn.tasks)
     served = [one for one in runs if len(served_in(one.log))]
     tasks = served_in_all([prediction.run.log, *(one.log for one in served)])
+    device = None if options.endpoint else options.device
+    counted, uncounted = counted_by_meters(prepared, prediction.run.drew, served, device)
     at_pace = quantities(options.view(run(repaired(prepared, pace))), tasks) if pace else {}
+    joules = [{one.boundary: one.joules[number] for one in counted} for number in range(len(served))]
     sides = Sides(
-        predicted=prediction.run.quantities(tasks),
-        worlds=tuple(world.quantities(tasks) for world in prediction.worlds),
+        predicted=prediction.run.quantities(tasks, counted),
+        worlds=tuple(world.quantities(tasks, counted) for world in prediction.worlds),
         at_pace=at_pace,
-        measured=tuple(quantities(one.log, tasks) for one in served),
+        measured=tuple(
+            quantities(one.log, tasks) | energy_quantities(its, one.log)
+            for one, its in zip(served, joules, strict=True)
+        ),
         served_fraction=len(tasks) / asked,
     )
-    remarks = [*_survivors(prediction.run.log, runs, len(tasks), asked), *_extrapolated(prediction, runs)]
+    remarks = [*_survivors(prediction.run.log, runs, len(tasks), asked), *_extrapolated(prediction, runs), *uncounted]
     return tuple(sides.compared()), remarks
 
 
