@@ -78,6 +78,13 @@ def scale_of(value: float, unit: str) -> tuple[float, str]:
     return scale, f"{prefix}{unit}"
 
 
+def readable_quantity(value: float, unit: str) -> str:
+    """Seconds and joules with a prefix, and what is counted a second or a joule: `21.8/s`."""
+    if unit.startswith("1/"):
+        return f"{value:.4g}{unit.removeprefix('1')}"
+    return readable_seconds(value) if unit == "s" else readable(value, unit)
+
+
 def readable_seconds(value: float) -> str:
     """A duration as `250 ms`, `14.2 s` or `58.3 min`."""
     if math.isnan(value) or abs(value) < 120:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -19,11 +20,12 @@ from hsim.drivers.simulated import run
 from hsim.log import Log, Outcome, Stage, Table
 from hsim.report.live import validation_tables
 from hsim.validate.blame import ALL, Blame, blame
+from hsim.validate.compared import Compared
 from hsim.validate.loads import LoadsValidation, _closed, _kinds, validate_loads
 from hsim.validate.pace import Paced
 from hsim.validate.page import page
 from hsim.validate.quantities import Accounted, parts_of_e2e, quantities
-from hsim.validate.run import Compared, Options, Validation
+from hsim.validate.run import Measured, Options, Prediction, Validation, judged
 from hsim.validate.terms import CHUNK, DECODE, HAND_OVER, Factors, operation_term, repaired, seen_terms
 
 
@@ -127,6 +129,86 @@ def test_quantities_are_of_served_tasks_and_a_run_that_served_nobody_has_none(pr
     assert blame(run(prepared), prepared, [], {}) == Blame()
 
 
+def with_failed(live: LiveRun, part: float) -> LiveRun:
+    """The run with this part of its tasks failed: those that took longest, after 5 s more of each of their visits."""
+    rows, told = live.log.tasks.arrays(), Table(*live.log.tasks.columns)
+    order = np.argsort(rows["arrival_s"] - rows["ended_s"], kind="stable")
+    longest = set(order[: round(part * len(order))].tolist())
+    for i, row in enumerate(zip(*rows.values(), strict=True)):
+        told.append((*row[:-1], Outcome.FAILED if i in longest else row[-1]))
+    failed = rows["task"][list(longest)]
+    columns, visits = live.log.visits.arrays(), Table(*live.log.visits.columns)
+    columns["served_s"] = columns["served_s"] + 5.0 * np.isin(columns["task"], failed)
+    for row in zip(*columns.values(), strict=True):
+        visits.append(row)
+    return replace(live, log=replace(live.log, tasks=told, visits=visits))
+
+
+def judge(prepared: Prepared, *runs: LiveRun) -> Validation:
+    return judged(Prediction.of(prepared, Options(worlds=0)), Measured(list(runs)), Options())
+
+
+def test_latencies_are_of_the_tasks_that_were_served_on_both_sides(prepared: Prepared) -> None:
+    """An exact run, but that the tasks that take longest failed in it: whom it served it served as predicted."""
+    exact = as_if_live(prepared, {})
+    found = judge(prepared, exact, with_failed(exact, 0.5))
+    rows = {row.quantity: row for row in found.compared}
+    latencies = {name: row.error_fraction for name, row in rows.items() if row.unit == "s"}
+    assert {"ttft mean", "e2e mean", "e2e p50", "generate service mean", "tool service mean"} <= set(latencies)
+    assert all(error == pytest.approx(0.0, abs=1e-9) for error in latencies.values())
+    assert found.blame.e2e_measured_s == pytest.approx(found.blame.e2e_predicted_s, rel=1e-9)
+    assert rows["tasks"].measured == pytest.approx(0.75 * rows["tasks"].predicted)  # the run's: what failures cost
+    tokens = quantities(exact.log)["output tokens"][0]
+    assert rows["output tokens"].predicted == pytest.approx(tokens)
+    assert rows["output tokens"].measured < 0.75 * tokens  # of served tasks alone
+    assert {row.verdict for row in rows.values()} == {"unjudged"}
+    assert "latencies are of 15 of 30 tasks: the others failed or timed out" in found.notes
+
+
+def test_a_run_that_lost_few_is_judged(prepared: Prepared) -> None:
+    found = judge(prepared, *2 * [with_failed(as_if_live(prepared, {}), 1 / 30)])
+    e2e = next(row for row in found.compared if row.quantity == "e2e mean")
+    assert (e2e.verdict, e2e.served_fraction) == ("within", pytest.approx(29 / 30))
+    assert "latencies are of 29 of 30 tasks: the others failed or timed out" in found.notes
+
+
+def test_tasks_that_the_prediction_loses_are_in_no_latency_either(prepared: Prepared) -> None:
+    exact = as_if_live(prepared, {})
+    simulated = Prediction.of(prepared, Options(worlds=0))
+    lost = replace(simulated, run=replace(simulated.run, log=with_failed(exact, 0.5).log))
+    found = judged(lost, Measured([exact]), Options())
+    assert all(row.error_fraction == pytest.approx(0.0, abs=1e-9) for row in found.compared if row.unit == "s")
+    assert any("15 of 30 tasks" in note and "15 of them in the prediction" in note for note in found.notes)
+
+
+def test_a_run_that_served_nobody_is_told_and_is_in_no_figure(prepared: Prepared) -> None:
+    exact = as_if_live(prepared, {})
+    nobody = with_failed(exact, 1.0)
+    found = judge(prepared, nobody, exact, exact)
+    assert {row.spread_fraction for row in found.compared} == {0.0}
+    assert found.blame.e2e_measured_s > 0
+    assert "run 1 of 3 served nobody: it is in no figure" in found.notes
+    alone = judge(prepared, nobody)
+    assert (alone.compared, alone.blame) == ((), Blame())
+    assert "run 1 of 1 served nobody: it is in no figure" in alone.notes
+    assert "served nobody" in page([("", alone)])
+
+
+def test_the_page_s_distributions_are_of_the_same_tasks(prepared: Prepared) -> None:
+    found = judge(prepared, with_failed(as_if_live(prepared, {}), 0.5))
+    end_to_end = page([("", found)]).split("<svg")[4]
+    predicted, measured = re.findall(r'<path class="(?:predicted|measured)" d="([^"]+)"', end_to_end)
+    assert predicted == measured
+
+
+def test_what_lies_beyond_the_calibrated_range_is_told(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulated = Prediction.of(prepared, Options(worlds=0))
+    warned = {id(simulated.run.log): ("3 % beyond",)}
+    monkeypatch.setattr("hsim.validate.run.beyond_measured", lambda log, _: warned.get(id(log), ("9 % beyond",)))
+    found = judged(simulated, Measured([as_if_live(prepared, {})]), Options())
+    assert {"prediction: 3 % beyond", "run 1: 9 % beyond"} <= set(found.notes)
+
+
 def compared(**given: Any) -> Compared:
     of = {"quantity": "e2e mean", "unit": "s", "predicted": 1.0, "low": None, "high": None, "measured": 1.0}
     return Compared(**(of | {"spread_fraction": None, "at_pace": None} | given))
@@ -138,6 +220,8 @@ def compared(**given: Any) -> Compared:
         ({"measured": 1.05}, "unjudged"),  # by what?
         ({"measured": 1.05, "spread_fraction": 0.02}, "beyond"),
         ({"measured": 1.05, "low": 0.9, "high": 1.1}, "within"),
+        ({"measured": 1.05, "low": 0.9, "high": 1.1, "served_fraction": 0.95}, "within"),
+        ({"measured": 1.05, "low": 0.9, "high": 1.1, "served_fraction": 0.94}, "unjudged"),
         ({"measured": 1.2, "low": 0.9, "high": 1.1, "spread_fraction": 0.05}, "noise"),
         ({"measured": 1.2, "low": 0.9, "high": 1.1, "spread_fraction": 0.04}, "beyond"),
         ({"measured": 30.0, "spread_fraction": 0.6}, "noise"),  # it says that nothing can be said, not that all is well
@@ -176,6 +260,7 @@ def test_one_run_without_bounds_is_not_judged() -> None:
     console.print(validation_tables(one))
     text = console.export_text()
     assert "unjudged" in text and "--repeats 3" in text
+    assert "too few" not in text
     assert "beyond" not in text.replace("else beyond", "")
 
 

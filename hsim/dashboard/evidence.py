@@ -116,20 +116,35 @@ def _steps(measured: StepTable) -> figures.Figure:
 
 
 def _validation(file: Path) -> None:
-    """Predicted beside measured, from a file that `hsim validate` wrote."""
+    """Predicted beside measured, from a file that `hsim validate` wrote: of one load, or of several."""
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        rows = [
-            {
-                "": row["quantity"],
-                "predicted": row["predicted"],
-                "measured": row["measured"],
-                "error": row["error_fraction"],
-            }
-            for row in found["compared"]
+        runs: list[dict[str, Any]] = found["runs"] if "runs" in found else [{"name": "", **found}]
+        shown = [
+            (f"{file.name}{', ' if run['name'] else ''}{run['name']}", _told(run), [_row(row) for row in run["compared"]])
+            for run in runs
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         st.warning(f"{file}: is not a validation that hsim wrote ({error})")
         return
-    st.markdown(f"**{file.name}**: {found['tasks']:,} tasks predicted, then run live on {found['device']}")
-    table(rows)
+    for name, told, rows in shown:
+        st.markdown(f"**{name}**: {told}")
+        table(rows)
+
+
+def _told(run: dict[str, Any]) -> str:
+    times = f", {len(run['tasks'])} times" if len(run["tasks"]) > 1 else ""
+    return f"{run['tasks'][0]['asked']:,} tasks predicted, then run live on {run['device']}{times}"
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    spread = row["spread_fraction"]
+    return {
+        "": row["quantity"],
+        "unit": row["unit"],
+        "predicted": row["predicted"],
+        "measured": row["measured"],
+        "repeats ±": "–" if spread is None else f"{spread:.1%}",
+        "error": "–" if row["error_fraction"] is None else f"{row['error_fraction']:+.1%}",
+        "verdict": row["verdict"],
+    }

@@ -16,7 +16,7 @@ from simpy.events import Event
 from hsim.backends.endpoint import Line
 from hsim.backends.hosts import DecoderSpec, StepItem, ToolSpec
 from hsim.backends.hosts import Host as Hosted
-from hsim.backends.meters import Meter, meters_at_hand
+from hsim.backends.meters import Meter, Unavailable, meters_at_hand
 from hsim.backends.worker import DECODER_SPIN_S, Worker, WorkerSettings, shared_cores
 from hsim.backends.worker import Done as Answer
 from hsim.description.hardware import OperationCode
@@ -373,7 +373,7 @@ class Stand:
 
     def run(self, prepared: Prepared) -> LiveRun:
         """Run every task of one. Ctrl-C, or a worker that dies again and again, ends it early: `stopped` says so."""
-        meters = meters_at_hand()
+        meters = meters_beside(self.endpoint)
         before = [meter.joules() for meter in meters]
         env, log, stopped = LiveEnvironment(), Log(), ""
         executor = WorkersDo(env, self.crew)
@@ -393,6 +393,14 @@ class Stand:
         for meter in meters:
             meter.close()
         return LiveRun(log, (*self.notes, *sent.notes), tuple(energy), executor.record, stopped)
+
+
+def meters_beside(endpoint: RemoteSpec | None) -> list[Meter]:
+    """The meters at hand, unless the model is served elsewhere: what this machine draws is not its energy."""
+    if endpoint is None or endpoint.endpoint.is_local:
+        return meters_at_hand()
+    what = f"{endpoint.endpoint.where} is at another machine, whose meters are not at hand"
+    return [Unavailable("accelerators", "accelerator board", what), Unavailable("CPU packages", "CPU package", what)]
 
 
 def _counted(meter: Meter, before_j: float | None, after_j: float | None) -> MeteredJoules:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -10,12 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from hsim.report.tables import _latency_table, _named, _table
-from hsim.units import readable, readable_range, readable_seconds
+from hsim.units import readable, readable_quantity, readable_range, readable_seconds
 
 if TYPE_CHECKING:
     from hsim.calibrate.options import CalibrationReport, LoadPoint
     from hsim.drivers.live import MeteredJoules
     from hsim.validate import LiveResult, LoadsValidation, Validation
+    from hsim.validate.compared import Compared
     from hsim.validate.quantities import Accounted
 
 LOAD_QUANTITIES = (
@@ -25,6 +27,7 @@ LOAD_QUANTITIES = (
 LEFT_OUT_SHOWN = 4  # of what a calibration's budget did not allow; fit.json has all
 
 JUDGED_STYLES = {"within": "green", "noise": "yellow", "beyond": "bold red", "unjudged": "dim"}
+PREFIXED = ("s", "J")  # units that take a prefix
 SMALL_PART = 0.002  # of the mean end-to-end time: parts below it are not shown
 
 
@@ -34,7 +37,7 @@ def validation_tables(validation: Validation) -> RenderableType:
         f"{_named(validation.scenario)}: simulated, then run live on {validation.device}, {_times(validation)}",
         f"Calibration  sha256 {validation.calibration_sha256[:16]}, frozen before the live run",
         *_became_of_tasks(validation.tasks, validation.failures, validation.stopped),
-        *(f"Backend      {note}" for note in validation.notes),
+        *(f"Note         {note}" for note in validation.notes),
         *_energies(validation.energy),
     ]
     texts = [Text(line, style="bold yellow" if line.startswith("STOPPED") else "") for line in lines]
@@ -42,7 +45,9 @@ def validation_tables(validation: Validation) -> RenderableType:
         return Group(*texts)
     rule = "within: in what the calibration states; noise: no further off than twice the spread of repeats; else beyond"
     if any(one.verdict == "unjudged" for one in validation.compared):
-        rule = f"unjudged: nothing was stated, and one run has no spread (--repeats 3); {rule}"
+        few = any(one.too_few_served for one in validation.compared)
+        why = "too few tasks were served" if few else "nothing was stated, and one run has no spread (--repeats 3)"
+        rule = f"unjudged: {why}; {rule}"
     parts: list[RenderableType] = [*texts, Text(), _compared_table(validation), Text(rule, style="dim"), Text()]
     return Group(*parts, _parts_table(validation), Text(), _charges_table(validation), Text(), *_verdict(validation))
 
@@ -77,11 +82,11 @@ def _energies(runs: Iterable[Iterable[MeteredJoules]]) -> list[str]:
 def _compared_table(validation: Validation) -> Table:
     table = _table("", "predicted", "stated", "measured", "repeats ±", "error", "at its pace", "error", "verdict")
     for row in validation.compared:
-        show = readable_seconds if row.unit == "s" else lambda value: f"{value:.4g}/s"
+        show = partial(readable_quantity, unit=row.unit)
         stated = (
             "–"
             if row.low is None or row.high is None
-            else readable_range(row.low, row.high, "s" if row.unit == "s" else "")
+            else readable_range(row.low, row.high, row.unit if row.unit in PREFIXED else "")
         )
         spread = "–" if row.spread_fraction is None else f"{row.spread_fraction:.1%}"
         at_pace = "–" if row.at_pace is None else show(row.at_pace)
@@ -136,9 +141,9 @@ def loads_tables(validation: LoadsValidation) -> RenderableType:
     for one in validation.runs:
         table.add_row(Text(one.name, style="bold"))
         for row in one.validation.compared:
-            if row.quantity not in LOAD_QUANTITIES or (one.load_fraction is None) != (row.unit == "1/s"):
+            if not _shown_of_loads(row, one.load_fraction):
                 continue
-            show = readable_seconds if row.unit == "s" else lambda value: f"{value:.4g}/s"
+            show = partial(readable_quantity, unit=row.unit)
             spread = "–" if row.spread_fraction is None else f"{row.spread_fraction:.1%}"
             errors = ["–" if e is None else f"{e:+.1%}" for e in (row.error_fraction, row.pace_error_fraction)]
             verdict = Text(row.verdict, style=JUDGED_STYLES[row.verdict])
@@ -153,6 +158,7 @@ def loads_tables(validation: LoadsValidation) -> RenderableType:
     for one in validation.runs:
         told = _became_of_tasks(one.validation.tasks, one.validation.failures, one.validation.stopped)
         lines += [f"{line} ({one.name})" for line in told]
+    lines += _notes_of_loads(validation)
     blames = [
         Text(f"Blame        {one.name}: {one.validation.blame.verdict}.")
         for one in validation.runs
@@ -161,11 +167,31 @@ def loads_tables(validation: LoadsValidation) -> RenderableType:
     return Group(*(Text(line) for line in lines), Text(), table, Text(), *blames)
 
 
+def _shown_of_loads(row: Compared, load_fraction: float | None) -> bool:
+    """Of a closed loop the capacity, of loads the latencies; joules of both."""
+    if row.unit in ("J", "1/J"):
+        return True
+    return row.quantity in LOAD_QUANTITIES and (load_fraction is None) == (row.unit == "1/s")
+
+
+def _notes_of_loads(validation: LoadsValidation) -> list[str]:
+    """Each note once, with the loads that it is of where those are not all."""
+    loads: dict[str, list[str]] = {}
+    for one in validation.runs:
+        for note in one.validation.notes:
+            loads.setdefault(note, []).append(one.name)
+    everywhere = len(validation.runs)
+    return [
+        f"Note         {note}" + ("" if len(names) == everywhere else f" ({'; '.join(names)})")
+        for note, names in loads.items()
+    ]
+
+
 def live_tables(result: LiveResult) -> RenderableType:
     """What a live run measured."""
     table = _table("", "measured")
     for name, (value, unit) in result.measured.items():
-        table.add_row(name, readable_seconds(value) if unit == "s" else f"{value:.4g}/s")
+        table.add_row(name, readable_quantity(value, unit))
     lines = [f"{_named(result.scenario)}: {result.tasks.asked:,} tasks run live on {result.device}"]
     lines += _became_of_tasks([result.tasks], result.failures, result.stopped)
     lines += [f"Backend      {note}" for note in result.notes]

@@ -11,7 +11,7 @@ from hsim.drivers.live import LiveRun
 from hsim.drivers.prepared import Prepared
 from hsim.drivers.simulated import run
 from hsim.log import Log
-from hsim.validate.quantities import parts_of_e2e
+from hsim.validate.quantities import Tasks, only, parts_of_e2e, served_in, served_in_all
 from hsim.validate.terms import Factors, Seen, repaired, seen_terms
 
 ALL = "all of these together"
@@ -54,22 +54,28 @@ class Blame:
 
 
 def blame(predicted: Log, prepared: Prepared, runs: Sequence[LiveRun], pace: Mapping[str, float]) -> Blame:
-    """Put each term right in turn, simulate again, and see how much of the end-to-end error goes with it."""
-    served = [one for one in runs if parts_of_e2e(one.log)]
-    if not served:
+    """Put each term right in turn, simulate again, and see how much of the end-to-end error goes with it.
+
+    Of the tasks that were served in the prediction and in every run that served anybody.
+    """
+    served = [one for one in runs if len(served_in(one.log))]
+    tasks = served_in_all([predicted, *(one.log for one in served)])
+    if not served or not len(tasks):
         return Blame()
-    was, lives = parts_of_e2e(predicted), [parts_of_e2e(one.log) for one in served]
+    was, *lives = (parts_of_e2e(only(log, tasks)) for log in (predicted, *(one.log for one in served)))
     names = list(dict.fromkeys([*was, *(name for one in lives for name in one)]))
     parts = [Part(name, was.get(name, 0.0), float(np.mean([one.get(name, 0.0) for one in lives]))) for name in names]
     predicted_s, measured_s = sum(part.predicted_s for part in parts), sum(part.measured_s for part in parts)
     seen = seen_terms(prepared, predicted, served)
-    charges = [Charge(one, one.term, pace.get(one.term), _e2e_s(prepared, {one.term: one.repair})) for one in seen]
-    charges.append(Charge(None, ALL, None, _e2e_s(prepared, {one.term: one.repair for one in seen})))
+    charges = [
+        Charge(one, one.term, pace.get(one.term), _e2e_s(prepared, {one.term: one.repair}, tasks)) for one in seen
+    ]
+    charges.append(Charge(None, ALL, None, _e2e_s(prepared, {one.term: one.repair for one in seen}, tasks)))
     return Blame(predicted_s, measured_s, tuple(parts), tuple(charges), _verdict(predicted_s, measured_s, charges))
 
 
-def _e2e_s(prepared: Prepared, factors: Factors) -> float:
-    return sum(parts_of_e2e(run(repaired(prepared, factors))).values())
+def _e2e_s(prepared: Prepared, factors: Factors, tasks: Tasks) -> float:
+    return sum(parts_of_e2e(only(run(repaired(prepared, factors)), tasks)).values())
 
 
 def _verdict(predicted_s: float, measured_s: float, charges: Sequence[Charge]) -> str:

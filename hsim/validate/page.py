@@ -10,7 +10,8 @@ import numpy as np
 from hsim.drawing import Curve, figure, html_page, html_table
 from hsim.log import Log
 from hsim.metrics.measured import Floats, samples_of
-from hsim.units import readable_seconds
+from hsim.units import readable_quantity
+from hsim.validate.quantities import only, served_in_all
 from hsim.validate.run import Validation
 
 TITLES = {"ttft": "TTFT", "tpot": "TPOT", "answer_ttft": "TTFT of the final answer", "e2e": "End to end"}
@@ -25,16 +26,17 @@ def page(validations: Sequence[tuple[str, Validation]]) -> str:
 def _section(name: str, validation: Validation) -> str:
     head = f"<h2>{escape(name or validation.scenario)}</h2><p>Calibration sha256 {validation.calibration_sha256[:16]}"
     head += f"; {escape(validation.blame.verdict)}.</p>" if validation.blame.verdict else ".</p>"
+    head += "".join(f"<p>{escape(note)}.</p>" for note in validation.notes)
     if validation.stopped:
         head += f"<p><b>Stopped: {escape(validation.stopped)}</b></p>"
     rows = [
         (
             row.quantity,
-            _shown(row.predicted, row.unit),
+            readable_quantity(row.predicted, row.unit),
             "–"
             if row.low is None or row.high is None
-            else f"{_shown(row.low, row.unit)} to {_shown(row.high, row.unit)}",
-            _shown(row.measured, row.unit),
+            else f"{readable_quantity(row.low, row.unit)} to {readable_quantity(row.high, row.unit)}",
+            readable_quantity(row.measured, row.unit),
             "–" if row.spread_fraction is None else f"{row.spread_fraction:.1%}",
             "–" if row.error_fraction is None else f"{row.error_fraction:+.1%}",
             "–" if row.pace_error_fraction is None else f"{row.pace_error_fraction:+.1%}",
@@ -46,18 +48,15 @@ def _section(name: str, validation: Validation) -> str:
     return head + html_table(columns, rows) + "".join(_figures(validation))
 
 
-def _shown(value: float, unit: str) -> str:
-    return readable_seconds(value) if unit == "s" else f"{value:.4g}/s"
-
-
 def _figures(validation: Validation) -> list[str]:
     if len(validation.logs) < 2:
         return []
     predicted, *measured = validation.logs
     named = [("predicted", predicted), *((f"measured {i}", log) for i, log in enumerate(measured, 1))]
-    found = []
+    found, tasks = [], served_in_all(validation.logs)
+    compared = [(name, only(log, tasks)) for name, log in named]  # as in the table: of the same tasks
     for latency, title in TITLES.items():
-        curves = [_distribution(name, log, latency) for name, log in named]
+        curves = [_distribution(name, log, latency) for name, log in compared]
         found.append(figure(f"{title}: part of them that took at most so long", curves, "s", logarithmic=True))
     found.append(figure("Tasks in the system over time", [_in_system(name, log) for name, log in named], "s"))
     steps = [_steps(f"measured {i}", log) for i, log in enumerate(measured, 1)]

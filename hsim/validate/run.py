@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from hsim.description.scenario import load
 from hsim.description.system import System, resolve
@@ -19,15 +17,23 @@ from hsim.drivers.prepared import Prepared, prepare
 from hsim.drivers.simulated import run
 from hsim.errors import BackendError
 from hsim.log import Log
+from hsim.metrics.notes import beyond_measured
 from hsim.metrics.rough import draw_worlds, rough_figures, system_in
 from hsim.validate.blame import Blame, blame
+from hsim.validate.compared import Compared, Sides
+from hsim.validate.energy import Counted, Drew, counted_by_meters, drew, energy_quantities
 from hsim.validate.pace import Paced, measure_pace, pace_of
-from hsim.validate.quantities import Accounted, Quantities, accounted, as_clients_see, quantities
+from hsim.validate.quantities import (
+    Accounted,
+    Quantities,
+    Tasks,
+    accounted,
+    as_clients_see,
+    quantities,
+    served_in,
+    served_in_all,
+)
 from hsim.validate.terms import repaired
-
-SPREADS = 2.0  # an error within twice the spread of repeats cannot be told from the machine's noise
-SMALL = 0.0002  # of the mean end-to-end time: waits below it are not judged
-BOUNDS = (0.05, 0.95)  # of the worlds that a prediction's stated uncertainty leaves
 
 
 @dataclass(frozen=True)
@@ -45,49 +51,6 @@ class Options:
     def view(self, log: Log) -> Log:
         """A log as live runs show it: an endpoint hides when a visit begins to be served."""
         return as_clients_see(log) if self.endpoint else log
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One quantity predicted and measured. Errors are predicted / measured - 1; None where nothing was measured.
-
-    `low` and `high` are what the calibration's stated uncertainty leaves; None where it states none. `measured` is the
-    mean over repeats, and `spread_fraction` their standard deviation relative to it. `at_pace` is the prediction with
-    the costs that the machine had beside the live runs.
-    """
-
-    quantity: str
-    unit: str
-    predicted: float
-    low: float | None
-    high: float | None
-    measured: float
-    spread_fraction: float | None
-    at_pace: float | None
-
-    @property
-    def error_fraction(self) -> float | None:
-        """How far the prediction was off."""
-        return _error(self.predicted, self.measured)
-
-    @property
-    def pace_error_fraction(self) -> float | None:
-        """How far it is off with the machine's pace taken out."""
-        return None if self.at_pace is None else _error(self.at_pace, self.measured)
-
-    @property
-    def verdict(self) -> str:
-        """`within` what the calibration states; `noise`: no further off than twice the repeats' spread; or `beyond`.
-
-        `unjudged` where nothing was stated and a single run has no spread.
-        """
-        if self.low is None and self.spread_fraction is None:
-            return "unjudged"
-        low, high = (self.predicted, self.predicted) if self.low is None or self.high is None else (self.low, self.high)
-        if low <= self.measured <= high:
-            return "within"
-        noise = SPREADS * (self.spread_fraction or 0.0) * self.measured
-        return "noise" if low - noise <= self.measured <= high + noise else "beyond"
 
 
 @dataclass(frozen=True)
@@ -145,28 +108,46 @@ def validate(scenario: str | Path, settings: Sequence[str] = (), options: Option
 
 
 @dataclass(frozen=True)
+class Simulated:
+    """A simulated run: its log as live runs show theirs, and what it drew."""
+
+    log: Log
+    drew: Drew
+
+    @classmethod
+    def of(cls, prepared: Prepared, options: Options) -> Simulated:
+        """Simulate the tasks."""
+        log = run(prepared)
+        return cls(options.view(log), drew(log, prepared.accounts))
+
+    def shortened(self) -> Simulated:
+        """With no more of the log than is compared: worlds are many."""
+        return replace(self, log=Log(tasks=self.log.tasks, visits=self.log.visits))
+
+    def quantities(self, tasks: Tasks, counted: Sequence[Counted]) -> Quantities:
+        """What is compared of it with runs that served these tasks, and of whose energy this was counted."""
+        joules = {one.boundary: one.predicted_j(self.drew) for one in counted}
+        return quantities(self.log, tasks) | energy_quantities(joules, self.log)
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a calibration says of a system's tasks, made and sealed by its hash before anything is measured."""
 
     prepared: Prepared
     calibration_sha256: str
-    log: Log
-    worlds: tuple[Quantities, ...]
+    run: Simulated
+    worlds: tuple[Simulated, ...]
 
     @classmethod
     def of(cls, prepared: Prepared, options: Options) -> Prediction:
         """Simulate the tasks, and again in worlds within the stated uncertainty of the figures that it stands on."""
-        system, sha256, log = prepared.system, calibration_hash(prepared.system), options.view(run(prepared))
+        system, sha256, own = prepared.system, calibration_hash(prepared.system), Simulated.of(prepared, options)
         drawn = (
             draw_worlds(rough_figures(system), options.worlds, system.scenario.seed) if rough_figures(system) else []
         )
-        others = tuple(quantities(options.view(run(prepare(system_in(system, world))))) for world in drawn)
-        return cls(prepared, sha256, log, others)
-
-    def bounds(self, quantity: str) -> tuple[float | None, float | None]:
-        """What the stated uncertainty leaves of a quantity."""
-        values = [world[quantity][0] for world in self.worlds if quantity in world]
-        return tuple(np.quantile(values, BOUNDS).tolist()) if values else (None, None)
+        others = tuple(Simulated.of(prepare(system_in(system, world)), options).shortened() for world in drawn)
+        return cls(prepared, sha256, own, others)
 
 
 @dataclass
@@ -205,53 +186,71 @@ class Measured:
 def judged(prediction: Prediction, live: Measured, options: Options) -> Validation:
     """A prediction beside what was measured."""
     prepared, runs, pace = prediction.prepared, live.runs, live.pace
-    measured = [found for one in runs if not one.stopped and (found := quantities(one.log))]
-    at_pace = quantities(options.view(run(repaired(prepared, pace_of(pace))))) if pace else {}
-    predicted = quantities(prediction.log)
+    whole = [one for one in runs if not one.stopped]
+    compared, remarks = _compare(prediction, whole, pace_of(pace), options)
     told = [accounted(one.log, len(prepared.drawn.tasks)) for one in runs]
     failures: Counter[str] = sum((one.record.failures for one in runs), Counter())
+    notes = tuple(dict.fromkeys(note for one in runs for note in one.notes)) or live.notes
     return Validation(
         scenario=prepared.system.document.file,
         calibration_sha256=prediction.calibration_sha256,
         device=options.device,
         repeats=options.repeats,
-        compared=tuple(
-            _compared(name, prediction, predicted, measured, at_pace) for name in _common(predicted, measured)
-        ),
-        blame=blame(prediction.log, prepared, [one for one in runs if not one.stopped], pace_of(pace)),
+        compared=compared,
+        blame=blame(prediction.run.log, prepared, whole, pace_of(pace)),
         pace=tuple(pace),
         tasks=tuple(told),
         failures=dict(failures),
-        notes=tuple(dict.fromkeys(note for one in runs for note in one.notes)) or live.notes,
+        notes=(*notes, *remarks),
         energy=tuple(one.energy for one in runs),
         stopped=live.stopped,
-        logs=(prediction.log, *(one.log for one in runs if not one.stopped)),
+        logs=(prediction.run.log, *(one.log for one in whole)),
     )
 
 
-def _common(predicted: Quantities, measured: Sequence[Quantities]) -> list[str]:
-    """What was both predicted and measured, and is no part of a task's life too short for anybody to care."""
-
-    def matters(name: str) -> bool:
-        values = [one[name] for one in (predicted, *measured)]
-        return values[0][1] != "s" or any(seconds >= SMALL * whole_s for seconds, _ in values)
-
-    if not measured:
-        return []
-    whole_s = max(one["e2e mean"][0] for one in measured)
-    return [name for name in predicted if all(name in one for one in measured) and matters(name)]
-
-
-def _compared(
-    name: str, prediction: Prediction, predicted: Quantities, measured: Sequence[Quantities], at_pace: Quantities
-) -> Compared:
-    values = np.array([one[name][0] for one in measured])
-    mean = float(values.mean())
-    spread = float(values.std(ddof=1)) / mean if len(values) > 1 and mean else None
-    value, unit = predicted[name]
-    return Compared(
-        name, unit, value, *prediction.bounds(name), mean, spread, at_pace[name][0] if name in at_pace else None
+def _compare(
+    prediction: Prediction, runs: Sequence[LiveRun], pace: Mapping[str, float], options: Options
+) -> tuple[tuple[Compared, ...], list[str]]:
+    """Like with like: what tasks took of those that were served on both sides; and what a reader must know of it."""
+    prepared, asked = prediction.prepared, len(prediction.prepared.drawn.tasks)
+    served = [one for one in runs if len(served_in(one.log))]
+    tasks = served_in_all([prediction.run.log, *(one.log for one in served)])
+    device = None if options.endpoint else options.device
+    counted, uncounted = counted_by_meters(prepared, prediction.run.drew, served, device)
+    at_pace = quantities(options.view(run(repaired(prepared, pace))), tasks) if pace else {}
+    joules = [{one.boundary: one.joules[number] for one in counted} for number in range(len(served))]
+    sides = Sides(
+        predicted=prediction.run.quantities(tasks, counted),
+        worlds=tuple(world.quantities(tasks, counted) for world in prediction.worlds),
+        at_pace=at_pace,
+        measured=tuple(
+            quantities(one.log, tasks) | energy_quantities(its, one.log)
+            for one, its in zip(served, joules, strict=True)
+        ),
+        served_fraction=len(tasks) / asked,
     )
+    remarks = [*_survivors(prediction.run.log, runs, len(tasks), asked), *_extrapolated(prediction, runs), *uncounted]
+    return tuple(sides.compared()), remarks
+
+
+def _survivors(predicted: Log, runs: Sequence[LiveRun], compared: int, asked: int) -> Iterator[str]:
+    """Which tasks the figures are of, where that is not all of them."""
+    nobody = [number for number, one in enumerate(runs, 1) if not len(served_in(one.log))]
+    for number in nobody:
+        yield f"run {number} of {len(runs)} served nobody: it is in no figure"
+    if len(nobody) == len(runs) or compared == asked:
+        return
+    foreseen = asked - len(served_in(predicted))
+    said = f", {foreseen} of them in the prediction" if foreseen else ""
+    yield f"latencies are of {compared} of {asked} tasks: the others failed or timed out{said}"
+
+
+def _extrapolated(prediction: Prediction, runs: Sequence[LiveRun]) -> Iterator[str]:
+    """Where the prediction, or a run, went beyond what was calibrated."""
+    logs = {"prediction": prediction.run.log} | {f"run {number}": one.log for number, one in enumerate(runs, 1)}
+    for name, log in logs.items():
+        for warning in beyond_measured(log, prediction.prepared.system):
+            yield f"{name}: {warning}"
 
 
 @dataclass(frozen=True)
@@ -293,7 +292,3 @@ def live(
         done.energy,
         done.stopped,
     )
-
-
-def _error(predicted: float, measured: float) -> float | None:
-    return predicted / measured - 1 if measured else None
