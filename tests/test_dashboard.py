@@ -18,6 +18,7 @@ pytest.importorskip("streamlit")
 
 from streamlit.testing.v1 import AppTest
 from systems import generate_only, system_of
+from test_validation import drifted
 
 from hsim.comparison import compare
 from hsim.dashboard import session, traces
@@ -188,6 +189,27 @@ def test_every_view_is_drawn_from_its_link(page: str, view: str, said: str, leas
     assert not app.error or (page, view) == ("Risk", "")
     assert said in " ".join(text.value for text in app.markdown)
     assert len(plots(app)) >= least
+
+
+def test_validations_that_lie_here_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `hsim validate` writes them: of several loads, and of one."""
+    several = drifted(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "validation.json").write_text(as_json(several))
+    (tmp_path / "validation-one.json").write_text(as_json(several.runs[0].validation))
+    (tmp_path / "validation-none.json").write_text("[]")
+    app = opened(State(Question("agents-gpu-only"), replications=2, page="Evidence", view="Calibration"))
+    told = [element.value for element in app.markdown]
+    assert [one for one in told if "run live" in one] == [
+        "**validation-one.json**: 60 tasks predicted, then run live on cpu, 3 times",
+        *(
+            f"**validation.json, {one.name}**: 60 tasks predicted, then run live on cpu, 3 times"
+            for one in several.runs
+        ),
+    ]
+    assert [element.value.split(" (")[0] for element in app.warning if "validation" in element.value] == [
+        "validation-none.json: is not a validation that hsim wrote"
+    ]
 
 
 @pytest.mark.parametrize("name", [name for name in shipped_scenarios() if name != "azure-conversation"])

@@ -119,12 +119,16 @@ def _validation(file: Path) -> None:
     """Predicted beside measured, from a file that `hsim validate` wrote: of one load, or of several."""
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        runs: list[dict[str, Any]] = found["runs"] if "runs" in found else [{"name": "", **found}]
+        runs: list[dict[str, Any]] = found.get("runs", [{"name": "", **found}])
         shown = [
-            (f"{file.name}{', ' if run['name'] else ''}{run['name']}", _told(run), [_row(row) for row in run["compared"]])
+            (
+                f"{file.name}{', ' if run['name'] else ''}{run['name']}",
+                _told(run),
+                [_row(row) for row in run["compared"]],
+            )
             for run in runs
         ]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         st.warning(f"{file}: is not a validation that hsim wrote ({error})")
         return
     for name, told, rows in shown:
