@@ -24,7 +24,9 @@ from hsim.drivers.live import Stand, run_live, sleep_through
 from hsim.drivers.prepared import Prepared
 from hsim.drivers.simulated import run
 from hsim.log import Outcome, Stage
+from hsim.validate import pace
 from hsim.validate.quantities import accounted
+from hsim.validate.run import Measured
 
 
 def closed_loop(**pool: Any) -> dict[str, Any]:
@@ -214,6 +216,34 @@ def test_a_decoder_that_fails_costs_its_batch_and_serves_whoever_comes_after(
     assert found.served == found.asked - found.failed
     assert all(why.startswith("decoder: ") for why in done.record.failures)
     assert not any(alive(worker.process.pid) for worker in workers)
+
+
+def test_a_core_that_was_started_anew_is_there_in_the_next_run(on_puppets: Use, tmp_path: Path) -> None:
+    prepared = prepared_of(closed_loop(max_num_seqs=2))
+    workers = on_puppets(prepared, CorePuppet("dies", 3, str(tmp_path / "once")))
+    with Stand((prepared,), "cpu") as stand:
+        first, second = stand.run(prepared), stand.run(prepared)
+        assert not any(worker.dead for of_host in stand.crew.cores.values() for worker in of_host)
+    assert (sum(first.record.failures.values()), sum(second.record.failures.values())) == (1, 0)
+    assert len(workers) == 4  # the decoder, two cores, and the one that was started anew: once
+
+
+def test_a_look_at_the_pace_finds_the_core_that_was_started_anew(
+    on_puppets: Use, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = closed_loop(max_num_seqs=2)
+    data["pools"]["agents"]["cores"] = 1
+    prepared = prepared_of(data)
+    monkeypatch.setattr(pace, "_steps", lambda *_: iter(()))  # the puppet of a decoder is none
+    monkeypatch.setattr(pace, "CALLS", 3)
+    workers = on_puppets(prepared, CorePuppet("dies", 20, str(tmp_path / "once")))  # after the first look
+    measured = Measured()
+    with Stand((prepared,), "cpu") as stand:
+        for _ in range(2):
+            measured.once_more(prepared, stand)
+    assert measured.stopped == ""
+    assert [sum(done.record.failures.values()) for done in measured.runs] == [1, 0]
+    assert len(workers) == 3
 
 
 def test_a_worker_that_dies_again_and_again_ends_the_run_which_says_so(on_puppets: Use) -> None:

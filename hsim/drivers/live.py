@@ -126,7 +126,7 @@ class LiveEnvironment(EngineEnvironment):
 
 
 class Crew:
-    """The worker processes of a scenario: decoders by replica, core workers by host. They end with the block."""
+    """The worker processes of a scenario: decoders by replica, core workers by host. `close` ends them."""
 
     def __init__(self) -> None:
         self.decoders: dict[int, Worker] = {}
@@ -202,11 +202,17 @@ class WorkersDo:
 
     def _release(self, worker: Worker, host: int) -> None:
         if worker.dead:
-            _then(self._revived(worker), lambda event: self._release(_value(event), host))
+            _then(self._revived(worker), lambda event: self._replace(worker, _value(event), host))
         elif self._held[host]:
             self._held[host].popleft()(worker)
         else:
             self._free[host].append(worker)
+
+    def _replace(self, dead: Worker, new: Worker, host: int) -> None:
+        """Put the new worker in its place for good: later runs, and looks at the pace, find it there too."""
+        workers = self.crew.cores[host]
+        workers[workers.index(dead)] = new
+        self._release(new, host)
 
     def steps(self, replica: Replica, end_s: float, done: Done) -> None:
         """See Executor."""
