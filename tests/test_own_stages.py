@@ -48,7 +48,24 @@ def test_the_example_of_the_docs_is_declared_and_works(example: Path) -> None:
     (declared,) = declared_in(example).items()
     name, of = declared
     with Worker(ToolSpec({name: of.sizes[-1]}, {name: code(example)}), WorkerSettings("own")) as worker:
-        assert worker.call((name, of.sizes[0])).value is not None
+        done = worker.call((name, of.sizes[0]))
+    assert done.end_s > done.start_s
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "from dataclasses import make_dataclass; return make_dataclass('Page', ['number'])(pages)",
+        "return Page()",
+        "return (page for page in range(pages))",
+        "return lambda: pages",
+    ],
+)
+def test_whatever_it_returns_stays_in_its_worker(tmp_path: Path, body: str) -> None:
+    file = written(tmp_path, body)
+    file.write_text(file.read_text() + "\n\nclass Page:\n    pass\n")  # of a module that this process has not
+    with Worker(ToolSpec({"mine": 4}, {"mine": code(file)}), WorkerSettings("own")) as worker:
+        assert worker.call(("mine", 2)).value is None
 
 
 def test_calibration_measures_it_first_and_its_profile_says_whose_code_it_is(example: Path, tmp_path: Path) -> None:
