@@ -3,7 +3,7 @@
 The driver's loop asks one thing at a time with `send` and, when `connection` can be read (or at once), fetches the
 answer. Start and end are the worker's time.monotonic(), which on one machine is also the parent's. Whatever goes
 wrong in a worker (a fault in its work, memory that runs out, its death, no answer in time) is a BackendError in the
-parent. A worker ends with its parent, however the parent ends.
+parent. A worker ends with its parent, however the parent ends, and whatever it has started ends with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
@@ -97,6 +98,7 @@ class Worker:
             target=_serve, args=(host, settings, self._theirs), name=settings.name, daemon=True
         )
         self._busy = False
+        self._group: Callable[[], object] = lambda: None  # ends it with what it has started, once
         self._end: BackendError | None = None
 
     def __enter__(self) -> Worker:
@@ -111,6 +113,8 @@ class Worker:
         """Start the process. Returns at once: start several, then wait for each to be ready."""
         with _environment(self.settings.threads), without_ctrl_c():
             self.process.start()
+        assert self.process.pid is not None
+        self._group = weakref.finalize(self, _end_group, self.process.pid)  # when this process ends, at the latest
         self._theirs.close()  # the worker alone holds it now: when it dies, our end can be read, and is at its end
         self._busy = True
 
@@ -193,8 +197,9 @@ class Worker:
         return message
 
     def _kill(self) -> None:
-        self.process.kill()
-        self.process.join()
+        self._group()
+        self.process.kill()  # one that has no group yet
+        self.process.join(_CLOSING_S)  # one that is stuck in a driver does not even end when it is killed
 
     def _ended(self, error: BackendError) -> BackendError:
         self._end = error
@@ -207,11 +212,18 @@ class Worker:
     def _death(self) -> BackendError:
         self.process.join(_CLOSING_S)
         code = self.process.exitcode
+        self._kill()  # what it had started
         if code is not None and code < 0:
             name = signal.Signals(-code).name
             remedy = "if nobody killed it, memory has run out" if name == "SIGKILL" else ""
             return BackendError(self._where, f"its process was ended by {name}", remedy)
         return BackendError(self._where, f"its process ended by itself with code {code}", "stderr has its last words")
+
+
+def _end_group(leader: int) -> None:
+    """Kill a worker and whatever it has started; to be called once, since its number may be another's later."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -270,6 +282,10 @@ def _in_words(error: Exception) -> str:
 
 
 def _serve(host: Host, settings: WorkerSettings, connection: Connection) -> None:
+    # A group of its own, by which all that it starts can be ended. No session: Linux shares cores out by sessions.
+    os.setpgid(0, 0)
+    with contextlib.suppress(OSError):  # there is no stderr
+        os.dup2(2, 1)  # stdout is for the parent's results, whatever people's own stages print
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if settings.cores:
         os.sched_setaffinity(0, settings.cores)
@@ -299,8 +315,8 @@ def _next_request(connection: Connection, spin_s: float) -> Any:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent ends, even in the middle of its work."""
+    """End this process, and all that it has started, when its parent ends, even in the middle of its work."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)
