@@ -209,7 +209,7 @@ def test_what_a_worker_prints_does_not_get_among_results(capfd):
 
 def long_sleep(file):
     """A command that writes the number of its process into a file, and sleeps."""
-    return ["sh", "-c", f"echo $$ > {file}.new; mv {file}.new {file}; exec sleep 600"]
+    return ["sh", "-c", f"echo $$ > '{file}.new'; mv '{file}.new' '{file}'; exec sleep 600"]
 
 
 def pid_in(file):
@@ -260,8 +260,10 @@ if __name__ == "__main__":
         worker.start()
     for worker in workers:
         worker.ready()
-    workers[1].send(("run", long_sleep({file!r})))
-    print(*(worker.process.pid for worker in workers), pid_in(Path({file!r})), flush=True)
+    files = [Path({folder!r}) / name for name in ("idle", "at work")]
+    workers[0].call(("leave", long_sleep(files[0])))
+    workers[1].send(("run", long_sleep(files[1])))
+    print(*(worker.process.pid for worker in workers), *map(pid_in, files), flush=True)
     {ending}
 """
 
@@ -271,12 +273,11 @@ if __name__ == "__main__":
 )
 def test_workers_end_with_their_parent_idle_or_at_work(tmp_path, ending):
     script = tmp_path / "parent.py"
-    file = str(tmp_path / "pid")
-    script.write_text(PARENT.format(tests=str(Path(__file__).parent), file=file, ending=ending))
+    script.write_text(PARENT.format(tests=str(Path(__file__).parent), folder=str(tmp_path), ending=ending))
     parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     try:
-        assert len(pids) == 3
+        assert len(pids) == 4
         if "sleep" in ending:
             assert all(alive(pid) for pid in pids)
             parent.kill()

@@ -289,16 +289,23 @@ def _serve(host: Host, settings: WorkerSettings, connection: Connection) -> None
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if settings.cores:
         os.sched_setaffinity(0, settings.cores)
-    with contextlib.suppress(EOFError, OSError):  # the parent has gone
-        with _Telling(connection) as opening:
-            opened = host.open()
-            connection.send(_Ready(opened.notes))
-        while not opening.failed and (request := _next_request(connection, settings.spin_s)) is not None:
-            with _Telling(connection):
-                start_cpu_s, start_s = cpu_seconds(), time.monotonic()
-                value = opened.run(request)
-                end_s = time.monotonic()
-                connection.send(Done(start_s, end_s, value, cpu_seconds() - start_cpu_s))
+    try:
+        _answer_all(host, connection, settings.spin_s)
+    except (EOFError, OSError):  # the parent has gone
+        os.killpg(0, signal.SIGKILL)
+
+
+def _answer_all(host: Host, connection: Connection, spin_s: float) -> None:
+    """Open what is hosted, then do what is asked until nothing more is wanted."""
+    with _Telling(connection) as opening:
+        opened = host.open()
+        connection.send(_Ready(opened.notes))
+    while not opening.failed and (request := _next_request(connection, spin_s)) is not None:
+        with _Telling(connection):
+            start_cpu_s, start_s = cpu_seconds(), time.monotonic()
+            value = opened.run(request)
+            end_s = time.monotonic()
+            connection.send(Done(start_s, end_s, value, cpu_seconds() - start_cpu_s))
 
 
 def cpu_seconds() -> float:
