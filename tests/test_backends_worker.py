@@ -1,7 +1,9 @@
 """Workers: what they answer, and that whatever goes wrong in one is a plain error in the parent and leaves no orphan."""
 
+import errno
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -182,6 +184,30 @@ def test_a_worker_that_cannot_open_says_why_and_is_gone(opening, settings, probl
         worker.ready()
     assert problem in str(caught.value)
     assert not alive(worker.process.pid)
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EAGAIN])
+def test_a_system_that_has_no_process_left_says_so(monkeypatch, number):
+    worker = Worker(Puppet(), WorkerSettings("one too many"))
+
+    def refuse():
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(worker.process, "start", refuse)
+    with pytest.raises(BackendError, match=r"one too many: cannot be started .*; free memory, or allow more processes"):
+        worker.start()
+    assert worker.connection.closed
+    worker.close()
+
+
+def test_a_system_that_has_no_file_left_says_so():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        with pytest.raises(BackendError, match=r"cannot be started \(Too many open files\); allow more open files"):
+            Worker(Puppet(), WorkerSettings("one too many"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_readiness_says_what_is_hosted_and_close_is_harmless_at_any_time():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -254,6 +255,22 @@ def test_a_worker_that_dies_again_and_again_ends_the_run_which_says_so(on_puppet
     found = accounted(done.log, len(prepared.drawn.tasks))
     assert found.failed > 0 and found.unfinished > 0
     assert not any(alive(worker.process.pid) for worker in workers)
+
+
+def test_a_worker_that_cannot_be_started_anew_ends_the_run_which_says_so(
+    on_puppets: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepared_of(closed_loop(max_num_seqs=2))
+    on_puppets(prepared, CorePuppet("dies", 3))
+
+    def refuse(_: object) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with Stand((prepared,), "cpu") as stand:
+        monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", refuse)
+        done = stand.run(prepared)
+    assert "worker cores 0: cannot be started" in done.stopped and "ulimit -u" in done.stopped
+    assert accounted(done.log, len(prepared.drawn.tasks)).unfinished > 0
 
 
 def test_ctrl_c_ends_a_run_with_what_was_finished(on_puppets: Use) -> None:

@@ -9,6 +9,7 @@ parent. A worker ends with its parent, however the parent ends, and whatever it 
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import multiprocessing
 import os
@@ -29,6 +30,8 @@ from hsim.errors import BackendError, HsimError
 from hsim.processes import without_ctrl_c
 
 DECODER_SPIN_S = 0.003  # the loop takes about 1 ms from one step to the next
+MORE_FILES = "allow more open files (ulimit -n)"
+MORE_PROCESSES = "free memory, or allow more processes (ulimit -u)"
 _CLOSING_S = 5.0  # a worker that has not ended so long after it was asked to is killed
 
 
@@ -93,7 +96,10 @@ class Worker:
     def __init__(self, host: Host, settings: WorkerSettings) -> None:
         self.host, self.settings, self._where = host, settings, f"worker {settings.name}"
         context = multiprocessing.get_context("spawn")  # forking a process that has threads or CUDA is not safe
-        self.connection, self._theirs = context.Pipe()
+        try:
+            self.connection, self._theirs = context.Pipe()
+        except OSError as error:
+            raise not_started(self._where, error) from None
         self.process = context.Process(
             target=_serve, args=(host, settings, self._theirs), name=settings.name, daemon=True
         )
@@ -110,9 +116,16 @@ class Worker:
         self.close()
 
     def start(self) -> None:
-        """Start the process. Returns at once: start several, then wait for each to be ready."""
-        with _environment(self.settings.threads), without_ctrl_c():
-            self.process.start()
+        """Start the process. Returns at once: start several, then wait for each to be ready.
+
+        Raises BackendError where the system gives no process.
+        """
+        try:
+            with _environment(self.settings.threads), without_ctrl_c():
+                self.process.start()
+        except OSError as error:
+            self.close()
+            raise not_started(self._where, error) from None
         assert self.process.pid is not None
         self._group = weakref.finalize(self, _end_group, self.process.pid)  # when this process ends, at the latest
         self._theirs.close()  # the worker alone holds it now: when it dies, our end can be read, and is at its end
@@ -218,6 +231,12 @@ class Worker:
             remedy = "if nobody killed it, memory has run out" if name == "SIGKILL" else ""
             return BackendError(self._where, f"its process was ended by {name}", remedy)
         return BackendError(self._where, f"its process ended by itself with code {code}", "stderr has its last words")
+
+
+def not_started(where: str, error: OSError, otherwise: str = MORE_PROCESSES) -> BackendError:
+    """What the system refused, and what would help: `otherwise` where it is not more open files."""
+    remedy = MORE_FILES if error.errno in (errno.EMFILE, errno.ENFILE) else otherwise
+    return BackendError(where, f"cannot be started ({error.strerror or error})", remedy)
 
 
 def _end_group(leader: int) -> None:
