@@ -24,6 +24,7 @@ from hsim.drivers.clocks import ManualClock
 from hsim.drivers.live import Stand, run_live, sleep_through
 from hsim.drivers.prepared import Prepared
 from hsim.drivers.simulated import run
+from hsim.errors import DescriptionError
 from hsim.log import Outcome, Stage
 from hsim.validate import pace
 from hsim.validate.quantities import accounted
@@ -271,6 +272,19 @@ def test_a_worker_that_cannot_be_started_anew_ends_the_run_which_says_so(
         done = stand.run(prepared)
     assert "worker cores 0: cannot be started" in done.stopped and "ulimit -u" in done.stopped
     assert accounted(done.log, len(prepared.drawn.tasks)).unfinished > 0
+
+
+def test_tools_that_search_collections_of_two_sizes_by_full_text_are_refused_by_name() -> None:
+    def searching(**units: int) -> Prepared:
+        data = closed_loop()
+        data["tools"] = {name: {"operation": "full-text-search", "units": n} for name, n in units.items()}
+        data["workload"]["classes"]["agent"]["tools"] = dict.fromkeys(units, 1)
+        return prepared_of(data)
+
+    told = r"tool 'few' asks for 1,000 units of full-text-search and tool 'many' for 2,000.*give both the same units"
+    with pytest.raises(DescriptionError, match=told):
+        Stand((searching(few=1000, many=2000),), "cpu")
+    Stand((searching(few=1000, many=1000),), "cpu")
 
 
 def test_ctrl_c_ends_a_run_with_what_was_finished(on_puppets: Use) -> None:
