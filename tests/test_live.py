@@ -7,9 +7,10 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -246,6 +247,18 @@ def test_a_look_at_the_pace_finds_the_core_that_was_started_anew(
     assert measured.stopped == ""
     assert [sum(done.record.failures.values()) for done in measured.runs] == [1, 0]
     assert len(workers) == 3
+
+
+def test_the_pace_of_each_decoder_is_compared_with_the_costs_of_its_own_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = prepared_of(generate_only())
+    (spec,) = prepared.replicas.values()
+    pools = {name: replace(spec, pool=spec.pool.model_copy(update={"replicas": n})) for name, n in (("a", 2), ("b", 1))}
+    looked: list[tuple[object, object]] = []
+    monkeypatch.setattr(pace, "_steps", lambda worker, spec: looked.append((worker, spec)) or [])
+    crew = SimpleNamespace(decoders={0: "a/0", 1: "a/1", 2: "b/0"}, cores={})
+    stand: Any = SimpleNamespace(remote=None, crew=crew)
+    assert pace.measure_pace(stand, replace(prepared, replicas=pools)) == []
+    assert looked == [("a/0", pools["a"]), ("a/1", pools["a"]), ("b/0", pools["b"])]
 
 
 def test_a_worker_that_dies_again_and_again_ends_the_run_which_says_so(on_puppets: Use) -> None:
