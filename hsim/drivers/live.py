@@ -79,7 +79,9 @@ class LiveEnvironment(EngineEnvironment):
         except BackendError as error:
             event.succeed(error)
         else:
-            self._await(worker, worker.answer, event, timeout_s or worker.settings.answer_timeout_s)
+            self._await(
+                worker, worker.answer, event, worker.settings.answer_timeout_s if timeout_s is None else timeout_s
+            )
         return event
 
     def ready(self, worker: Worker) -> Event:
