@@ -267,10 +267,15 @@ def test_what_a_worker_has_started_ends_with_it(tmp_path, ended):
 def test_a_process_that_cannot_be_killed_is_not_waited_for_for_ever(monkeypatch):
     with Worker(Puppet(), WorkerSettings("in a driver")) as worker:
         waits = []
+        monkeypatch.setattr(worker, "_group", lambda: None)
+        monkeypatch.setattr(worker.process, "kill", lambda: None)
         monkeypatch.setattr(worker.process, "join", waits.append)
         worker.end_silent(1.0)
+        assert len(waits) == 1 and waits[0] is not None
+        assert worker.process.is_alive()
+        assert worker.process not in multiprocessing.active_children()  # for which Python waits when it ends
         monkeypatch.undo()
-    assert len(waits) == 1 and waits[0] is not None
+    assert not alive(worker.process.pid)
 
 
 PARENT = """

@@ -212,7 +212,11 @@ class Worker:
     def _kill(self) -> None:
         self._group()
         self.process.kill()  # one that has no group yet
-        self.process.join(_CLOSING_S)  # one that is stuck in a driver does not even end when it is killed
+        self.process.join(_CLOSING_S)
+        if (
+            self.process.is_alive()
+        ):  # stuck in a driver, where nothing ends it: multiprocessing would wait for it at exit
+            multiprocessing.process._children.discard(self.process)  # type: ignore[attr-defined]
 
     def _ended(self, error: BackendError) -> BackendError:
         self._end = error
