@@ -5,10 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -592,18 +596,41 @@ def validate(
     if out:
         check_writable(out)  # now, and not when all has been measured
     if loads is None:
-        single = run(scenario, settings, options)
+        with _stopping_is_told():
+            single = run(scenario, settings, options)
         text, tables, stopped, shown = as_json(single), validation_tables(single), single.stopped, [("", single)]
     else:
-        several = validate_loads(scenario, settings, _fractions(loads), options)
+        with _stopping_is_told():
+            several = validate_loads(scenario, settings, _fractions(loads), options)
         text, tables, stopped = as_json(several), loads_tables(several), several.stopped
         shown = [(one.name, one.validation) for one in several.runs]
-    print(text, end="") if json else _print(tables)
-    if out:
+    if out:  # first: whoever reads what is printed may have gone
         write_atomically(out / "validation.json", text)
         write_atomically(out / "validation.html", page(shown))
+    print(text, end="") if json else _print(tables)
     if stopped:
         raise typer.Exit(130 if stopped == "Ctrl-C" else 2)
+
+
+@contextmanager
+def _stopping_is_told() -> Iterator[None]:
+    """In this block the first Ctrl-C says what comes of it, which takes simulations; the next ends the command."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # it is ignored, or somebody else's
+        yield
+        return
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        told = "live runs that were complete are judged now (Ctrl-C again ends it without them)"
+        print(f"hsim: stopping; {told}", file=sys.stderr, flush=True)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, tell)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _served(

@@ -1,7 +1,9 @@
 """Workers: what they answer, and that whatever goes wrong in one is a plain error in the parent and leaves no orphan."""
 
+import errno
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -30,6 +32,15 @@ def act(request):
         return sorted(os.sched_getaffinity(0))
     if what == "exit":
         os._exit(argument)
+    if what == "run":
+        subprocess.run(argument, check=False)
+    if what == "print":
+        print(argument, flush=True)
+    if what == "leave":
+        subprocess.Popen(argument)
+    if what == "leave and exit":
+        subprocess.Popen(argument)
+        os._exit(9)
     return argument
 
 
@@ -175,6 +186,30 @@ def test_a_worker_that_cannot_open_says_why_and_is_gone(opening, settings, probl
     assert not alive(worker.process.pid)
 
 
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EAGAIN])
+def test_a_system_that_has_no_process_left_says_so(monkeypatch, number):
+    worker = Worker(Puppet(), WorkerSettings("one too many"))
+
+    def refuse():
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(worker.process, "start", refuse)
+    with pytest.raises(BackendError, match=r"one too many: cannot be started .*; free memory, or allow more processes"):
+        worker.start()
+    assert worker.connection.closed
+    worker.close()
+
+
+def test_a_system_that_has_no_file_left_says_so():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        with pytest.raises(BackendError, match=r"cannot be started \(Too many open files\); allow more open files"):
+            Worker(Puppet(), WorkerSettings("one too many"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def test_readiness_says_what_is_hosted_and_close_is_harmless_at_any_time():
     worker = Worker(Puppet(), WorkerSettings("twice"))
     worker.start()
@@ -190,10 +225,64 @@ def test_close_does_not_wait_for_work_under_way():
     assert not alive(worker.process.pid)
 
 
+def test_what_a_worker_prints_does_not_get_among_results(capfd):
+    with Worker(Puppet(), WorkerSettings("talker")) as worker:
+        worker.call(("print", "a page"))
+        worker.call(("run", ["echo", "another page"]))
+    out, err = capfd.readouterr()
+    assert (out, err.split("\n")[:2]) == ("", ["a page", "another page"])
+
+
+def long_sleep(file):
+    """A command that writes the number of its process into a file, and sleeps."""
+    return ["sh", "-c", f"echo $$ > '{file}.new'; mv '{file}.new' '{file}'; exec sleep 600"]
+
+
+def pid_in(file):
+    for _ in range(1200):
+        if file.exists():
+            return int(file.read_text())
+        time.sleep(0.05)
+    raise AssertionError(f"{file} was never written")
+
+
+@pytest.mark.parametrize("ended", ["silent for too long", "closed at work", "closed", "died"])
+def test_what_a_worker_has_started_ends_with_it(tmp_path, ended):
+    file = tmp_path / "pid"
+    what = {"closed": "leave", "died": "leave and exit"}.get(ended, "run")
+    with Worker(Puppet(), WorkerSettings("with a child")) as worker:
+        worker.send((what, long_sleep(file)))
+        pid = pid_in(file)
+        if ended == "silent for too long":
+            worker.end_silent(1.0)
+        if ended in ("silent for too long", "died"):
+            with pytest.raises(BackendError, match="was killed" if ended != "died" else "code 9"):
+                worker.answer()
+            assert wait_for_end(pid)
+        elif ended == "closed":
+            worker.answer()
+    assert wait_for_end(pid)
+
+
+def test_a_process_that_cannot_be_killed_is_not_waited_for_for_ever(monkeypatch):
+    with Worker(Puppet(), WorkerSettings("in a driver")) as worker:
+        waits = []
+        monkeypatch.setattr(worker, "_group", lambda: None)
+        monkeypatch.setattr(worker.process, "kill", lambda: None)
+        monkeypatch.setattr(worker.process, "join", waits.append)
+        worker.end_silent(1.0)
+        assert len(waits) == 1 and waits[0] is not None
+        assert worker.process.is_alive()
+        assert worker.process not in multiprocessing.active_children()  # for which Python waits when it ends
+        monkeypatch.undo()
+    assert not alive(worker.process.pid)
+
+
 PARENT = """
 import sys, time
 sys.path.insert(0, {tests!r})
-from test_backends_worker import Puppet
+from pathlib import Path
+from test_backends_worker import Puppet, long_sleep, pid_in
 from hsim.backends.worker import Worker, WorkerSettings
 
 if __name__ == "__main__":
@@ -202,8 +291,10 @@ if __name__ == "__main__":
         worker.start()
     for worker in workers:
         worker.ready()
-    workers[1].send(("sleep", 600))
-    print(*(worker.process.pid for worker in workers), flush=True)
+    files = [Path({folder!r}) / name for name in ("idle", "at work")]
+    workers[0].call(("leave", long_sleep(files[0])))
+    workers[1].send(("run", long_sleep(files[1])))
+    print(*(worker.process.pid for worker in workers), *map(pid_in, files), flush=True)
     {ending}
 """
 
@@ -213,11 +304,11 @@ if __name__ == "__main__":
 )
 def test_workers_end_with_their_parent_idle_or_at_work(tmp_path, ending):
     script = tmp_path / "parent.py"
-    script.write_text(PARENT.format(tests=str(Path(__file__).parent), ending=ending))
+    script.write_text(PARENT.format(tests=str(Path(__file__).parent), folder=str(tmp_path), ending=ending))
     parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     try:
-        assert len(pids) == 2
+        assert len(pids) == 4
         if "sleep" in ending:
             assert all(alive(pid) for pid in pids)
             parent.kill()

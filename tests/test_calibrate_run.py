@@ -508,6 +508,22 @@ def test_a_worker_that_dies_fails_its_unit_and_many_deaths_end_the_calibration(m
     workers.close()
 
 
+def test_where_one_worker_cannot_be_started_those_before_it_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[DyingWorker] = []
+
+    def start(*_: object) -> Any:
+        if started:
+            raise BackendError("worker", "cannot be started")
+        started.append(DyingWorker())
+        return started[-1]
+
+    monkeypatch.setattr(measure, "_begun", start)
+    monkeypatch.setattr(measure, "require_torch", lambda: None)
+    unit = Unit("operation", "cpu", {"workers": 2})
+    assert "cannot be started" in measure.Workers(1).measure(unit).failure
+    assert [worker.process.is_alive() for worker in started] == [False]
+
+
 # ---- with torch
 
 

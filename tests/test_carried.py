@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -48,6 +50,19 @@ def test_every_byte_of_a_message_comes(manner: Manner) -> None:
     finally:
         couriers.close()
     assert pid is not None and not alive(pid)
+
+
+def test_couriers_whose_memory_is_full_say_so_and_leave_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("hsim.backends.couriers.MEMORY", tmp_path)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(BackendError, match=rf"courier by pipe: .*No space left on device.*make room in {tmp_path}"):
+        Couriers("pipe")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_courier_whose_other_end_has_gone_is_an_error_and_not_a_wait() -> None:

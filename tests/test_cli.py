@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -11,12 +12,15 @@ from pathlib import Path
 import pytest
 import typer
 from rich.table import Table
+from test_validation import DriftingStand
 from typer.testing import CliRunner
 
 from hsim import cli
 from hsim.cli import app
 from hsim.description.catalogue import shipped
 from hsim.description.scenario import TraceArrivals, load
+from hsim.drivers.live import LiveRun
+from hsim.drivers.prepared import Prepared
 
 FEW = ("--set", "workload.tasks=20", "--replications", "1")
 
@@ -160,6 +164,46 @@ def test_ctrl_c_says_what_is_kept_and_what_would_keep_it(
     err = capsys.readouterr().err
     assert err.startswith(f"hsim: interrupted; {said}")
     assert (said == "nothing was kept") == ("FOLDER" not in err and "where" not in err)
+
+
+SINGLE_SHOTS = ("--set=workload.tasks=60", "--set=workload.classes.support-agent.rounds=1")
+
+
+class InterruptedStand(DriftingStand):
+    """Ctrl-C comes in the middle of its second run."""
+
+    def run(self, prepared: Prepared) -> LiveRun:
+        if self.ran:
+            signal.raise_signal(signal.SIGINT)
+        return super().run(prepared)
+
+
+def test_ctrl_c_while_validating_says_what_comes_of_it_and_judges_what_was_complete(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("hsim.validate.loads.Stand", InterruptedStand)
+    monkeypatch.setattr("hsim.validate.run.measure_pace", lambda stand, prepared: [])
+    arguments = ["validate", "agents-gpu-only", *SINGLE_SHOTS, "--loads", "30", "--json", "--out", str(tmp_path)]
+    outcome = CliRunner().invoke(app, arguments)
+    assert outcome.exit_code == 130, outcome.output
+    assert outcome.stderr.startswith("hsim: stopping; live runs that were complete are judged now")
+    assert [bool(one["compared"]) for one in json.loads(outcome.stdout)["runs"]] == [True, False]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_validation_is_written_before_it_is_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def gone(_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("hsim.validate.loads.Stand", DriftingStand)
+    monkeypatch.setattr("hsim.validate.run.measure_pace", lambda stand, prepared: [])
+    monkeypatch.setattr(cli, "_print", gone)
+    outcome = CliRunner().invoke(
+        app, ["validate", "agents-gpu-only", *SINGLE_SHOTS, "--loads", "30", "--out", str(tmp_path)]
+    )
+    assert outcome.exit_code == 1, outcome.output
+    assert json.loads((tmp_path / "validation.json").read_text())["runs"]
+    assert (tmp_path / "validation.html").exists()
 
 
 def test_scenarios_are_listed_with_their_questions() -> None:

@@ -15,7 +15,7 @@ import hsim
 
 HSIM = Path(hsim.__file__).parent
 LAYERS = [
-    "errors processes units stages", "drawing description", "workload", "log", "costs", "policies", "metrics", "backends", "engine", "drivers",
+    "errors processes units", "drawing description stages", "workload", "log", "costs", "policies", "metrics", "backends", "engine", "drivers",
     "calibrate", "runs", "comparison sweeps validate", "plan", "report", "dashboard", "cli", "__main__",
 ]  # fmt: skip
 LEVEL = {name: number for number, names in enumerate(LAYERS, 1) for name in names.split()}

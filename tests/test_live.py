@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,11 @@ from hsim.drivers.clocks import ManualClock
 from hsim.drivers.live import Stand, run_live, sleep_through
 from hsim.drivers.prepared import Prepared
 from hsim.drivers.simulated import run
+from hsim.errors import DescriptionError
 from hsim.log import Outcome, Stage
+from hsim.validate import pace
 from hsim.validate.quantities import accounted
+from hsim.validate.run import Measured
 
 
 def closed_loop(**pool: Any) -> dict[str, Any]:
@@ -216,6 +221,46 @@ def test_a_decoder_that_fails_costs_its_batch_and_serves_whoever_comes_after(
     assert not any(alive(worker.process.pid) for worker in workers)
 
 
+def test_a_core_that_was_started_anew_is_there_in_the_next_run(on_puppets: Use, tmp_path: Path) -> None:
+    prepared = prepared_of(closed_loop(max_num_seqs=2))
+    workers = on_puppets(prepared, CorePuppet("dies", 3, str(tmp_path / "once")))
+    with Stand((prepared,), "cpu") as stand:
+        first, second = stand.run(prepared), stand.run(prepared)
+        assert not any(worker.dead for of_host in stand.crew.cores.values() for worker in of_host)
+    assert (sum(first.record.failures.values()), sum(second.record.failures.values())) == (1, 0)
+    assert len(workers) == 4  # the decoder, two cores, and the one that was started anew: once
+
+
+def test_a_look_at_the_pace_finds_the_core_that_was_started_anew(
+    on_puppets: Use, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = closed_loop(max_num_seqs=2)
+    data["pools"]["agents"]["cores"] = 1
+    prepared = prepared_of(data)
+    monkeypatch.setattr(pace, "_steps", lambda *_: iter(()))  # the puppet of a decoder is none
+    monkeypatch.setattr(pace, "CALLS", 3)
+    workers = on_puppets(prepared, CorePuppet("dies", 20, str(tmp_path / "once")))  # after the first look
+    measured = Measured()
+    with Stand((prepared,), "cpu") as stand:
+        for _ in range(2):
+            measured.once_more(prepared, stand)
+    assert measured.stopped == ""
+    assert [sum(done.record.failures.values()) for done in measured.runs] == [1, 0]
+    assert len(workers) == 3
+
+
+def test_the_pace_of_each_decoder_is_compared_with_the_costs_of_its_own_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = prepared_of(generate_only())
+    (spec,) = prepared.replicas.values()
+    pools = {name: replace(spec, pool=spec.pool.model_copy(update={"replicas": n})) for name, n in (("a", 2), ("b", 1))}
+    looked: list[tuple[object, object]] = []
+    monkeypatch.setattr(pace, "_steps", lambda worker, spec: looked.append((worker, spec)) or [])
+    crew = SimpleNamespace(decoders={0: "a/0", 1: "a/1", 2: "b/0"}, cores={})
+    stand: Any = SimpleNamespace(remote=None, crew=crew)
+    assert pace.measure_pace(stand, replace(prepared, replicas=pools)) == []
+    assert looked == [("a/0", pools["a"]), ("a/1", pools["a"]), ("b/0", pools["b"])]
+
+
 def test_a_worker_that_dies_again_and_again_ends_the_run_which_says_so(on_puppets: Use) -> None:
     prepared = prepared_of(closed_loop(max_num_seqs=2))
     workers = on_puppets(prepared, CorePuppet("dies", 1))
@@ -224,6 +269,35 @@ def test_a_worker_that_dies_again_and_again_ends_the_run_which_says_so(on_puppet
     found = accounted(done.log, len(prepared.drawn.tasks))
     assert found.failed > 0 and found.unfinished > 0
     assert not any(alive(worker.process.pid) for worker in workers)
+
+
+def test_a_worker_that_cannot_be_started_anew_ends_the_run_which_says_so(
+    on_puppets: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepared_of(closed_loop(max_num_seqs=2))
+    on_puppets(prepared, CorePuppet("dies", 3))
+
+    def refuse(_: object) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with Stand((prepared,), "cpu") as stand:
+        monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", refuse)
+        done = stand.run(prepared)
+    assert "worker cores 0: cannot be started" in done.stopped and "ulimit -u" in done.stopped
+    assert accounted(done.log, len(prepared.drawn.tasks)).unfinished > 0
+
+
+def test_tools_that_search_collections_of_two_sizes_by_full_text_are_refused_by_name() -> None:
+    def searching(**units: int) -> Prepared:
+        data = closed_loop()
+        data["tools"] = {name: {"operation": "full-text-search", "units": n} for name, n in units.items()}
+        data["workload"]["classes"]["agent"]["tools"] = dict.fromkeys(units, 1)
+        return prepared_of(data)
+
+    told = r"tool 'few' asks for 1,000 units of full-text-search and tool 'many' for 2,000.*give both the same units"
+    with pytest.raises(DescriptionError, match=told):
+        Stand((searching(few=1000, many=2000),), "cpu")
+    Stand((searching(few=1000, many=1000),), "cpu")
 
 
 def test_ctrl_c_ends_a_run_with_what_was_finished(on_puppets: Use) -> None:

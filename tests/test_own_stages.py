@@ -21,6 +21,7 @@ from hsim.description.catalogue import load_profile
 from hsim.description.hardware import CpuProfile, OperationCode
 from hsim.drivers.live import Stand
 from hsim.errors import BackendError, CalibrationError, DescriptionError
+from hsim.stages import Declared
 from hsim.validate.quantities import accounted
 
 DOCS = Path(__file__).parent.parent / "docs" / "calibration.md"
@@ -50,7 +51,24 @@ def test_the_example_of_the_docs_is_declared_and_works(example: Path) -> None:
     (declared,) = declared_in(example).items()
     name, of = declared
     with Worker(ToolSpec({name: of.sizes[-1]}, {name: code(example)}), WorkerSettings("own")) as worker:
-        assert worker.call((name, of.sizes[0])).value is not None
+        done = worker.call((name, of.sizes[0]))
+    assert done.end_s > done.start_s
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "from dataclasses import make_dataclass; return make_dataclass('Page', ['number'])(pages)",
+        "return Page()",
+        "return (page for page in range(pages))",
+        "return lambda: pages",
+    ],
+)
+def test_whatever_it_returns_stays_in_its_worker(tmp_path: Path, body: str) -> None:
+    file = written(tmp_path, body)
+    file.write_text(file.read_text() + "\n\nclass Page:\n    pass\n")  # of a module that this process has not
+    with Worker(ToolSpec({"mine": 4}, {"mine": code(file)}), WorkerSettings("own")) as worker:
+        assert worker.call(("mine", 2)).value is None
 
 
 def test_calibration_measures_it_first_and_its_profile_says_whose_code_it_is(example: Path, tmp_path: Path) -> None:
@@ -145,6 +163,17 @@ def test_nothing_of_it_is_executed_unless_that_is_allowed(tmp_path: Path) -> Non
     [
         ("return pages", "", "declares no stage"),
         ("return pages", '@stage(unit="page", sizes=(1, 2))', "give 3 different ones or more"),
+        ("return pages", '@stage(unit="page", sizes=("a", "b", "c"))', r"stage mine: sizes are \['a', 'b', 'c'\]"),
+        ("return pages", '@stage(unit="page", sizes=(1, 2, 2))', "give 3 different ones or more"),
+        ("return pages", '@stage(unit="page", sizes=(-1, 2, 4))', "none below 0"),
+        ("return pages", '@stage(unit="page", sizes=(0.5, 2, 4))', "whole numbers"),
+        (
+            "return pages",
+            '@stage(unit="page", sizes=(1, 2, 4), timeout_s=0)',
+            "timeout_s is 0; give a number of seconds above 0",
+        ),
+        ("return pages", '@stage(unit="page", sizes=(1, 2, 4), timeout_s=float("nan"))', "timeout_s is nan"),
+        ("yield pages", '@stage(unit="page", sizes=(1, 2, 4))', "does nothing when it is called"),
         ("return pages", "@stagger", "NameError: name 'stagger' is not defined"),
     ],
 )
@@ -153,6 +182,13 @@ def test_a_file_that_cannot_be_used_is_said_before_anything_is_measured(
 ) -> None:
     with pytest.raises(BackendError, match=problem):
         declared_in(written(tmp_path, body, decorator))
+
+
+def test_only_what_was_declared_is_a_stage_whatever_else_a_file_holds(tmp_path: Path) -> None:
+    file = written(tmp_path, "return pages", '@stage(unit="page", sizes=numpy.array([4, 1, 2]), timeout_s=5)')
+    with_more = "import numpy\nfrom unittest.mock import MagicMock\nanything = MagicMock()\n"
+    file.write_text(with_more + file.read_text())
+    assert declared_in(file) == {"mine": Declared("page", (1, 2, 4), 5)}
 
 
 def own_tool(tmp_path: Path, body: str, timeout_s: float = 60.0) -> Any:

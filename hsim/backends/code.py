@@ -16,7 +16,6 @@ from hsim.description.hardware import OperationCode
 from hsim.errors import BackendError
 from hsim.stages import MARK, Declared
 
-FEWEST_SIZES = 3  # a cost with a base and a slope, and a point to test it on
 IMPORT_S = 120.0
 
 
@@ -51,16 +50,9 @@ def declared_in(file: Path) -> dict[str, Declared]:
         found: dict[str, Declared] = worker.call("declarations").value
     if not found:
         raise BackendError(where, "declares no stage", "put @hsim.stages.stage(unit=..., sizes=...) above a function")
-    for name, declared in found.items():
+    for name in found:
         if name in OPERATIONS:
             raise BackendError(f"{where}: {name}", "is the name of an operation of hsim's own", "give it another name")
-        if (
-            len(declared.sizes) < FEWEST_SIZES
-            or declared.sizes[0] < 0
-            or len(set(declared.sizes)) < len(declared.sizes)
-        ):
-            what = f"sizes are {list(declared.sizes)}"
-            raise BackendError(f"{where}: {name}", what, f"give {FEWEST_SIZES} different ones or more, none below 0")
     return found
 
 
@@ -83,4 +75,4 @@ def _functions(file: Path) -> dict[str, Any]:
     sys.modules[spec.name] = module
     sys.path.insert(0, str(file.parent))  # what it imports may stand beside it
     spec.loader.exec_module(module)  # what it raises, the worker tells
-    return {name: value for name, value in vars(module).items() if hasattr(value, MARK)}
+    return {name: value for name, value in vars(module).items() if isinstance(getattr(value, MARK, None), Declared)}

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hsim.backends.hosts import Opened
-from hsim.backends.worker import Worker, WorkerSettings
+from hsim.backends.worker import Worker, WorkerSettings, not_started
 from hsim.errors import BackendError
 
 Manner = Literal["pipe", "shared-memory"]
@@ -84,16 +84,29 @@ def _mapped(file: str) -> NDArray[np.uint64]:
 
 
 class Couriers:
-    """Both ends of one link; `sender` is a Worker that is asked with a number of bytes."""
+    """Both ends of one link; `sender` is a Worker that is asked with a number of bytes.
+
+    Raises BackendError where the system gives them no memory, files or processes.
+    """
 
     def __init__(self, manner: Manner) -> None:
         self._stack = contextlib.ExitStack()
-        ours, theirs = get_context("spawn").Pipe()
+        where = MEMORY if MEMORY.is_dir() else Path(tempfile.gettempdir())
         try:
-            where = MEMORY if MEMORY.is_dir() else None
-            folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hsim-courier-", dir=where))
-            file = Path(folder) / "payload"
-            file.write_bytes(bytes(MOST_BYTES))
+            self._start(manner, where)
+        except OSError as error:
+            self.close()
+            raise not_started(f"courier by {manner}", error, f"make room in {where}") from None
+        except BaseException:  # Ctrl-C too
+            self.close()
+            raise
+
+    def _start(self, manner: Manner, where: Path) -> None:
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hsim-courier-", dir=where))
+        file = Path(folder) / "payload"
+        file.write_bytes(bytes(MOST_BYTES))
+        ours, theirs = get_context("spawn").Pipe()
+        with ours, theirs:  # the ends are the workers' in the end: where one dies, the other is told
             self.sender = Worker(_Sender(manner, ours, str(file)), WorkerSettings(f"courier by {manner}, sending"))
             receiver = Worker(_Receiver(manner, theirs, str(file)), WorkerSettings(f"courier by {manner}, receiving"))
             for worker in (self.sender, receiver):
@@ -102,12 +115,6 @@ class Couriers:
             self.notes = self.sender.ready()
             receiver.ready()
             receiver.send(SERVE)
-        except BaseException:  # Ctrl-C too
-            self.close()
-            raise
-        finally:
-            ours.close()  # the ends are the workers' now: where one dies, the other is told
-            theirs.close()
 
     def close(self) -> None:
         """End both."""

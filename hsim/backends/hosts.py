@@ -61,7 +61,7 @@ class DecoderSpec(DecoderShape):
 class ToolSpec:
     """CPU operations by name, each prepared for units up to a size (see tools.OPERATIONS); `codes` are people's own.
 
-    Opened, it answers (operation, units) with that operation's result.
+    Opened, it answers (operation, units) with that operation's result; people's own answer nothing.
     """
 
     sizes: Mapping[str, int]
@@ -73,7 +73,9 @@ class ToolSpec:
 
         def run(request: tuple[str, float]) -> object:
             name, units = request
-            return tools[name].run(units)
+            result = tools[name].run(units)
+            # What people's code returns may be of a class that this worker alone has imported, or fit through no pipe.
+            return None if name in self.codes else result
 
         return Opened(run, tuple(f"{name}: {tool.what}" for name, tool in tools.items()))
 

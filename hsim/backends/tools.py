@@ -68,10 +68,14 @@ class LiveTool:
 
 @dataclass(frozen=True)
 class LiveOperation:
-    """An operation: what its units count, and how it is made ready for calls of up to so many."""
+    """An operation: what its units count, and how it is made ready for calls of up to so many.
+
+    A call of a `whole` one is of exactly as many as it was prepared for.
+    """
 
     unit: str
     prepare: Callable[[int], LiveTool]
+    whole: bool = False
 
 
 def operation(name: str) -> LiveOperation:
@@ -401,7 +405,7 @@ OPERATIONS: dict[str, LiveOperation] = {
     "encode-minilm": LiveOperation("token", encode_minilm),
     "hnsw-search": LiveOperation("candidate (efSearch)", hnsw_search),
     "flat-search": LiveOperation("vector of 384 floats", flat_search),
-    "full-text-search": LiveOperation("document", full_text_search),
+    "full-text-search": LiveOperation("document", full_text_search, whole=True),
     "sql-aggregate": LiveOperation("row", sql_aggregate),
     "python-process": LiveOperation("process that imports numpy", python_process),
     "http-call": LiveOperation("call", http_call),

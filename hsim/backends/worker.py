@@ -3,12 +3,13 @@
 The driver's loop asks one thing at a time with `send` and, when `connection` can be read (or at once), fetches the
 answer. Start and end are the worker's time.monotonic(), which on one machine is also the parent's. Whatever goes
 wrong in a worker (a fault in its work, memory that runs out, its death, no answer in time) is a BackendError in the
-parent. A worker ends with its parent, however the parent ends.
+parent. A worker ends with its parent, however the parent ends, and whatever it has started ends with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import multiprocessing
 import os
@@ -17,7 +18,8 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
@@ -28,6 +30,8 @@ from hsim.errors import BackendError, HsimError
 from hsim.processes import without_ctrl_c
 
 DECODER_SPIN_S = 0.003  # the loop takes about 1 ms from one step to the next
+MORE_FILES = "allow more open files (ulimit -n)"
+MORE_PROCESSES = "free memory, or allow more processes (ulimit -u)"
 _CLOSING_S = 5.0  # a worker that has not ended so long after it was asked to is killed
 
 
@@ -92,11 +96,15 @@ class Worker:
     def __init__(self, host: Host, settings: WorkerSettings) -> None:
         self.host, self.settings, self._where = host, settings, f"worker {settings.name}"
         context = multiprocessing.get_context("spawn")  # forking a process that has threads or CUDA is not safe
-        self.connection, self._theirs = context.Pipe()
+        try:
+            self.connection, self._theirs = context.Pipe()
+        except OSError as error:
+            raise not_started(self._where, error) from None
         self.process = context.Process(
             target=_serve, args=(host, settings, self._theirs), name=settings.name, daemon=True
         )
         self._busy = False
+        self._group: Callable[[], object] = lambda: None  # ends it with what it has started, once
         self._end: BackendError | None = None
 
     def __enter__(self) -> Worker:
@@ -108,9 +116,18 @@ class Worker:
         self.close()
 
     def start(self) -> None:
-        """Start the process. Returns at once: start several, then wait for each to be ready."""
-        with _environment(self.settings.threads), without_ctrl_c():
-            self.process.start()
+        """Start the process. Returns at once: start several, then wait for each to be ready.
+
+        Raises BackendError where the system gives no process.
+        """
+        try:
+            with _environment(self.settings.threads), without_ctrl_c():
+                self.process.start()
+        except OSError as error:
+            self.close()
+            raise not_started(self._where, error) from None
+        assert self.process.pid is not None
+        self._group = weakref.finalize(self, _end_group, self.process.pid)  # when this process ends, at the latest
         self._theirs.close()  # the worker alone holds it now: when it dies, our end can be read, and is at its end
         self._busy = True
 
@@ -193,8 +210,13 @@ class Worker:
         return message
 
     def _kill(self) -> None:
-        self.process.kill()
-        self.process.join()
+        self._group()
+        self.process.kill()  # one that has no group yet
+        self.process.join(_CLOSING_S)
+        if (
+            self.process.is_alive()
+        ):  # stuck in a driver, where nothing ends it: multiprocessing would wait for it at exit
+            multiprocessing.process._children.discard(self.process)  # type: ignore[attr-defined]
 
     def _ended(self, error: BackendError) -> BackendError:
         self._end = error
@@ -207,11 +229,24 @@ class Worker:
     def _death(self) -> BackendError:
         self.process.join(_CLOSING_S)
         code = self.process.exitcode
+        self._kill()  # what it had started
         if code is not None and code < 0:
             name = signal.Signals(-code).name
             remedy = "if nobody killed it, memory has run out" if name == "SIGKILL" else ""
             return BackendError(self._where, f"its process was ended by {name}", remedy)
         return BackendError(self._where, f"its process ended by itself with code {code}", "stderr has its last words")
+
+
+def not_started(where: str, error: OSError, otherwise: str = MORE_PROCESSES) -> BackendError:
+    """What the system refused, and what would help: `otherwise` where it is not more open files."""
+    remedy = MORE_FILES if error.errno in (errno.EMFILE, errno.ENFILE) else otherwise
+    return BackendError(where, f"cannot be started ({error.strerror or error})", remedy)
+
+
+def _end_group(leader: int) -> None:
+    """Kill a worker and whatever it has started; to be called once, since its number may be another's later."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -270,19 +305,30 @@ def _in_words(error: Exception) -> str:
 
 
 def _serve(host: Host, settings: WorkerSettings, connection: Connection) -> None:
+    # A group of its own, by which all that it starts can be ended. No session: Linux shares cores out by sessions.
+    os.setpgid(0, 0)
+    with contextlib.suppress(OSError):  # there is no stderr
+        os.dup2(2, 1)  # stdout is for the parent's results, whatever people's own stages print
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if settings.cores:
         os.sched_setaffinity(0, settings.cores)
-    with contextlib.suppress(EOFError, OSError):  # the parent has gone
-        with _Telling(connection) as opening:
-            opened = host.open()
-            connection.send(_Ready(opened.notes))
-        while not opening.failed and (request := _next_request(connection, settings.spin_s)) is not None:
-            with _Telling(connection):
-                start_cpu_s, start_s = cpu_seconds(), time.monotonic()
-                value = opened.run(request)
-                end_s = time.monotonic()
-                connection.send(Done(start_s, end_s, value, cpu_seconds() - start_cpu_s))
+    try:
+        _answer_all(host, connection, settings.spin_s)
+    except (EOFError, OSError):  # the parent has gone
+        os.killpg(0, signal.SIGKILL)
+
+
+def _answer_all(host: Host, connection: Connection, spin_s: float) -> None:
+    """Open what is hosted, then do what is asked until nothing more is wanted."""
+    with _Telling(connection) as opening:
+        opened = host.open()
+        connection.send(_Ready(opened.notes))
+    while not opening.failed and (request := _next_request(connection, spin_s)) is not None:
+        with _Telling(connection):
+            start_cpu_s, start_s = cpu_seconds(), time.monotonic()
+            value = opened.run(request)
+            end_s = time.monotonic()
+            connection.send(Done(start_s, end_s, value, cpu_seconds() - start_cpu_s))
 
 
 def cpu_seconds() -> float:
@@ -299,8 +345,8 @@ def _next_request(connection: Connection, spin_s: float) -> Any:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent ends, even in the middle of its work."""
+    """End this process, and all that it has started, when its parent ends, even in the middle of its work."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)

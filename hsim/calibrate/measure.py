@@ -150,9 +150,10 @@ class Workers:
         return self._devices[device]
 
     def _single_cores(self, count: int) -> list[Worker]:
-        missing = range(len(self._cores), count)
-        begun = [_begun(BenchSpec("cpu", 1, self._codes), f"core {number}") for number in missing]
+        begun: list[Worker] = []
         try:
+            for number in range(len(self._cores), count):  # one at a time: those before one that fails are ended too
+                begun.append(_begun(BenchSpec("cpu", 1, self._codes), f"core {number}"))  # noqa: PERF401
             for worker in begun:  # each imports torch: all at the same time
                 worker.ready()
         except BaseException:

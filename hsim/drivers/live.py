@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
@@ -17,6 +17,7 @@ from hsim.backends.endpoint import Line
 from hsim.backends.hosts import DecoderSpec, StepItem, ToolSpec
 from hsim.backends.hosts import Host as Hosted
 from hsim.backends.meters import Meter, Unavailable, meters_at_hand
+from hsim.backends.tools import OPERATIONS
 from hsim.backends.worker import DECODER_SPIN_S, Worker, WorkerSettings, shared_cores
 from hsim.backends.worker import Done as Answer
 from hsim.description.hardware import OperationCode
@@ -78,7 +79,9 @@ class LiveEnvironment(EngineEnvironment):
         except BackendError as error:
             event.succeed(error)
         else:
-            self._await(worker, worker.answer, event, timeout_s or worker.settings.answer_timeout_s)
+            self._await(
+                worker, worker.answer, event, worker.settings.answer_timeout_s if timeout_s is None else timeout_s
+            )
         return event
 
     def ready(self, worker: Worker) -> Event:
@@ -126,7 +129,7 @@ class LiveEnvironment(EngineEnvironment):
 
 
 class Crew:
-    """The worker processes of a scenario: decoders by replica, core workers by host. They end with the block."""
+    """The worker processes of a scenario: decoders by replica, core workers by host. `close` ends them."""
 
     def __init__(self) -> None:
         self.decoders: dict[int, Worker] = {}
@@ -202,11 +205,17 @@ class WorkersDo:
 
     def _release(self, worker: Worker, host: int) -> None:
         if worker.dead:
-            _then(self._revived(worker), lambda event: self._release(_value(event), host))
+            _then(self._revived(worker), lambda event: self._replace(worker, _value(event), host))
         elif self._held[host]:
             self._held[host].popleft()(worker)
         else:
             self._free[host].append(worker)
+
+    def _replace(self, dead: Worker, new: Worker, host: int) -> None:
+        """Put the new worker in its place for good: later runs, and looks at the pace, find it there too."""
+        workers = self.crew.cores[host]
+        workers[workers.index(dead)] = new
+        self._release(new, host)
 
     def steps(self, replica: Replica, end_s: float, done: Done) -> None:
         """See Executor."""
@@ -440,6 +449,20 @@ def _check_live(prepared: Prepared, allow_code: bool) -> None:
         if not allow_code:
             what = f"operation {name!r} is code of your own ({code.file}), and live runs execute it"
             raise DescriptionError(where(("tools",)), what, "add --allow-code if you trust it")
+    _check_sizes(prepared)
+
+
+def _check_sizes(prepared: Prepared) -> None:
+    """A worker prepares each operation once: of one whose calls are of all that was prepared, all must ask for as much."""
+    first: dict[str, tuple[int, str]] = {}
+    for operation, units, who in _asked(prepared):
+        known = OPERATIONS.get(operation)
+        there, other = first.setdefault(operation, (units, who))
+        if known and known.whole and units != there:
+            asked = f"{other} asks for {there:,} units of {operation} and {who} for {units:,}"
+            what = f"{asked}, and a live run prepares it for one number of them"
+            remedy = "give both the same units, or one of them another operation"
+            raise DescriptionError(prepared.system.document.where(("tools",)), what, remedy)
 
 
 def _check_decoders(prepared: Prepared) -> None:
@@ -539,16 +562,21 @@ def _decoder(prepared: Prepared, name: str, context_tokens: int, device: str) ->
     return DecoderSpec(model, pool.max_num_seqs, room, dtype, device)
 
 
-def _sizes(prepared: Prepared) -> dict[str, int]:
-    """The operations that the tasks need, and the most units that any asks for."""
-    sizes: dict[str, int] = {}
+def _asked(prepared: Prepared) -> Iterator[tuple[str, int, str]]:
+    """The operations that the tasks need, how many units are asked of each, and by whom."""
     for task in prepared.drawn.tasks:
         if task.understand_tokens:
             operation = prepared.understand[task.class_name].operation
-            sizes[operation] = max(sizes.get(operation, 1), task.understand_tokens)
+            yield operation, task.understand_tokens, f"class {task.class_name!r}"
     for name, cost in prepared.tools.items():
-        units = math.ceil(prepared.system.tools[name].units)
-        sizes[cost.operation] = max(sizes.get(cost.operation, 1), units)
+        yield cost.operation, math.ceil(prepared.system.tools[name].units), f"tool {name!r}"
+
+
+def _sizes(prepared: Prepared) -> dict[str, int]:
+    """The operations that the tasks need, and the most units that any asks for."""
+    sizes: dict[str, int] = {}
+    for operation, units, _ in _asked(prepared):
+        sizes[operation] = max(sizes.get(operation, 1), units)
     return sizes
 
 

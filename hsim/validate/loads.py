@@ -13,7 +13,6 @@ from hsim.drivers.live import Stand
 from hsim.drivers.prepared import Prepared, prepare
 from hsim.drivers.simulated import run
 from hsim.errors import DescriptionError
-from hsim.units import readable
 from hsim.validate.pace import Paced
 from hsim.validate.quantities import quantities
 from hsim.validate.run import Measured, Options, Prediction, Validation, judged
@@ -124,8 +123,3 @@ def _system(scenario: str | Path, settings: Sequence[str]) -> System:
 
 def _prepared(scenario: str | Path, settings: Sequence[str]) -> Prepared:
     return prepare(_system(scenario, settings))
-
-
-def told_capacity(capacity_per_s: float) -> str:
-    """A capacity as people read it."""
-    return readable(capacity_per_s, "tasks/s")

@@ -42,11 +42,11 @@ class Paced:
 def measure_pace(stand: Stand, prepared: Prepared) -> list[Paced]:
     """Measure a little of every term that the scenario's tasks need, one worker at a time."""
     found: list[Paced] = []
-    specs = list(prepared.replicas.values())
+    specs = [spec for spec in prepared.replicas.values() for _ in range(spec.pool.replicas)]
     if stand.remote:
         found += _served_steps(stand.remote, prepared)
     for index, worker in stand.crew.decoders.items():
-        found += _steps(worker, specs[min(index, len(specs) - 1)])
+        found += _steps(worker, specs[index])
     workers = next(iter(stand.crew.cores.values()), [])
     return [*found, *_operations(workers[0], prepared)] if workers else found
 
