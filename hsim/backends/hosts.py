@@ -67,6 +67,10 @@ class ToolSpec:
     sizes: Mapping[str, int]
     codes: Mapping[str, OperationCode] = field(default_factory=dict)
 
+    def limit_s(self, operation: str) -> float | None:
+        """How long a call may take, where people have said so."""
+        return self.codes[operation].timeout_s if operation in self.codes else None
+
     def open(self) -> Opened:
         """See Host."""
         tools = {name: live_operation(name, self.codes).prepare(size) for name, size in self.sizes.items()}

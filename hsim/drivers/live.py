@@ -200,8 +200,8 @@ class WorkersDo:
             self._release(worker, host)
             done(event)
 
-        own = worker.host.codes.get(job.operation) if isinstance(worker.host, ToolSpec) else None
-        _then(self.env.submit(worker, (job.operation, job.units), own.timeout_s if own else None), finish)
+        limit_s = worker.host.limit_s(job.operation) if isinstance(worker.host, ToolSpec) else None
+        _then(self.env.submit(worker, (job.operation, job.units), limit_s), finish)
 
     def _release(self, worker: Worker, host: int) -> None:
         if worker.dead:
@@ -584,7 +584,7 @@ def _warm_up(worker: Worker, host: DecoderSpec | ToolSpec) -> None:
     """Do a little of everything before the clock starts: first calls allocate and load."""
     if isinstance(host, ToolSpec):
         for operation, size in host.sizes.items():
-            worker.call((operation, size))
+            worker.call((operation, size), host.limit_s(operation))
         return
     prompt = min(64, host.max_context_tokens - WARM_UP_STEPS)
     worker.call([StepItem(0, 0, prompt)])

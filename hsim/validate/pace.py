@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from hsim.backends.hosts import DecoderSpec, StepItem
+from hsim.backends.hosts import DecoderSpec, StepItem, ToolSpec
 from hsim.backends.worker import Worker
 from hsim.calibrate.blackbox import steady
 from hsim.calibrate.sampling import JOBS_REST, STEPS_REST
@@ -121,13 +121,14 @@ def _operations(worker: Worker, prepared: Prepared) -> Iterator[Paced]:
     for operation, asked in sorted(units.items()):
         middle = statistics.median_low(asked)
         times: list[float] = []
+        limit_s = worker.host.limit_s(operation) if isinstance(worker.host, ToolSpec) else None
         while len(times) < 3 or (len(times) < CALLS and sum(times) < CALLS_S):
             time.sleep(JOBS_REST.before_s)
-            times.append(_seconds(worker, (operation, middle)))
+            times.append(_seconds(worker, (operation, middle), limit_s))
         what = f"{middle:g} units"
         yield Paced(operation_term(operation), what, costs[operation].work_s(middle), statistics.fmean(times))
 
 
-def _seconds(worker: Worker, request: object) -> float:
-    done = worker.call(request)
+def _seconds(worker: Worker, request: object, limit_s: float | None = None) -> float:
+    done = worker.call(request, limit_s)
     return done.end_s - done.start_s
