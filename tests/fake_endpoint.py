@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,13 +18,15 @@ MODEL = "tiny"
 class Manners:
     """How a server behaves. `first` are statuses of the first requests after `meek` good ones; then it serves well, or
     does in every stream what `then` says: stall, pings, close, nonsense, no-json, error, no-usage, bad-usage, plain,
-    silent. `raw` is all that it says in a stream, `refusal` its status for what it `refuses`, `listing` of /models.
+    silent. `raw` is all that it says in a stream, `refusal` its status for what it `refuses`, `listing` of /models. It rests
+    for `pause_s` before each token.
     """
 
     first: list[int] = field(default_factory=list)
     then: str = ""
     meek: int = 0
     raw: bytes = b""
+    pause_s: float = 0.0
     refuses: tuple[str, ...] = ()
     refusal: int = 422
     listing: int = 200
@@ -93,6 +96,7 @@ class Handler(BaseHTTPRequestHandler):
                     return
                 if manner == "close":
                     return
+            time.sleep(self.manners.pause_s)
             self.event({"choices": [{"index": 0, "text": f" w{i}"}]})
         usage = {"prompt_tokens": words, "completion_tokens": body["max_tokens"]}
         if manner == "bad-usage":

@@ -414,7 +414,7 @@ def test_a_gpu_is_metered_bare_before_anything_of_ours_is_on_it(tmp_path: Path) 
     assert transfers["pinned h2d of cuda:0"]["bytes_per_s"] == pytest.approx(calibrated_world.BANDWIDTH, rel=0.1)
 
 
-@pytest.mark.parametrize("budget_s", range(60, 560, 60))
+@pytest.mark.parametrize("budget_s", [100.0, 200.0, 300.0, 400.0])
 def test_a_gpu_s_budget_may_end_anywhere(tmp_path: Path, budget_s: float) -> None:
     """A precision or the experts with a point or two have no law; all else is written."""
     world = gpu_world()

@@ -267,9 +267,18 @@ def test_answers_that_end_by_themselves_show_no_limit_and_break_nothing(tmp_path
         run(Batcher(longest=1), tmp_path / "single")
 
 
-def test_bursts_and_loads_of_single_tokens_are_left_out() -> None:
+@pytest.mark.parametrize("tokens", [1, blackbox.BURST_TOKENS])
+def test_bursts_and_loads_that_come_all_at_once_are_left_out(tokens: int) -> None:
+    """Answers of one token, and whole ones that a client without a core reads in one go."""
     point = {"users": 2, "input": 16, "from": 1, "to": 9, "least": 1, "most": 9}
-    at = {"sent_s": 0.0, "ended_s": 1.0, "chunks_s": (1.0,), "input_tokens": 16, "output_tokens": 1, "counted": True}
+    at = {
+        "sent_s": 0.0,
+        "ended_s": 1.0,
+        "chunks_s": (1.0,) * tokens,
+        "input_tokens": 16,
+        "output_tokens": tokens,
+        "counted": True,
+    }
     rows = [
         Row(f"{kind} x #{number}", kind, "x", point, number, Reading(seconds=1.0), answers=(at, at))
         for kind in ("burst", "load")
@@ -373,8 +382,8 @@ def test_a_model_that_nobody_knows_must_be_described(tmp_path: Path) -> None:
 
 
 def test_over_http_a_sweep_goes_from_asking_to_a_scenario(tmp_path: Path) -> None:
-    """The fake server answers at once, whatever is asked: what matters is that everything is asked and written."""
-    with serving() as (url, how):
+    """What matters is that everything is asked and written, whatever the machine is doing."""
+    with serving(pause_s=0.001) as (url, how):  # tokens that came all at once would have no time between them
         spec = EndpointSpec(url, MODEL)
         ticks = itertools.count()  # whatever the machine is doing, the budget is so many looks at the clock
         options = EndpointOptions(

@@ -164,13 +164,14 @@ class Sweep:
 def most_together(seen: Sequence[Seen]) -> int | None:
     """How many answers the server decodes at a time, where bursts of short prompts show that there is a limit.
 
-    Bursts of which an answer ended early show none: it had gone before others came.
+    Bursts of which an answer ended early show none: it had gone before others came. Nor do those of which an answer came
+    all at once, to a client that had no core while it was written.
     """
     shortest = min((one.number("input") for one in seen if one.row.kind == "burst"), default=0)
     by_users: dict[int, list[int]] = {}
     for one in seen:
-        whole = one.row.kind == "burst" and all(answer.output_tokens >= BURST_TOKENS for answer in one.answers)
-        if whole and one.number("input") == shortest:
+        whole = all(a.output_tokens >= BURST_TOKENS and a.chunks_s[0] < a.chunks_s[-1] for a in one.answers)
+        if one.row.kind == "burst" and whole and one.number("input") == shortest:
             by_users.setdefault(one.number("users"), []).append(together(one.answers))
     counted = {users: round(statistics.median(counts)) for users, counts in by_users.items()}
     limit = max(counted.values(), default=0)
