@@ -20,6 +20,7 @@ from test_engine_depth import assert_same
 
 from hsim.backends.hosts import Opened, StepItem
 from hsim.backends.worker import Worker, WorkerSettings
+from hsim.calibrate.sampling import Rest
 from hsim.drivers import live
 from hsim.drivers.clocks import ManualClock
 from hsim.drivers.live import Stand, run_live, sleep_through
@@ -239,6 +240,7 @@ def test_a_look_at_the_pace_finds_the_core_that_was_started_anew(
     prepared = prepared_of(data)
     monkeypatch.setattr(pace, "_steps", lambda *_: iter(()))  # the puppet of a decoder is none
     monkeypatch.setattr(pace, "CALLS", 3)
+    monkeypatch.setattr(pace, "JOBS_REST", Rest(0.0, 0.0))
     workers = on_puppets(prepared, CorePuppet("dies", 20, str(tmp_path / "once")))  # after the first look
     measured = Measured()
     with Stand((prepared,), "cpu") as stand:
