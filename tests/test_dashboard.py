@@ -191,6 +191,14 @@ def test_every_view_is_drawn_from_its_link(page: str, view: str, said: str, leas
     assert len(plots(app)) >= least
 
 
+def test_measured_steps_are_drawn() -> None:
+    app = opened(State(Question("two-cores"), replications=2, page="Evidence", view="Calibration"))
+    assert not app.exception
+    (steps,) = plots(app)
+    assert len(steps["data"]) > 2
+    assert all(len(line["x"]) == len(line["y"]) > 4 for line in steps["data"])
+
+
 def test_validations_that_lie_here_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `hsim validate` writes them: of several loads, and of one."""
     several = drifted(monkeypatch)

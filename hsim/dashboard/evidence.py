@@ -110,7 +110,8 @@ def _steps(measured: StepTable) -> figures.Figure:
     for j, context in enumerate(measured.contexts):
         y = [1000 * row[j] for row in measured.decode_s]
         line = {"color": figures.COLOURS[j % len(figures.COLOURS)]}
-        data.append({"x": list(measured.decodes), "y": y, "name": f"context {context:,}", "mode": "lines+markers", "line": line})  # fmt: skip
+        drawn = {"type": "scatter", "mode": "lines+markers", "line": line}
+        data.append({"x": list(measured.decodes), "y": y, "name": f"context {context:,}", **drawn})
     axes = {"xaxis": {"title": {"text": "sequences in a step"}}, "yaxis": {"title": {"text": "ms a decode step"}}}
     return {"data": data, "layout": {**axes, "height": 320}}
 
