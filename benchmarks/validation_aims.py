@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CAPACITY, LATENCIES = "tasks, middle of the run", ("ttft", "tpot", "e2e")
+from hsim.validate.compared import SPREADS
+from hsim.validate.loads import CAPACITY
+
+LATENCIES = ("ttft", "tpot", "e2e")
 AIMS = {"capacity": 0.05, "means": 0.10, "p95s": 0.20}
-SPREADS = 2.0
 
 
 @dataclass(frozen=True)

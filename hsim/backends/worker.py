@@ -156,9 +156,13 @@ class Worker:
             raise self._ended(self._death()) from None
         self._busy = True
 
+    def patience_s(self, timeout_s: float | None) -> float:
+        """How long an answer is waited for: so long, or where nobody says, as its settings have it."""
+        return self.settings.answer_timeout_s if timeout_s is None else timeout_s
+
     def answer(self, timeout_s: float | None = None) -> Done:
         """What came of the request. Waits so long, or up to answer_timeout_s; a worker that is silent for longer is killed."""
-        message = self._receive(timeout_s or self.settings.answer_timeout_s)
+        message = self._receive(self.patience_s(timeout_s))
         assert isinstance(message, Done)
         return message
 
@@ -213,9 +217,8 @@ class Worker:
         self._group()
         self.process.kill()  # one that has no group yet
         self.process.join(_CLOSING_S)
-        if (
-            self.process.is_alive()
-        ):  # stuck in a driver, where nothing ends it: multiprocessing would wait for it at exit
+        if self.process.is_alive():
+            # Stuck in a driver, where nothing ends it: multiprocessing would wait for it at exit.
             multiprocessing.process._children.discard(self.process)  # type: ignore[attr-defined]
 
     def _ended(self, error: BackendError) -> BackendError:

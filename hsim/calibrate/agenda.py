@@ -69,9 +69,9 @@ class Served:
 class Target:
     """A device to be measured: the precisions that it has, what it serves, and models whose shapes matter.
 
-    `operations` are CPU operations with the sizes to measure them at, `own` the code (its hash) of a person's own; `metered` says whether watts can be had. A CPU
-    that is `host_only` does not generate: its kernels and steps are of no interest. `peers` are the devices of its kind,
-    itself included.
+    `operations` are CPU operations with the sizes to measure them at, `own` the code (its hash) of a person's own; `metered`
+    says whether watts can be had. A CPU that is `host_only` does not generate: its kernels and steps are of no interest.
+    `peers` are the devices of its kind, itself included.
     """
 
     device: str
@@ -356,24 +356,21 @@ def _operations(target: Target) -> Iterator[Unit]:
     """Each operation at its sizes, resting in between; its middle one without rests, on one core and more at a time."""
     for name, sizes in target.operations:
         for units, worth in _ladder(sizes):
-            at, first = {**_operation(name, units, sizes, 1), **_code(target, name)}, units == sizes[0]
+            at, first = _operation(target, name, units, sizes, 1), units == sizes[0]
             setup_s = SETUP_S.get(name, 0.0) if first else 0.0
             less = 0 if name in target.own else worth + 1 + (name in SELDOM)
             yield Unit("operation", target.device, at, less, OPERATION_S, setup_s=setup_s)
         for workers in (1, *_powers(2, target.cores, 2)) if target.cores > 1 else ():
-            at = {**_operation(name, sizes[len(sizes) // 2], sizes, workers), **_code(target, name)}
+            at = _operation(target, name, sizes[len(sizes) // 2], sizes, workers)
             yield Unit("contention", target.device, at, 2, CONTENTION_S, setup_s=SETUP_S.get(name, 0.0))
 
 
-def _operation(name: str, units: int, sizes: Sequence[int], workers: int) -> Parameters:
+def _operation(target: Target, name: str, units: int, sizes: Sequence[int], workers: int) -> Parameters:
     # Full text looks at its whole collection, so that it is made anew for each size; the others for the largest.
     size = units if name == "full-text-search" else max(sizes)
-    return {"name": name, "units": units, "size": size, "workers": workers}
-
-
-def _code(target: Target, name: str) -> Parameters:
-    """Which code a person's own operation is: what another one took says nothing of it."""
-    return {"code": target.own[name]} if name in target.own else {}
+    # Which code a person's own operation is: what another one took says nothing of it.
+    code = {"code": target.own[name]} if name in target.own else {}
+    return {"name": name, "units": units, "size": size, "workers": workers, **code}
 
 
 def bare_idle(device: str) -> Unit:

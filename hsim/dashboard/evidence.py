@@ -122,11 +122,7 @@ def _validation(file: Path) -> None:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         runs: list[dict[str, Any]] = found.get("runs", [{"name": "", **found}])
         shown = [
-            (
-                f"{file.name}{', ' if run['name'] else ''}{run['name']}",
-                _told(run),
-                [_row(row) for row in run["compared"]],
-            )
+            (", ".join(filter(None, (file.name, run["name"]))), _told(run), [_row(row) for row in run["compared"]])
             for run in runs
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

@@ -79,9 +79,7 @@ class LiveEnvironment(EngineEnvironment):
         except BackendError as error:
             event.succeed(error)
         else:
-            self._await(
-                worker, worker.answer, event, worker.settings.answer_timeout_s if timeout_s is None else timeout_s
-            )
+            self._await(worker, worker.answer, event, worker.patience_s(timeout_s))
         return event
 
     def ready(self, worker: Worker) -> Event:
